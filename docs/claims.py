@@ -9,6 +9,9 @@ from transformers import LlamaConfig
 
 import masksearch as ms
 from experiments.verify import NUMBER, Claim, rows, sentences
+from masksearch import sparsifier
+from masksearch.contracts import POINT
+from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.gates.gates import Gates
 from masksearch.masks.measure import BLOCK
 from masksearch.tasks.planted.graded import GradedProcess
@@ -251,7 +254,58 @@ CLAIMS += sentences(
         "whole {} x {} blocks are left out": [BLOCK, BLOCK],
     },
 )
+ADAPTING, PARTS = "docs/adapting.md", {2: "half", 4: "quarter"}
+RATES = (RESULTS / "verdict_rates.txt").read_text(encoding="utf-8")
+(looks,) = re.findall(r"^\| by \| (\S+) \| (\S+) \|$", RATES, re.M)
+first_look, second_look = (100 * float(rate) for rate in looks)
+recovered = inspect.signature(GlueEvaluator).parameters["recover_steps"].default
+trained_gates = inspect.signature(sparsifier.sparsify)
+CLAIMS += sentences(
+    ADAPTING,
+    {
+        "The hand-designed masks of that cost and the masks of a search (`--strategy dam`, or a "
+        "sampler in [head_roles](../search_spaces/README.md)) recover for a "
+        f"{PARTS[sparsifier.SHORT]} of the steps, and rows of the search score them. The {{}} "
+        f"{PARTS[sparsifier.SHORT // 2]} of the hand-designed masks then recovers for "
+        f"{PARTS[sparsifier.SHORT // 2]} of the steps, and the {{}} {PARTS[sparsifier.SHORT]} "
+        "for all.": [1.0, 1.0],  # those that stay score higher: tests of the halving
+        "then recovers in full with {} fresh seeds, beside dense attention": [sparsifier.SEEDS],
+        "Where a mask is shown to lose at most {} as it is": [POINT],
+        "calls equal masks {} in {} %, not {} %": [second_look, second_look, first_look],
+        "after `recover_steps` ({}) steps under the mask": [recovered],
+    },
+)
 NO_CLAIM = [
+    *(
+        (ADAPTING, words)
+        for words in (  # what the program does and how data are written, which its tests compare
+            "A dense model is fine-tuned in the class of",
+            "The best of each kind is scored as it is,",
+            "The better mean on rows that no search has read is saved. Whether it is shown to be "
+            "better, and on how many seeds it is ahead,",
+            "all masks are chosen, judged and saved as they are, with intervals over rows",
+            "(MiniLM on STS-B: about an hour and a half on one CPU core)",  # seen; not kept
+            "(about ten minutes beyond the dense model)",  # likewise
+            "trains gates three times, and each mask is shown apart.",
+            "as RFC 4180 has it; a TSV is split at tabs and line ends and knows no quotes). A row "
+            "with more or fewer cells than the header is refused by its line.",
+            "or `regression, 450 rows, scores 1.0 to 5.0`.",
+            "the recovery is a mask, and a loss from the dense model:",
+            '| `"none"` | a dense model of the task, with the mask put on |',
+            "The dense model of a task and seed is fine-tuned once and kept in the folder",
+            "is itself the dense model. Its classes are found by their names in `id2label`, those "
+            "of the files or the Hub's (SST-2: negative, positive)",
+            "DAM then trains gates alone, on the frozen dense models of all tasks in turn; with "
+            '`"train"` weights and gates together.',
+            '`learn_from="dense"` takes the dense model\'s logits in place of the labels, for the '
+            "gates and for the steps of",
+            "these steps learn from both in equal parts, and the gates from the labels.",
+            "so two texts must be compared inside attention.",
+            "another protocol, with dense models of its own",
+            "Before a mask is judged, one line (exit code 2) refuses",
+            "- a dense model that does not beat a constant answer: give more rows, epochs,",
+        )
+    ),
     *(
         (FRONT, words)
         for words in (  # what the program is, and advice

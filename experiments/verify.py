@@ -67,7 +67,7 @@ BETWEEN = r"[^\d\[\]|.;:()]{0,60}"  # " nats, " and " % interval", say
 ESTIMATE = rf"({NUMBER})(?!\s%){BETWEEN}(?:[\d.]+\s%{BETWEEN})?\s\[({NUMBER}),\s({NUMBER})\]"
 FRONT = ("README.md", "docs/", "experiments/README.md")
 ADVICE = ("README.md", "docs/does_search_pay.md")  # what people act on
-GUARDED = (*ADVICE, "experiments/21_", "experiments/22_")
+GUARDED = (*ADVICE, "docs/adapting.md", "experiments/21_", "experiments/22_")
 PARTS = (
     r"\b(?i:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|quarters?)\b"
 )
@@ -86,7 +86,9 @@ OUTPUT = ("", "text")  # what blocks of output are called; other blocks are code
 STOP = r"[.;:?!](?=\s)|\n\s*\n|\n(?=\s*[-|] )"  # ends of a sentence
 NAMED = r"experiments/|(?<!books/)\b\d\d_[a-z]|benchmarks/"  # a paragraph that reports results
 BLOCKS = r"^ *```([^\n]*)\n.*?^ *```"
-LABELS = re.compile(r"\[\d\d(?= {5})|^#.*|^!\[.*", re.M)  # of links and pictures; headings
+LABELS = re.compile(
+    r"\[\d\d(?= {5})|^#.*|^!\[.*|^\d+\.(?= )", re.M
+)  # links, pictures, headings, items
 UNREAD = r"`[^`\n]*`|\]\([^)\s]*\)|<!--.*?-->"  # code, targets of links
 
 

@@ -125,18 +125,6 @@ def test_decoders_stand_on_the_rooms_and_their_command_alone_on_the_command_line
                 assert room != "cli" or path.name == "command.py", place
 
 
-def test_nothing_imports_the_evaluators_of_squad_and_swag():
-    """They are known by their names alone, as a user's are."""
-    files = [f"evaluators/{name}.py" for name in ("squad", "swag")]
-    found = {
-        str(path.relative_to(PACKAGE))
-        for path in FILES
-        for module, _ in imported(path)
-        if file_of(module) in files
-    }
-    assert found <= {"__init__.py"}
-
-
 def test_one_arrow_is_bound_late():
     """A text may name the mask of a run: masks/ asks study/, which stands right of it, by name."""
     late = [name for name in NAMES if "resolve_name(" in (PACKAGE / name).read_text()]
@@ -186,10 +174,10 @@ def test_ray_and_the_attention_interface_have_one_file_each():
 
 
 def test_strategies_are_told_apart_in_their_own_room():
-    """No branch elsewhere asks for a strategy's name or class: what differs is in its `Kind`."""
-    from masksearch.strategies.build import every_kind
+    """No branch elsewhere asks for a strategy's name or class: what differs is in its spec."""
+    from masksearch.strategies.build import every_spec
 
-    names_known = {*every_kind()}
+    names_known = {*every_spec()}
     branches = []
     for name in NAMES:
         if name.startswith(("strategies/", "gates/")):  # presets of gates have a strategy's name

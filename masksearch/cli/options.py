@@ -39,26 +39,6 @@ REQUIRED = MISSING  # default of an option that has to be given
 VALUES = {bool: None, int: "N", float: "NUMBER"}  # what stands for a value
 
 
-DOWNSTREAM = {  # option -> its evaluator, what it does, and what it takes
-    "glue": (
-        "masksearch.evaluators.glue:GlueEvaluator",
-        "Fine-tune on GLUE, and judge by its score: a folder with GLUE's TSV files, or "
-        "hf:nyu-mll/glue.",
-        "FOLDER",
-    ),
-    "squad": (
-        "masksearch.evaluators.squad:SquadEvaluator",
-        "Fine-tune on SQuAD: a JSON file, or a folder with train and dev.",
-        "PATH",
-    ),
-    "swag": (
-        "masksearch.evaluators.swag:SwagEvaluator",
-        "Fine-tune on SWAG: a file (JSONL, CSV, Parquet), or a folder.",
-        "PATH",
-    ),
-}
-
-
 class OptionsError(MaskSearchError, ValueError):
     """Options that do not go together, or cannot be read."""
 
@@ -150,8 +130,7 @@ Settings = Annotated[
         "Any other setting, by its name in Python; repeatable. Alone it is the evaluator's "
         "(rows=800, epochs=3, batch=16, lr=1e-3, vocabulary=4096, precision=bfloat16); behind a "
         "prefix that of a strategy (dam.density=0.04, "
-        "dam.structure=toeplitz, allocate.tries=8, evolution.population=20) "
-        "or of --halving (halving.factor=3).",
+        "dam.structure=toeplitz, allocate.tries=8) or of --halving (halving.factor=3).",
         MODEL,
         "",
         "NAME=VALUE",
@@ -169,10 +148,13 @@ Preset = Annotated[
 ]
 
 
-def downstream(name: str) -> Any:
-    """The option of a task that models are fine-tuned on."""
-    _, does, value = DOWNSTREAM[name]
-    return option(does, EVALUATOR, "not fine-tuned", value)
+def glue_folder() -> Any:
+    """The option of tasks that models are fine-tuned on."""
+    return option(
+        "Fine-tune on GLUE, and judge by its score: a folder with GLUE's TSV files, or "
+        "hf:nyu-mll/glue.",
+        *(EVALUATOR, "not fine-tuned", "FOLDER"),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +165,7 @@ class EvaluatorOptions:
         "Plain text for pre-training: a file, a folder of .txt files, or hf:OWNER/NAME.",
         *(EVALUATOR, "the planted corpus, which needs no file", "TEXT"),
     )
-    glue: str | None = downstream("glue")
-    squad: str | None = downstream("squad")
-    swag: str | None = downstream("swag")
+    glue: str | None = glue_folder()
     decoder: str | None = option(
         "Judge on a decoder, by the next tokens of this text: a file, a folder of .txt files, "
         "hf:OWNER/NAME, or recall, a planted task.",
@@ -267,7 +247,7 @@ def read_argument(described: str, default: str) -> Argument:
     if default in ("None", ""):
         default = meaning[1] if meaning else ""
     else:
-        default = re.sub("Usual|['\"()]", "", default)
+        default = re.sub("Default|['\"()]", "", default)
     help = re.split(r"\. |[.,;]? (?=None = |default: |see )|\.$", text)[0]
     return Argument(default, help)
 
@@ -284,8 +264,8 @@ def read_source(path: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """The arguments of a function or class, and of its bases in the package, by their names: their
     docstrings, and their defaults as written."""
     module, _, name = path.partition(":")
-    place: Any = util.find_spec(module)
-    tree = ast.parse(Path(place.origin).read_text(encoding="utf-8"))
+    spec: Any = util.find_spec(module)
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     node = next(n for n in tree.body if isinstance(n, NAMED) and n.name == name)
     helps: dict[str, str] = {}
     declared: dict[str, str] = {}

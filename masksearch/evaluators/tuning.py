@@ -17,7 +17,6 @@ import shutil
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,6 @@ from masksearch.contracts import LOW, MAJORITY, Batch, Differentiable, generator
 from masksearch.errors import SearchError
 from masksearch.files import write_text_in_one_move
 from masksearch.models.pretrained import TaskModels, distance_of_logits
-from masksearch.tasks.splits import TaskFiles
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.packing import IdLists, shrink
 from masksearch.training.accumulation import group
@@ -341,7 +339,7 @@ def task_batches(
         teacher: Whose logits are to be learnt; None = the labels are.
     """
     task = torch.tensor(number)
-    inputs = (training.inputs(rows, [among[at] for at in places]) for places in chosen)
+    inputs = (training.inputs(rows, [among[at] for at in numbers]) for numbers in chosen)
     for batch in move_batches(inputs, training.device):
         if teacher is not None:
             batch = {n: part for n, part in batch.items() if n not in LABELS}
@@ -363,15 +361,6 @@ def deal_rows(count: int) -> tuple[list[int], list[int]]:
 
 
 # -- rows --------------------------------------------------------------------------------------
-@lru_cache(maxsize=8)
-def read_task(load: Callable[..., Any], files: TaskFiles) -> Any:
-    """Reads a task's files with `load`, once a process; the log says where the training
-    and the held-out rows come from."""
-    data = load(files)
-    log.info("%s: %s", files.path, data.source)
-    return data
-
-
 @dataclass(frozen=True)
 class TokenRow:
     """A tokenized example: `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`."""

@@ -6,8 +6,6 @@ encoder("base", vocabulary=50_265, length=512, seed=0, architecture="roberta", p
 MaskedLanguageModel(encoder, seed=1)                     # pre-training
 StateImitator(encoder)                                   # pre-training by distillation
 SequenceClassifier(encoder, 3, seed=1)                   # GLUE
-SpanPredictor(encoder, seed=1)                           # SQuAD
-ChoiceScorer(encoder, seed=1)                            # SWAG
 
 Every head takes any Hugging Face encoder, shares it with the caller, and returns an `Output`
 whose `loss` is what `masksearch.training.loop.train` needs.
@@ -400,100 +398,6 @@ def mean_over(hidden: Tensor, chosen: Tensor) -> Tensor:
     return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-class SpanPredictor(Head):
-    """An encoder that points at the first and the last token of an answer.
-
-    Args:
-        encoder: The (pre-trained) encoder; shared, not copied.
-        seed: Seed of the start and the end vector.
-
-    Reference: BERT, arXiv 1810.04805, Section 4.2 (SQuAD); where there is no answer both point
-    at [CLS], Section 4.3.
-    """
-
-    def __init__(self, encoder: PreTrainedModel, *, seed: int) -> None:
-        super().__init__(encoder)
-        config = encoder.config
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            self.out = draw_linear(config.hidden_size, 2, config.initializer_range)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        start_positions: Tensor | None = None,
-        end_positions: Tensor | None = None,
-    ) -> Output:
-        """Scores every position as the start and as the end of the answer.
-
-        Args:
-            input_ids: int64 `[batch, length]`.
-            attention_mask: 1 for tokens, 0 for padding, `[batch, length]`.
-            token_type_ids: Segment ids, `[batch, length]`.
-            start_positions: int64 `[batch]`; one outside 0..length - 1, or on padding, is
-                ignored (an answer outside this window).
-            end_positions: The same for the last token, inclusive.
-
-        Returns:
-            logits `[batch, length, 2]` (start, end), -inf on padding; the loss is the mean of
-            the two cross-entropies, 0 where every position is ignored.
-
-        Raises:
-            ValueError: If only one of the two positions is given.
-        """
-        logits: Tensor = self.out(self.hidden(input_ids, attention_mask, token_type_ids))
-        return span_output(logits, attention_mask, start_positions, end_positions)
-
-
-class ChoiceScorer(Head):
-    """An encoder that scores each of several endings, one sequence an ending.
-
-    [CLS] goes through a tanh layer, as in BERT's released code, then is multiplied by a vector.
-
-    Args:
-        encoder: The (pre-trained) encoder; shared, not copied.
-        seed: Seed of the head's weights.
-
-    Reference: BERT, arXiv 1810.04805, Section 4.4 (SWAG).
-    """
-
-    def __init__(self, encoder: PreTrainedModel, *, seed: int) -> None:
-        super().__init__(encoder)
-        width, spread = encoder.config.hidden_size, encoder.config.initializer_range
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            self.dense = draw_linear(width, width, spread)
-            self.out = draw_linear(width, 1, spread)
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        labels: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-    ) -> Output:
-        """Scores every choice.
-
-        Args:
-            input_ids: int64 `[batch, choices, length]` (or `[choices, length]`, unlabelled).
-            labels: int64 `[batch]`, the right choice.
-            attention_mask: 1 for tokens, 0 for padding, shaped like `input_ids`.
-            token_type_ids: Segment ids, shaped like `input_ids`.
-
-        Returns:
-            logits `[batch, choices]` and, given labels, their mean cross-entropy.
-        """
-        flat = [
-            None if part is None else part.reshape(-1, part.shape[-1])
-            for part in (attention_mask, token_type_ids)
-        ]
-        hidden = self.hidden(input_ids.reshape(-1, input_ids.shape[-1]), *flat)
-        logits = self.out(torch.tanh(self.dense(hidden[:, 0]))).reshape(input_ids.shape[:-1])
-        return Output(logits, None if labels is None else F.cross_entropy(logits.float(), labels))
-
-
 def class_output(logits: Tensor, labels: Tensor | None) -> Output:
     """Logits `[batch, classes]` and, given labels `[batch]`, the mean loss: the cross-entropy, or
     of a single class (a regression) the squared distance."""
@@ -510,13 +414,13 @@ def span_output(
     start_positions: Tensor | None,
     end_positions: Tensor | None,
 ) -> Output:
-    """The output of a head that points at an answer; see `SpanPredictor.forward`.
+    """The output of a head that points at an answer: the mean of two cross-entropies.
 
     Args:
-        logits: `[batch, length, 2]` (start, end).
+        logits: `[batch, length, 2]` (start, end); -inf on padding in the output.
         attention_mask: 1 for tokens, 0 for padding, `[batch, length]`.
-        start_positions: int64 `[batch]`.
-        end_positions: int64 `[batch]`.
+        start_positions: int64 `[batch]`; one outside 0..length - 1, or on padding, is ignored.
+        end_positions: The same for the last token, inclusive.
 
     Raises:
         ValueError: If only one of the two positions is given.

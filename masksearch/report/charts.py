@@ -21,6 +21,7 @@ import vl_convert
 from PIL import Image
 
 from masksearch.masks.families import SCRAMBLED
+from masksearch.report.chart_rows import Chart, DifferenceChart, FrontChart, VolumeChart
 from masksearch.report.style import COLOURS, COLUMN, DPI, GREY, INK, LABEL, PAGE, SMALL
 
 PRINTED = ("pdf", "svg", "png")
@@ -72,13 +73,16 @@ PAPER = Medium(
 )
 
 
-def chart_spec(chart: Mapping[str, Any], medium: Medium = SCREEN) -> dict[str, Any]:
+def chart_spec(chart: Chart, medium: Medium = SCREEN) -> dict[str, Any]:
     """The Vega-Lite specification of one of the result's charts, without its data."""
-    kinds = {"front": front_spec, "hypervolume": volume_spec, "differences": difference_spec}
-    return kinds[chart["kind"]](chart, medium)
+    if chart["kind"] == "front":
+        return front_spec(chart, medium)
+    if chart["kind"] == "hypervolume":
+        return volume_spec(chart, medium)
+    return difference_spec(chart, medium)
 
 
-def front_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
+def front_spec(chart: FrontChart, medium: Medium) -> dict[str, Any]:
     """Sparsity against score: marks, the front of each group with its band, and level lines.
 
     Its parameters are set by the page: `cost` and `budget` dim what is dearer, `here` names the
@@ -167,28 +171,28 @@ def point_marks(
     ]
 
 
-def sparsity_axis(chart: Mapping[str, Any]) -> tuple[float, float]:
+def sparsity_axis(chart: FrontChart) -> tuple[float, float]:
     """Both ends of the axis of a front: its sparse points and lines, and a little more."""
     shown = [each["saved"] for each in (*chart["points"], *chart["lines"])]
-    places = [place for place in shown if place > 0] or [0.0, 100.0]
-    room = MARGIN * (max(places) - min(places)) or 1.0
-    return min(places) - room, max(places) + room
+    xs = [x for x in shown if x > 0] or [0.0, 100.0]
+    room = MARGIN * (max(xs) - min(xs)) or 1.0
+    return min(xs) - room, max(xs) + room
 
 
-def score_scale(chart: Mapping[str, Any]) -> alt.Scale:
+def score_scale(chart: FrontChart) -> alt.Scale:
     """Of a front: its masks with their intervals, and a little more, within the metric's range (0
     to 1, or from 0) where all masks are."""
     scores = [each["score"] for each in (*chart["points"], *chart["lines"])]
     ends = [point[name] for point in chart["points"] for name in ("low", "high", "promised")]
-    places = [*scores, *(end for end in ends if end is not None)]
-    room = 2 * MARGIN * (max(places) - min(places)) or 0.05 * abs(places[0]) or 1.0
-    low, high = min(places) - room, max(places) + room
+    ys = [*scores, *(end for end in ends if end is not None)]
+    room = 2 * MARGIN * (max(ys) - min(ys)) or 0.05 * abs(ys[0]) or 1.0
+    low, high = min(ys) - room, max(ys) + room
     share = chart["score"]["goal"] == "higher" and max(scores) <= 1
     domain = [max(low, 0.0) if min(scores) >= 0 else low, min(high, 1.0) if share else high]
     return alt.Scale(domain=domain, zero=False, nice=False, clamp=True)
 
 
-def volume_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
+def volume_spec(chart: VolumeChart, medium: Medium) -> dict[str, Any]:
     """Hypervolume over compute: a line for each strategy, its band where it has several seeds."""
     groups = chart["groups"]
     base = alt.Chart(alt.NamedData("lines")).encode(
@@ -224,10 +228,10 @@ def volume_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
 WINS, LOSSES = ("better", "gains more than", "loses at most"), ("worse", "loses more than")
 
 
-def difference_spec(chart: Mapping[str, Any], medium: Medium) -> dict[str, Any]:
+def difference_spec(chart: DifferenceChart, medium: Medium) -> dict[str, Any]:
     """Paired differences with their intervals, one a row, beside the line of no difference; a
     tick shows the margin that may be lost."""
-    rows: Sequence[Mapping[str, Any]] = chart["lines"]
+    rows = chart["lines"]
     base = alt.Chart(alt.NamedData("lines")).encode(
         alt.Y(
             "label:N",
@@ -284,7 +288,7 @@ def finish(
 
 
 # -- print ---------------------------------------------------------------------------------------
-def write_chart(chart: Mapping[str, Any], folder: Path) -> list[Path]:
+def write_chart(chart: Chart, folder: Path) -> list[Path]:
     """Writes a chart as `ID.pdf`, `ID.svg` (text as text) and `ID.png` (300 dots an inch)."""
     folder.mkdir(parents=True, exist_ok=True)
     spec, paths = paper_spec(chart), [folder / f"{chart['id']}.{end}" for end in PRINTED]
@@ -310,12 +314,12 @@ def load_fonts() -> None:
     vl_convert.register_font_directory(f"{matplotlib.get_data_path()}/fonts/ttf")
 
 
-def paper_spec(chart: Mapping[str, Any]) -> dict[str, Any]:
+def paper_spec(chart: Chart) -> dict[str, Any]:
     """A chart's specification for print, with its data: one column wide, two for many names."""
     spec, marks = chart_spec(chart, PAPER), marks_to_name(chart)
     spec["layer"] = [each for each in spec["layer"] if each["mark"]["type"] != "text"]
     wide = chart["kind"] == "differences" or len(marks) > NAMED
-    if marks:
+    if chart["kind"] == "front" and marks:
         spec["layer"] = [*name_layers(chart, marks, PAGE if wide else COLUMN), *spec["layer"]]
     if notes := notes_of(chart):
         text = {"fontSize": SMALL, "fontWeight": "normal", "color": "#555555"}
@@ -341,7 +345,7 @@ def paper_spec(chart: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def notes_of(chart: Mapping[str, Any]) -> list[str]:
+def notes_of(chart: Chart) -> list[str]:
     """The meanings of a printed chart's marks, in a line each."""
     if chart["kind"] != "front":
         lows = [each["low"] for each in chart["lines"]]
@@ -358,7 +362,7 @@ def notes_of(chart: Mapping[str, Any]) -> list[str]:
     return [line for line, there in meanings.items() if there]
 
 
-def marks_to_name(chart: Mapping[str, Any]) -> list[dict[str, Any]]:
+def marks_to_name(chart: Chart) -> list[dict[str, Any]]:
     """The points that print names, densest first: none of a search's own trials, no scrambled
     ones, and where they are very many those on a front."""
     if chart["kind"] != "front":
@@ -381,7 +385,7 @@ def shorten(name: str) -> str:
 
 
 def name_layers(
-    chart: Mapping[str, Any], marks: Sequence[Mapping[str, Any]], width: float
+    chart: FrontChart, marks: Sequence[Mapping[str, Any]], width: float
 ) -> list[dict[str, Any]]:
     """The names of points side by side above the axes, each with a line down to its mark.
 
@@ -390,7 +394,7 @@ def name_layers(
     low, high = sparsity_axis(chart)
     colours = {group["name"]: group["colour"] for group in chart["groups"]}
     asked = [(mark["saved"] - low) / (high - low) for mark in marks]
-    places = separate_labels(
+    lefts = separate_labels(
         asked, 1.35 * SMALL / POINTS / (width - 0.75)
     )  # of the axes' width, about
     names = [
@@ -399,9 +403,9 @@ def name_layers(
             "score": mark["score"],
             "label": mark["label"],
             "ink": GREY if mark["nothing"] else colours.get(mark["group"], INK),
-            "at": low + place * (high - low),
+            "at": low + left * (high - low),
         }
-        for mark, place in zip(marks, places, strict=True)
+        for mark, left in zip(marks, lefts, strict=True)
     ]
     x, y = {"field": "saved", "type": "quantitative"}, {"field": "score", "type": "quantitative"}
     at, line = {"field": "at", "type": "quantitative"}, {"color": "#C8C8C8", "strokeWidth": 0.5}
@@ -431,5 +435,5 @@ def separate_labels(ideal: Sequence[float], gap: float) -> list[float]:
     steps = gap * np.arange(len(ideal))
     free = np.asarray(ideal) - steps  # of which places at least `gap` apart never fall
     right, left = np.maximum.accumulate(free), np.minimum.accumulate(free[::-1])[::-1]
-    places = np.clip((left + right) / 2, 0, 1 - steps[-1]) + steps
-    return [round(float(place), 6) for place in places]
+    xs = np.clip((left + right) / 2, 0, 1 - steps[-1]) + steps
+    return [round(float(x), 6) for x in xs]

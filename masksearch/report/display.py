@@ -5,10 +5,9 @@ from __future__ import annotations
 import base64
 import textwrap
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import learned_nothing
@@ -16,6 +15,7 @@ from masksearch.analysis.verdict import mirrored, outcome_words
 from masksearch.contracts import Objective, Record
 from masksearch.masks.text import short_text
 from masksearch.report.chart_data import compared_chart, search_chart
+from masksearch.report.chart_rows import FrontChart
 from masksearch.report.charts import chart_png, paper_spec
 from masksearch.report.layout import TextTable
 from masksearch.report.pictures import Pictures
@@ -84,9 +84,9 @@ def comparison_text(comparison: ComparedMasks) -> str:
     """A comparison in at most ten lines: the masks that it is about, then the others."""
     entries = comparison.entries
     seeds = {seed for entry in entries.values() for seed in entry.scores}
-    place = f" {short_path(comparison.run)}" if comparison.run is not None else ""
+    where = f" {short_path(comparison.run)}" if comparison.run is not None else ""
     lines = [
-        f"Comparison{place}: {len(entries)} masks, {len(seeds)} seeds; see .verdict(), .frame()"
+        f"Comparison{where}: {len(entries)} masks, {len(seeds)} seeds; see .verdict(), .frame()"
     ]
     by_name = {row[0].text: row for row in outcomes(comparison).rows}
     rows = [by_name[name] for name in sorted(entries, key=lambda name: not entries[name].tested)]
@@ -105,11 +105,11 @@ def comparison_text(comparison: ComparedMasks) -> str:
 
 def comparison_html(comparison: ComparedMasks) -> str:
     """A picture, the table, densest first, and the verdict, for notebooks."""
-    place = "" if comparison.run is None else f" {escape(str(comparison.run))}"
+    where = "" if comparison.run is None else f" {escape(str(comparison.run))}"
     section = Section({}, comparison.objectives, {"": comparison})
     picture = chart_html(compared_chart(section, "", "compared", Pictures(room=0)))
     return (
-        f"<div><b>Comparison{place}</b><br>{picture}{outcomes(comparison).html()}"
+        f"<div><b>Comparison{where}</b><br>{picture}{outcomes(comparison).html()}"
         f'<pre style="white-space:pre-wrap">{escape(comparison.verdict())}</pre></div>'
     )
 
@@ -130,7 +130,7 @@ def outcomes(comparison: ComparedMasks) -> TextTable:
 
 
 # -- HTML ----------------------------------------------------------------------------------------
-def chart_html(chart: Mapping[str, Any] | None) -> str:
+def chart_html(chart: FrontChart | None) -> str:
     """A chart as a picture; empty without one."""
     if chart is None:
         return ""

@@ -23,13 +23,14 @@ from masksearch.masks.measure import unread_note
 from masksearch.models.encoders import READ_OUT
 from masksearch.report.chart_data import (
     DRAWN,
-    allocation_data,
     compared_chart,
     difference_chart,
     every_cost,
+    kept_shares,
     search_chart,
     volume_charts,
 )
+from masksearch.report.chart_rows import FrontChart
 from masksearch.report.dam import health_data, sentence
 from masksearch.report.layout import Cell, TextTable
 from masksearch.report.pictures import Pictures
@@ -103,8 +104,8 @@ def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[s
     records, proxy = section.searched, section.proxy
     searched = search_chart(section, pictures)
     comparisons: list[dict[str, Any]] = []
-    for place, (name, comparison) in enumerate(section.comparisons.items()):
-        end = f"_{place}" if place else ""
+    for index, (name, comparison) in enumerate(section.comparisons.items()):
+        end = f"_{index}" if index else ""
         comparisons.append(
             {
                 "name": name,
@@ -140,7 +141,7 @@ def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[s
         "cautions": [*cautions(records, section.objectives), *say_drawn(records, searched)],
         "volumes": list(volume_charts(section)),
         "searches": searches_table(section.searches, section.objectives),
-        "allocation": allocation_data(section, charts[0] if charts else None),
+        "allocation": kept_shares(section, charts[0] if charts else None),
         "dam": health_data(section.dam),
         "proxy": None
         if proxy is None
@@ -231,7 +232,7 @@ def cautions(records: Sequence[Record], objectives: Sequence[Objective]) -> list
     return lines + texts
 
 
-def say_drawn(records: Sequence[Record], chart: Mapping[str, Any] | None) -> list[str]:
+def say_drawn(records: Sequence[Record], chart: FrontChart | None) -> list[str]:
     """That a chart leaves trials out, where it does."""
     finished, drawn = (
         sum(record.scored for record in records),

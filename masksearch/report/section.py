@@ -17,22 +17,14 @@ from masksearch.contracts import Objective, Record, Shape
 from masksearch.report.dam import DamRuns
 
 UNKNOWN = "not recorded"
-TASKS = ("glue", "squad", "swag")
-DATA = ("corpus", "held_out", "tokenizer", "weights", *TASKS, "process")
+DATA = ("corpus", "held_out", "tokenizer", "weights", "glue", "process")
 CALLED = ("script", "folder", "space", "trials", "seconds", "seeds", "executor")
 ABOUT = ("strategy", "seed", "constraints", "scheduler")  # facts of a search
 JUDGES = (  # options of a search that say how a mask is judged
-    *("corpus", *TASKS, "decoder", "tasks", "evaluator", "costs", "reuse"),
+    *("corpus", "glue", "decoder", "tasks", "evaluator", "costs", "reuse"),
     *("size", "weights", "adapt", "length", "steps", "preset", "set"),
 )
-OF_JUDGES = (
-    "",
-    "cost",
-    "text",
-    "model",
-    "training",
-    "adapt",
-)  # prefixes of settings that say so, too
+OF_JUDGES = ("", "cost")  # prefixes of settings that say so, too
 SKIPPED = ("as_json", "progress")  # options that change nothing in a study
 
 

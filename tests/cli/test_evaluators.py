@@ -3,18 +3,19 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from cli_runs import SPACE
+from split_evaluators import SMALL, squad, swag
 from toy import ToyEvaluator
+from toy_questions import PLACE
 
 import masksearch as ms
 from masksearch.cli.build import build_evaluator
 from masksearch.cli.search import SearchOptions
 from masksearch.evaluators.cost import WithCost
-from masksearch.evaluators.squad import SquadEvaluator
-from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.evaluators.wrappers import Cached
 from masksearch_decoders import CausalEvaluator, EngineEvaluator
 from masksearch_decoders.tasks.recall import Recall
@@ -57,16 +58,14 @@ FEW_ROWS, TUNED = {"set": ["rows=5", "epochs=2"]}, {"rows": 5, "epochs": 2}
             {"size": "base", "optimiser": "lamb", "steps": 3},
         ),
         ({"corpus": "text.txt", "glue": "folder", **FEW_ROWS}, ms.GlueEvaluator, TUNED),
-        ({"corpus": "text.txt", "squad": "folder", **FEW_ROWS}, SquadEvaluator, TUNED),
-        ({"corpus": "text.txt", "swag": "folder", **FEW_ROWS}, SwagEvaluator, TUNED),
         (
             {"weights": "model", "glue": "folder", "tasks": "RTE, CoLA"},
             ms.GlueEvaluator,
             {"corpus": None, "weights": "model", "tasks": ("RTE", "CoLA")},
         ),
         (
-            {"weights": "model", "squad": "f", "adapt": "recover", "set": ["recover_steps=5"]},
-            SquadEvaluator,
+            {"weights": "model", "glue": "f", "adapt": "recover", "set": ["recover_steps=5"]},
+            ms.GlueEvaluator,
             {"adapt": "recover", "recover_steps": 5},
         ),
         ({"set": ["downstream_steps=3"]}, ms.PlantedEvaluator, {"downstream_steps": 3}),
@@ -108,8 +107,8 @@ def test_reuse_wraps_before_costs(tmp_path):
         ({"corpus": "a", "decoder": "b"}, "--corpus belongs to encoders; give one"),
         ({"decoder": "a", "set": ["rows=4"]}, "CausalEvaluator has no setting 'rows'"),
         ({"corpus": "a", "set": ["rows=4"]}, "MlmEvaluator has no setting 'rows'"),
+        ({"corpus": "a", "set": ["training.warmup=.1"]}, "unknown prefix of --set 'training'"),
         ({"corpus": "a", "set": ["dropuot=.1"]}, "'dropuot'; did you mean 'dropout'?"),
-        ({"corpus": "a", "glue": "b", "squad": "c"}, "--glue and --squad are two evaluators"),
         ({"weights": "a"}, "--weights needs --corpus"),
         ({"weights": "a", "adapt": "none"}, "--adapt needs --weights with --glue"),
         ({"corpus": "a", "weights": "b", "glue": "c", "adapt": "none"}, "and no --corpus"),
@@ -122,22 +121,6 @@ def test_reuse_wraps_before_costs(tmp_path):
 )
 def test_options_that_do_not_go_together_are_refused(options, message, refused):
     assert message in refused(**options)
-
-
-def test_settings_of_older_commands_keep_their_prefix(refused):
-    both = [judge(corpus="a", set=[each]) for each in ("warmup=.1", "training.warmup=.1")]
-    assert both[0] == both[1] != judge(corpus="a")
-    assert judge(corpus="a", set=["training.steps=7"]).steps == 7
-    older = {"adapt.epochs": 2, "adapt.steps": 3, "adapt.lr": 0.1, "adapt.keep": True}
-    newer = {"epochs": 2, "recover_steps": 3, "recover_lr": 0.1, "keep_recovered": True}
-    texts = ([f"{n}={json.dumps(each)}" for n, each in names.items()] for names in (older, newer))
-    first, second = (judge(corpus="a", glue="b", set=text) for text in texts)
-    assert first == second != judge(corpus="a", glue="b")
-    assert judge(decoder="a", set=["adapt.tokens=9"]).evaluator.recover_tokens == 9
-    assert judge(corpus="a", set=["half=final"]).split == "holdout"
-    assert judge(decoder="a", set=["account=vllm"]).cache_layout == "vllm"
-    assert "gives steps a second time" in refused(corpus="a", steps=3, set=["training.steps=7"])
-    assert "did you mean 'warmup'?" in refused(corpus="a", set=["training.warmpu=1"])
 
 
 @pytest.mark.parametrize(
@@ -173,10 +156,10 @@ def test_a_setting_of_another_type_is_refused(setting, message, refused):
     assert message in refused(corpus="a", set=[setting])
 
 
-@pytest.mark.parametrize("kind", ["corpus", "glue", "squad", "swag", "decoder", ""])
+@pytest.mark.parametrize("kind", ["corpus", "glue", "decoder", ""])
 def test_every_setting_of_every_evaluator_has_a_type(kind):
     given = {"decoder": "a"} if kind == "decoder" else {"corpus": "a"} if kind else {}
-    given |= {kind: "a"} if kind in ("glue", "squad", "swag") else {}
+    given |= {kind: "a"} if kind == "glue" else {}
     made = judge(set=["held_out_sequences=64"], **given)
     assert getattr(made, "evaluator", made).held_out_sequences == 64
 
@@ -210,15 +193,28 @@ def test_a_class_of_ones_own_takes_settings(tmp_path, refused):
         assert re.search(f"--set {setting[:5].rstrip('=')} takes .*{wanted}", said), said
 
 
+@pytest.mark.parametrize("make", [squad, swag])
+def test_a_task_in_one_file_takes_the_settings_of_fine_tuning(make, tmp_path, monkeypatch):
+    made, name = make(tmp_path), make.__name__
+    monkeypatch.setitem(sys.modules, name, sys.modules[name])  # its file is run again
+    given = {**SMALL, "epochs": 1, "cache": tmp_path / "cache", "corpus": made.corpus}
+    given[name] = tmp_path / name
+    own = f"{PLACE}/{name}.py:{type(made).__name__}"
+    built = judge(evaluator=own, set=[f"{each}={value}" for each, value in given.items()])
+    assert (repr(built), built.protocol) == (repr(made), made.protocol)
+
+
 def test_resume_finds_places_from_any_folder_and_leaves_hub_names(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("masksearch.cli.build.build_evaluator", lambda _: ToyEvaluator())
     (tmp_path / "text.txt").write_text("a")
     given = {"corpus": "text.txt", "weights": "owner/model", "glue": "hf:nyu-mll/glue"}
     words = [word for name, value in given.items() for word in (f"--{name}", value)]
+    words += ["--set", "swag=./text.txt", "--set", "lr=1/2"]
     command.called("search", "masksearch.spaces:distances", "--run", "run", *words)
     stored = json.loads((tmp_path / "run" / "command.json").read_text())["options"]
     assert {name: stored[name] for name in given} == {**given, "corpus": f"{tmp_path}/text.txt"}
+    assert stored["set"] == [f"swag={tmp_path}/text.txt", "lr=1/2"]
 
 
 def test_executors_by_name(refused, command, tmp_path):

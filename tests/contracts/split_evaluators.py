@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from tiny_decoder import tiny_decoder
-from toy_questions import WORDS, squad_json, swag_rows
+from toy_questions import SquadEvaluator, SwagEvaluator, squad_json, swag_rows
+from toy_words import WORDS
 
 import masksearch as ms
-from masksearch.evaluators.squad import SquadEvaluator
-from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch_decoders import CausalEvaluator
 from masksearch_decoders.tasks.recall import Recall
@@ -55,7 +54,7 @@ def glue(folder: Path) -> ms.GlueEvaluator:
     return ms.GlueEvaluator(write_text(folder), place, tasks=("SST-2",), **SMALL, **more)
 
 
-def squad(folder: Path) -> SquadEvaluator:
+def squad(folder: Path) -> Any:
     (folder / "squad").mkdir()
     for seed, (name, articles) in enumerate((("train", 4), ("dev", 20), ("test", 3))):
         path = folder / "squad" / f"{name}-v1.1.json"
@@ -64,7 +63,7 @@ def squad(folder: Path) -> SquadEvaluator:
     return SquadEvaluator(write_text(folder), folder / "squad", **SMALL, **more)
 
 
-def swag(folder: Path) -> SwagEvaluator:
+def swag(folder: Path) -> Any:
     (folder / "swag").mkdir()
     for seed, (name, count) in enumerate((("train", 8), ("val", 20), ("test", 6))):
         rows = "\n".join(json.dumps(row) for row in swag_rows(count, seed=seed))

@@ -17,7 +17,7 @@ import split_evaluators as split
 import torch
 from tiny_checkpoint import tiny_checkpoint
 from toy import ToyEvaluator
-from toy_questions import WORDS
+from toy_words import WORDS
 
 import masksearch as ms
 from masksearch import masks

@@ -27,7 +27,7 @@ from split_evaluators import (
     write_glue,
 )
 from toy import ToyEvaluator
-from toy_questions import WORDS
+from toy_words import WORDS
 
 import masksearch as ms
 from masksearch import masks

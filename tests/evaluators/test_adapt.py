@@ -14,8 +14,16 @@ import pytest
 import torch
 from killed_runs import reports_until
 from tiny_checkpoint import tiny_checkpoint
-from toy_questions import TOKENS, squad_json, swag_rows, write_squad, write_swag
+from toy_questions import (
+    SquadEvaluator,
+    SwagEvaluator,
+    squad_json,
+    swag_rows,
+    write_squad,
+    write_swag,
+)
 from toy_sentences import SMALL, judged, sentence_judge, write_sentences
+from toy_words import TOKENS
 
 import masksearch as ms
 from masksearch import GlueEvaluator, masks
@@ -27,8 +35,6 @@ from masksearch.errors import (
     TokensNeededError,
     UnknownNameError,
 )
-from masksearch.evaluators.squad import SquadEvaluator
-from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.evaluators.wrappers import Cached
 from masksearch.gates.dam import run_one_shot
 from masksearch.gates.result import DamResult

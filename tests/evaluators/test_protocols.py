@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from split_evaluators import causal, decoder, glue, pairs, planted, recall, squad, swag, text
 from tiny_checkpoint import tiny_checkpoint
 from tiny_decoder import tiny_decoder
-from toy_questions import WORDS
+from toy_words import WORDS
 
 import masksearch as ms
 from masksearch.contracts import STORED_SPLITS

@@ -10,16 +10,13 @@ import torch
 import torch.nn.functional as F
 import transformers as hf
 from tiny_encoders import SMALL, sizes, tokens, weights_come_from_the_seed
+from toy_questions import ChoiceScorer, SpanPredictor, SquadEvaluator, SwagEvaluator
 
 from masksearch import GlueEvaluator, attach, detach, masks
-from masksearch.evaluators.squad import SquadEvaluator
-from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.models.encoders import (
     ARCHITECTURES,
-    ChoiceScorer,
     MaskedLanguageModel,
     SequenceClassifier,
-    SpanPredictor,
     encoder,
 )
 from masksearch.models.pretrained import TunedHead, rows_read

@@ -15,8 +15,6 @@ import pytest
 import masksearch as ms
 from masksearch.contracts import Evaluator
 from masksearch.errors import UnknownNameError
-from masksearch.evaluators.squad import SquadEvaluator
-from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.training.parts import Settings
 from masksearch_decoders import CausalEvaluator, EngineEvaluator
 
@@ -45,7 +43,7 @@ def evaluators(kind: type = Evaluator) -> Iterator[type]:
 def test_a_setting_is_declared_and_described_once_and_has_one_type():
     """But for other defaults of it, and for the data that GLUE and a text both call tasks."""
     assert all(getattr(ms, name) for name in ms.__all__ if name.endswith("Evaluator"))
-    assert {EngineEvaluator, SquadEvaluator, SwagEvaluator} <= set(evaluators())  # all are loaded
+    assert EngineEvaluator in evaluators()  # all are loaded
     described, types = Counter[str](), defaultdict[str, set[str]](set)
     for kind in {*GROUPS, *(kind for kind in evaluators() if issubclass(kind, Settings))}:
         own = {name for name in vars(kind).get("__annotations__", {}) if name in vars(kind)}
@@ -58,7 +56,7 @@ def test_a_setting_is_declared_and_described_once_and_has_one_type():
     assert {name for name, kinds in types.items() if len(kinds) > 1} == set()
     of_planted = {"held_out_sequences", "size", "initializer_range"}  # it has no text, no weights
     assert {name for name, times in described.items() if times > 1} == {"tasks", *of_planted}
-    assert len(described) > 60
+    assert len(described) > 50
 
 
 def test_a_group_is_described_whole():

@@ -6,8 +6,6 @@ A mistake that mypy does not see any more fails it too, as an ignore that is not
 from dataclasses import replace
 
 import masksearch as ms
-from masksearch.evaluators.squad import SquadEvaluator
-from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch_decoders import CausalEvaluator
 from masksearch_decoders.tasks.recall import Recall
@@ -18,8 +16,7 @@ def right() -> None:
     mlm = ms.MlmEvaluator("text", length=64, steps=3, size={"layers": 1, "width": 64, "heads": 2})
     ms.GlueEvaluator("text", "glue", ["RTE"], epochs=2, adapt="train", frozen="all", rows=None)
     ms.GlueEvaluator(glue="glue", weights="bert", adapt="recover", recover_lr=1e-4, read_out="own")
-    SquadEvaluator("text", "squad", stride=64, pretraining="mlm+next", device="cpu")
-    SwagEvaluator("text", "swag", swag_held_out="held", split="holdout", dropout=0.1)
+    ms.GlueEvaluator("text", "glue", split="holdout", pretraining="mlm+next", device="cpu")
     CausalEvaluator(Recall(), kv_heads=1, bands=[32, 64], tasks=["vt"], precision=None)
     ms.PlantedEvaluator(GradedProcess(), size="nano", lr=4e-3, downstream_steps=8)
     steps: int = mlm.steps + mlm.train_config.steps
@@ -35,8 +32,7 @@ def wrong() -> None:
     ms.MlmEvaluator("text", split="last")  # type: ignore[arg-type]
     ms.GlueEvaluator("text", "glue", recover_tokens=9)  # type: ignore[call-arg]
     ms.GlueEvaluator("text", "glue", adapt=None)  # type: ignore[arg-type]
-    SquadEvaluator("text", "squad", glue="glue")  # type: ignore[call-arg]
-    SwagEvaluator("text", "swag", frozen="none")  # type: ignore[arg-type]
+    ms.GlueEvaluator("text", "glue", frozen="none")  # type: ignore[arg-type]
     CausalEvaluator("text", whole_words=True)  # type: ignore[call-arg]
     CausalEvaluator("text", cost="seconds")  # type: ignore[arg-type]
     ms.PlantedEvaluator(corpus="text")  # type: ignore[call-arg]

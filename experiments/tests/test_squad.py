@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from real_data import DATA, real
 from torch import Tensor, nn
 from toy_questions import (
-    WORDS,
+    SquadEvaluator,
     of_real_text,
+    score,
     small,
     squad_json,
     task_judge,
@@ -28,12 +29,11 @@ from toy_questions import (
     write_squad,
     write_text,
 )
+from toy_words import WORDS
 
 from masksearch import masks
 from masksearch.errors import DataError
-from masksearch.evaluators.squad import SquadEvaluator
 from masksearch.masks import Mask
-from masksearch.tasks.squad import score
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import open_tokenizer, special_ids
 

@@ -2,22 +2,26 @@
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from experiment_scripts import EXPERIMENTS
 from real_data import DATA
+from toy_words import MARKERS, TOKENS, WORDS
 
-from masksearch.evaluators.squad import SquadEvaluator
-from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.tokenizer import special_ids, word_piece
+from masksearch.user_code import load_object
 
-WORDS = [first + vowel + last for first in "bdgk" for vowel in "aeiou" for last in "nrst"]
-MARKERS = ["zo", "zu", "ze"]
+PLACE = EXPERIMENTS / "12_sparsebert_table"
+SquadEvaluator = load_object(f"{PLACE}/squad.py:SquadEvaluator")  # as `--evaluator` loads it
+SwagEvaluator = load_object(f"{PLACE}/swag.py:SwagEvaluator")
+SpanPredictor = sys.modules["squad"].SpanPredictor
+score = sys.modules["squad"].score
+ChoiceScorer = sys.modules["swag"].ChoiceScorer
 GOOD, BAD = WORDS[:20], WORDS[40:]
-EXTRA = [*"what comes after then ? , . un ##do ##ing cafe 18 95".split()]
-TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *EXTRA, *MARKERS, *WORDS]
 
 
 def toy_corpus(length: int) -> Corpus:

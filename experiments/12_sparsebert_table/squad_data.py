@@ -19,16 +19,11 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from task_files import TaskFiles, labelled_test_file, two_files, two_parts
+
 from masksearch.errors import DataError
 from masksearch.files import short_hash
-from masksearch.tasks.splits import (
-    TaskFiles,
-    labelled_test_file,
-    sample_rows,
-    take_split,
-    two_files,
-    two_parts,
-)
+from masksearch.tasks.splits import sample_rows, take_split
 from masksearch.tasks.text.files import decode_utf8
 
 PUNCTUATION = str.maketrans("", "", string.punctuation)  # ASCII alone, as in the official script

@@ -1,5 +1,7 @@
 """Judges a mask by SQuAD: pre-training under the mask, then fine-tuning a span predictor under it.
 
+    masksearch search SPACE --evaluator squad.py:SquadEvaluator --set squad=PATH --set corpus=TEXT
+
 evaluator = SquadEvaluator("wikitext-2", "squad", length=384)
 *curve, last = evaluator(masks.longformer(6, 1), seed=0, workdir=Path("run"))
 print(last.values["exact"], last.values["f1"])
@@ -22,17 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-
-from masksearch.analysis.row_scores import RowScores, lower_bound
-from masksearch.contracts import LOW, Batch
-from masksearch.errors import DataError
-from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.tuning import TaskScores, pad_ids, read_task
-from masksearch.files import short_hash
-from masksearch.models.encoders import SpanPredictor
-from masksearch.tasks.splits import TaskFiles
-from masksearch.tasks.squad import (
+from squad_data import (
     Question,
     SquadData,
     after_threshold,
@@ -40,6 +32,16 @@ from masksearch.tasks.squad import (
     question_scores,
     score,
 )
+from task_files import TaskFiles, read_task
+from torch import Tensor, nn
+
+from masksearch.analysis.row_scores import RowScores, lower_bound
+from masksearch.contracts import LOW, Batch
+from masksearch.errors import DataError
+from masksearch.evaluators.finetuning import FineTuning
+from masksearch.evaluators.tuning import TaskScores, pad_ids
+from masksearch.files import short_hash
+from masksearch.models.encoders import Head, Output, draw_linear, span_output
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.files import make_absolute
 from masksearch.tasks.text.packing import IdLists, shrink
@@ -48,7 +50,7 @@ from masksearch.training.parts import refuse_missing
 if TYPE_CHECKING:
     from tokenizers import Encoding
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"masksearch.{__name__}")  # so that the commands show it
 Numbers = NDArray[Any]
 TEXTS = 4_096  # texts that are tokenized at once
 QUESTION, START, COUNT, FIRST, LAST = range(5)  # columns of Windows.rows
@@ -73,7 +75,7 @@ class SquadEvaluator(FineTuning):
 
     Args:
         squad: A SQuAD file, or a folder with train-v*.json and dev-v*.json. A file alone is split
-            by article: see `masksearch.tasks.squad.load_squad`; `data().source` says what was
+            by article: see `squad_data.load_squad`; `data().source` says what was
             done.
         squad_held_out: A SQuAD file to hold out.
         max_question: Longest question in tokens, None = 64 or half of the length.
@@ -228,6 +230,54 @@ def read_tokens(source: TokenSource, files: TaskFiles, window: WindowSize) -> Sq
         )
     dev = make_windows(source, data.dev, window, training=False)
     return SquadTokens(train, dev, data.dev, data.nullable, data.digest)
+
+
+# -- the head ---------------------------------------------------------------------------------
+class SpanPredictor(Head):
+    """An encoder that points at the first and the last token of an answer.
+
+    Args:
+        encoder: The (pre-trained) encoder; shared, not copied.
+        seed: Seed of the start and the end vector.
+
+    Reference: BERT, arXiv 1810.04805, Section 4.2 (SQuAD); where there is no answer both point
+    at [CLS], Section 4.3.
+    """
+
+    def __init__(self, encoder: Any, *, seed: int) -> None:
+        super().__init__(encoder)
+        config = encoder.config
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.out = draw_linear(config.hidden_size, 2, config.initializer_range)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+    ) -> Output:
+        """Scores every position as the start and as the end of the answer.
+
+        Args:
+            input_ids: int64 `[batch, length]`.
+            attention_mask: 1 for tokens, 0 for padding, `[batch, length]`.
+            token_type_ids: Segment ids, `[batch, length]`.
+            start_positions: int64 `[batch]`; one outside 0..length - 1, or on padding, is
+                ignored (an answer outside this window).
+            end_positions: The same for the last token, inclusive.
+
+        Returns:
+            logits `[batch, length, 2]` (start, end), -inf on padding; the loss is the mean of
+            the two cross-entropies, 0 where every position is ignored.
+
+        Raises:
+            ValueError: If only one of the two positions is given.
+        """
+        logits: Tensor = self.out(self.hidden(input_ids, attention_mask, token_type_ids))
+        return span_output(logits, attention_mask, start_positions, end_positions)
 
 
 # -- windows ----------------------------------------------------------------------------------
@@ -486,7 +536,7 @@ def decode(
     groups = groupby(range(len(windows)), key=lambda index: int(windows.rows[index, QUESTION]))
     for number, group in groups:
         question, indices = questions[number], list(group)
-        offsets = windows.offsets[windows.contexts.place(int(windows.asked[number]))]
+        offsets = windows.offsets[windows.contexts.span(int(windows.asked[number]))]
         pieces = [
             (start, start + count)
             for start, count in windows.rows[indices][:, [START, COUNT]].tolist()

@@ -1,9 +1,11 @@
 """SQuAD: its files, exact match and F1."""
 
 import copy
+import doctest
 import json
 import math
 import string
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from real_data import DATA, real
-from toy_questions import squad_json, task_judge, write_squad
+from toy_questions import score, squad_json, task_judge, write_squad
 
 from masksearch.errors import DataError
-from masksearch.tasks.squad import score
 
 
 def load(path: Path, held_out: Path | None = None) -> Any:
@@ -265,3 +266,10 @@ def test_ties_stay_together() -> None:
     found = score(said, answers, nullable=True, null_scores=dict.fromkeys("abc", 5.0))
     assert found["best_exact"] == 2 / 3  # between the tied ones 1.0 could be had, by no threshold
     assert found["best_exact/threshold"] < 5.0
+
+
+@pytest.mark.parametrize("name", ["squad", "squad_data"])
+def test_examples_of_docstrings(name: str) -> None:
+    found = doctest.testmod(sys.modules[name])
+    assert found.attempted > 0
+    assert found.failed == 0

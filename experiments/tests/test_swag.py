@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from real_data import DATA, real
 from toy_questions import (
     GOOD,
-    TOKENS,
-    WORDS,
+    SwagEvaluator,
     of_real_text,
     small,
     swag_rows,
@@ -24,10 +23,10 @@ from toy_questions import (
     write_swag,
     write_text,
 )
+from toy_words import TOKENS, WORDS
 
 from masksearch import masks
 from masksearch.errors import DataError
-from masksearch.evaluators.swag import SwagEvaluator
 from masksearch.masks import Mask
 
 CORPUS = toy_corpus(16)

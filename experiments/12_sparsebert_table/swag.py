@@ -1,5 +1,9 @@
 """Judges a mask by SWAG: pre-training under the mask, then fine-tuning a choice scorer under it.
 
+    masksearch search SPACE --evaluator swag.py:SwagEvaluator --set swag=FOLDER --set corpus=TEXT
+
+A task in one file: its head, its items as text, and as tokens. In Python:
+
 evaluator = SwagEvaluator("wikitext-2", "swag")
 *curve, last = evaluator(masks.star(), seed=0, workdir=Path("run"))
 print(last.values["accuracy"], last.values["accuracy/majority"])
@@ -19,23 +23,18 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from task_files import TaskFiles, labelled_test_file, read_task, two_files, two_parts
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.tuning import TaskScores, pad_ids, read_task
+from masksearch.evaluators.tuning import TaskScores, pad_ids
 from masksearch.files import short_hash
-from masksearch.models.encoders import ChoiceScorer
-from masksearch.tasks.splits import (
-    TaskFiles,
-    labelled_test_file,
-    sample_rows,
-    take_split,
-    two_files,
-    two_parts,
-)
+from masksearch.models.encoders import Head, Output, draw_linear
+from masksearch.tasks.splits import sample_rows, take_split
 from masksearch.tasks.tables import read_table
 from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.files import decode_utf8, make_absolute
@@ -145,6 +144,54 @@ class SwagEvaluator(FineTuning):
             values[f"accuracy{LOW}"] = lower_bound(right)
         digests, predictions = {name: data.rows_digest}, {name: shrink(guesses)}
         return TaskScores(values, RowScores({name: right}, {name: 1.0}, digests, predictions))
+
+
+# -- the head ---------------------------------------------------------------------------------
+class ChoiceScorer(Head):
+    """An encoder that scores each of several endings, one sequence an ending.
+
+    [CLS] goes through a tanh layer, as in BERT's released code, then is multiplied by a vector.
+
+    Args:
+        encoder: The (pre-trained) encoder; shared, not copied.
+        seed: Seed of the head's weights.
+
+    Reference: BERT, arXiv 1810.04805, Section 4.4 (SWAG).
+    """
+
+    def __init__(self, encoder: Any, *, seed: int) -> None:
+        super().__init__(encoder)
+        width, spread = encoder.config.hidden_size, encoder.config.initializer_range
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.dense = draw_linear(width, width, spread)
+            self.out = draw_linear(width, 1, spread)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Output:
+        """Scores every choice.
+
+        Args:
+            input_ids: int64 `[batch, choices, length]` (or `[choices, length]`, unlabelled).
+            labels: int64 `[batch]`, the right choice.
+            attention_mask: 1 for tokens, 0 for padding, shaped like `input_ids`.
+            token_type_ids: Segment ids, shaped like `input_ids`.
+
+        Returns:
+            logits `[batch, choices]` and, given labels, their mean cross-entropy.
+        """
+        flat = [
+            None if part is None else part.reshape(-1, part.shape[-1])
+            for part in (attention_mask, token_type_ids)
+        ]
+        hidden = self.hidden(input_ids.reshape(-1, input_ids.shape[-1]), *flat)
+        logits = self.out(torch.tanh(self.dense(hidden[:, 0]))).reshape(input_ids.shape[:-1])
+        return Output(logits, None if labels is None else F.cross_entropy(logits.float(), labels))
 
 
 # -- the items --------------------------------------------------------------------------------
