@@ -93,7 +93,9 @@ def test_hand_designed_parents_of_evolution_do_not_age(tmp_path):
     assert sorted(parent.number for parent in old.rank_parents()) == [0, 2, 3, 4]
 
 
-@pytest.mark.parametrize("after", [3, 16, 21])
+@pytest.mark.parametrize(
+    "after", [16, *(pytest.param(number, marks=pytest.mark.nightly) for number in (3, 21))]
+)
 def test_a_killed_search_goes_on_as_if_it_had_not_been(after, tmp_path):
     how = {"strategy": "tpe", "trials": 4, **TOLD}
     whole = ms.search(ROLES, Judge(), run=tmp_path / "whole", **how)
