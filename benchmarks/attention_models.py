@@ -92,7 +92,7 @@ def masks_for(work: Work) -> dict[str, Mask | None]:
 
 
 def searched(layers: int, heads: int) -> Mask:
-    """What DAM found on WikiText-2, another mask in each head, as `nearest_family` wrote it down.
+    """What DAM found on WikiText-2, another mask in each head, as experiment 06 wrote it down.
 
     Its 2 layers of 4 heads take turns in a model that has more. The diagonal is added: texts
     shorter than those of the search would have a row without keys.

@@ -31,6 +31,9 @@ from masksearch.strategies.build import build_strategy
 from masksearch.study.store import StudyStore
 from masksearch.user_code import load_function
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from experiments.rivals import as_strategy
+
 SPACE = Path(__file__).parents[1] / "search_spaces" / "head_shifts.py"  # 14 parameters
 OBJECTIVES = (Objective("loss", "min", 10.0), Objective("sparsity", "max", 0.0))
 MILESTONES = {
@@ -71,7 +74,7 @@ def usual(times: Sequence[float]) -> float:
 def proposals(name: str, told: Sequence[Any] = ()) -> Any:
     """A strategy of that name on a space of 14 parameters, which has been told some records."""
     space = load_function(f"{SPACE}:space")
-    strategy = build_strategy(name, space, NoOp(1), seed=0, run=Path(), options={})
+    strategy = build_strategy(as_strategy(name), space, NoOp(1), seed=0, run=Path(), options={})
     for record in told:
         strategy.tell(record)
     return strategy

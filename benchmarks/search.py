@@ -31,8 +31,11 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluate, Evaluator, Objective, Record, Report, Shape
 from masksearch.strategies.build import build_strategy
-from masksearch.strategies.enqueued import Listed
+from masksearch.strategies.opening import FixedQueue
 from masksearch.user_code import load_function
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from experiments.rivals import as_strategy
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "search.json"
@@ -100,9 +103,9 @@ def orchestration(_: Path) -> dict[str, Any]:
 def strategy_named(name: str) -> Any:
     """A fresh strategy over the benchmark's space."""
     if name == "listed":
-        return Listed({f"m{n}": masks.random_keys(3, seed=n) for n in range(LONG[name])}, [0])
+        return FixedQueue({f"m{n}": masks.random_keys(3, seed=n) for n in range(LONG[name])}, [0])
     space = load_function(f"{SPACE}:space")
-    return build_strategy(name, space, Sleeping(), seed=0, run=Path(), options={})
+    return build_strategy(as_strategy(name), space, Sleeping(), seed=0, run=Path(), options={})
 
 
 def sampler(_: Path) -> dict[str, Any]:

@@ -84,8 +84,8 @@ __all__ = sorted(PUBLIC)
 def __getattr__(name: str) -> Any:
     """Loads a public name when it is first used."""
     if name in OF_DECODERS:
-        place = f"from masksearch_decoders import {name} ({install_command('decoders')})"
-        raise AttributeError(f"masksearch.{name} is in masksearch-decoders now: {place}")
+        line = f"from masksearch_decoders import {name} ({install_command('decoders')})"
+        raise AttributeError(f"masksearch.{name} is in masksearch-decoders now: {line}")
     if name not in PUBLIC:
         hint = place_of(name) or did_you_mean(name, PUBLIC)
         raise AttributeError(f"module 'masksearch' has no attribute {name!r}{hint}")

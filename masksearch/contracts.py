@@ -542,7 +542,8 @@ class Strategy(Protocol):
     """Proposes masks. LAW: its state is a function of its constructor's arguments and of the
     records told so far, in their order. A record told with status "running" says that this
     draw is out (a resumed search tells those first). One that chooses nothing before it has judged
-    so many masks says so: `least_trials`; one that itself keeps within budgets: `own_budgets`."""
+    so many masks says so: `least_trials`; one that itself keeps within budgets: `own_budgets`; one
+    that learns from draws of its space that are not its own: `learns_from_starts`."""
 
     def ask(self) -> Proposal | Literal["wait", "done"]: ...
     def tell(self, record: Record) -> None: ...

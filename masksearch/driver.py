@@ -17,12 +17,9 @@ from optuna.storages import BaseStorage
 from masksearch.analysis.compare import ComparedMasks, check_against, check_margin
 from masksearch.analysis.pareto import ranked
 from masksearch.analysis.runs import (
-    SOURCES,
     Against,
     Candidate,
-    Kind,
     describe_reuse,
-    kind_of_mask,
     read_seeds,
 )
 from masksearch.contracts import (
@@ -30,7 +27,6 @@ from masksearch.contracts import (
     Evaluator,
     Executor,
     Listener,
-    Proposal,
     Record,
     Scheduler,
     Split,
@@ -51,14 +47,7 @@ from masksearch.strategies.candidates import (
     read_candidates,
     remember_found,
 )
-from masksearch.strategies.enqueued import (
-    Enqueued,
-    Listed,
-    draw_enqueued,
-    draw_starts,
-    hand_designed,
-    learns,
-)
+from masksearch.strategies.opening import FixedQueue, draw_enqueued, plan_opening
 from masksearch.strategies.samplers import Space
 from masksearch.study.records import (
     describe_call,
@@ -67,7 +56,7 @@ from masksearch.study.records import (
     read_budgets,
 )
 from masksearch.study.references import choose_best
-from masksearch.study.session import Call, Session
+from masksearch.study.session import Limits, Session
 from masksearch.study.status import next_command
 from masksearch.study.storage import hide_secrets
 from masksearch.study.store import StudyStore
@@ -310,16 +299,15 @@ def search(
         trials: End after that many trials of the strategy (done, reused or stopped); hand-designed
             masks come on top.
         seconds: End (between trials) after that much wall time of this call; None = no limit.
-        strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"evolution"`,
-            `"allocate"`, `"dam"`, `"prune"`, `"sparsebert"`, `"file.py:Name"`, an Optuna sampler,
-            or an object with ask/tell.
+        strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"allocate"`,
+            `"dam"`, `"prune"`, `"sparsebert"`, `"file.py:Name"`, an Optuna sampler, or an object
+            with ask/tell.
         strategy_options: For "allocate": `unit`, `levels` (see `Units`), `method`, `tries`,
             `budgets`, `cost` (see `AllocateStrategy`); for "dam": `gates`, `config`,
             `densities` (see `DamStrategy`); for "sparsebert": `config` (see
-            `PublishedDamStrategy`); for
-            "prune": `rows`, `rounds`, `per`, `densities` (see `PruneStrategy`); for "evolution":
-            `population`, `sample` (see `EvolutionStrategy`); for "file.py:Name": its
-            arguments beside `space`, `objectives`, `seed`, `constraints`, `evaluator`, `run`.
+            `PublishedDamStrategy`); for "prune": `rows`, `rounds`, `per`, `densities` (see
+            `PruneStrategy`); for "file.py:Name": its arguments beside `space`, `objectives`,
+            `seed`, `constraints`, `evaluator`, `run`.
         seed: Seed of the proposals and of every evaluation.
         executor: Where jobs run; None = `Local()`.
         scheduler: Ends hopeless trials early, such as `ParetoHalving`; None = every trial runs
@@ -337,12 +325,12 @@ def search(
             `masks.FAMILIES` for the six families. None = with a budget the hand-designed ones
             of that cost (`masks.equal_cost_baselines`, some twenty a budget), without one none. A
             space may say which of these it holds (its attribute `starts`, a function of shape and
-            budget that returns parameters): samplers and evolution learn from them. A run that
+            budget that returns parameters): samplers learn from them. A run that
             began without goes on without.
         listeners: Called with every finished record; one with a method `reported` also with
             the reports of running trials (`masksearch.contracts.FollowsReports`).
         enqueue: Parameters that the space draws first, one mapping a mask, all that it asks for;
-            they count as trials of the strategy, and samplers and evolution learn from them.
+            they count as trials of the strategy, and samplers learn from them.
         progress: "auto" shows the search on standard error while it runs: a display on a
             terminal and in a notebook, at most a line a trial elsewhere. None = silent.
 
@@ -378,7 +366,7 @@ def search(
     budgets, options = read_budgets(budget), dict(strategy_options or {})
     if budgets and isinstance(space, Units):
         space = with_costs(space, evaluator, None, required=True)
-    queue = draw_enqueued(space, enqueue, evaluator.shape, budgets) if enqueue else []
+    given = draw_enqueued(space, enqueue, evaluator.shape, budgets) if enqueue else []
     name = strategy_name(strategy)
     facts = {
         "kind": "search",
@@ -388,8 +376,6 @@ def search(
         "constraints": json.dumps(list(constraints)),
         "budget": json.dumps(budgets) if budgets else "",
         "scheduler": "" if scheduler is None else repr(scheduler),
-        "enqueue": json.dumps([each.params for each in queue], default=repr) if queue else "",
-        "starts": "",
         **evaluator_facts(evaluator),
     }
     with one_at_a_time(), StudyStore(run, storage) as store:
@@ -404,24 +390,17 @@ def search(
             budgets=budgets,
         )
         warn_of_few(chosen, name, trials, len(budgets))
-        begun, starts = store.stored_facts(), list[Proposal]()
-        kind: Kind | None = None
-        if budgets and baselines is None and (begun is None or begun.get("starts")):
-            baselines, kind = hand_designed(evaluator, budgets), "hand-designed"
-            drawn = draw_starts(space, evaluator, budgets, baselines) if learns(chosen) else {}
-            facts["starts"] = begun["starts"] if begun else json.dumps([*drawn])
-            for number, title in enumerate(json.loads(facts["starts"])):
-                starts += [replace(drawn[title], number=number)] if title in drawn else []
-        chosen = Enqueued(chosen, queue, starts) if queue or starts else chosen
-        store.create(evaluator.objectives, facts)
+        begun = store.stored_facts()
+        opening = plan_opening(given, baselines, chosen, space, evaluator, budgets, begun)
+        store.create(evaluator.objectives, facts | opening.facts)
         asked = {"trials": trials, "seconds": seconds, "executor": executor}
         store.note_call(describe_call(evaluator, space, **asked))
         session = Session(
             store,
-            chosen,
+            opening.before(chosen),
             evaluator,
             seed,
-            Call(
+            Limits(
                 f"search by {name}",
                 trials=trials,
                 seconds=seconds,
@@ -431,7 +410,7 @@ def search(
             # a scheduler that has served another search begins anew
             scheduler=replace(scheduler) if is_dataclass(scheduler) else scheduler,
             listeners=listeners,
-            queue=baseline_proposals(baselines or {}, seed, starts, kind),
+            queue=opening.queue(seed),
         )
         run_session(session, executor, progress, name)
     return Study(run, storage, store)
@@ -604,10 +583,10 @@ def compare(
             warnings.warn(line, stacklevel=outside_level())
         session = Session(
             store,
-            Listed({}, []),
+            FixedQueue({}, []),
             evaluator,
             0,
-            Call("compare", strict=False),
+            Limits("compare", strict=False),
             listeners=listeners,
             queue=compared.queue(judged, seeds),
         )
@@ -621,28 +600,6 @@ def compare(
         ]
         about = records, store.objectives(), store.facts()
         return Comparison.of(*about, run=run, shape=evaluator.shape, storage=storage)
-
-
-def baseline_proposals(
-    baselines: Mapping[str, Mask], seed: int, starts: Sequence[Proposal], kind: Kind | None
-) -> list[Proposal]:
-    """The masks that a search judges beside its trials.
-
-    Args:
-        baselines: Name -> mask.
-        seed: Of the evaluations.
-        starts: Those that are draws of the strategy, too.
-        kind: Of all masks; None = as each is known.
-    """
-    drawn = {each.name: each for each in starts}
-    return [
-        replace(
-            drawn.get(each.name, replace(each, number=-1)),
-            seed=seed,
-            source=SOURCES[kind or kind_of_mask(baselines[each.name])],
-        )
-        for each in Listed(baselines, [seed], "baselines", "baseline").proposals
-    ]
 
 
 def run_session(
@@ -667,7 +624,7 @@ def run_session(
             for line in plan:
                 watcher.display.print(f"{title}: {line}")
             watcher.work, watcher.shared = session.board.work, session.board.shared
-            watcher.expect(session.expected(), session.call.seconds)
+            watcher.expect(session.expected(), session.limits.seconds)
             if getattr(executor, "address", None):  # where the head dies, Ray ends this process
                 again = f"{title}: if it ends, go on with: {next_command(session.workdir)}"
                 watcher.display.attempt(lambda: watcher.display.write(again))

@@ -187,8 +187,8 @@ def place_of(name: str) -> str:
     folder, defined = Path(__file__).parent, re.compile(rf'^(class |def |    "){name}\b', re.M)
     for path in (folder / "masks/__init__.py", *sorted(folder.rglob("*.py"))):
         if defined.search(path.read_text(encoding="utf-8")):  # masks/ lists what others define
-            place = ".".join(path.relative_to(folder.parent).with_suffix("").parts)
-            return f"; it is {place.removesuffix('.__init__')}.{name}"
+            module = ".".join(path.relative_to(folder.parent).with_suffix("").parts)
+            return f"; it is {module.removesuffix('.__init__')}.{name}"
     return ""
 
 

@@ -43,8 +43,8 @@ from masksearch.models.card import Findings
 from masksearch.models.checkpoints import VERSION, find_folder, quiet
 from masksearch.models.pretrained import tuned_kind
 from masksearch.models.saving import copy_tokenizer, save_pretrained
-from masksearch.strategies.build import kind_of
-from masksearch.strategies.enqueued import hand_designed
+from masksearch.strategies.build import spec_of
+from masksearch.strategies.opening import hand_designed
 from masksearch.study.records import read_budgets
 from masksearch.study.status import clock
 from masksearch.tasks.glue.columns import Columns
@@ -192,8 +192,8 @@ def sparsify(
             f"a budget is at least what the diagonal costs, {diagonal:.4g} of the pairs; got "
             f"{limit:g}: raise it"
         )
-    kind = kind_of(strategy)
-    gated, drawn = kind.gated is not None and kind.gated({}), kind.space != "none"
+    spec = spec_of(strategy)
+    gated, drawn = spec.gated is not None and spec.gated({}), spec.space != "none"
     options = dict(strategy_options or (DAM if gated else {}))
     if gated:
         options["config"] = {"density": limit, **options.get("config", {})}

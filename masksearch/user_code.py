@@ -2,8 +2,8 @@
 `path/to/file.py:name`, and what distributions beside this one add, found by entry points.
 
 The search spaces of the package are files like a user's, and can be named as modules. The groups
-of entry points are `masksearch.strategies` (name -> a `Kind`), `masksearch.commands` (name -> a
-command) and `masksearch.parts` (name -> what one place here asks for).
+of entry points are `masksearch.strategies` (name -> a `StrategySpec`), `masksearch.commands` (name
+-> a command) and `masksearch.parts` (name -> what one place here asks for).
 """
 
 from __future__ import annotations

@@ -1,19 +1,18 @@
 """A search with a budget begins at the masks that anyone would draw by hand at that cost."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Evaluate, Objective, Record
+from masksearch.contracts import Objective
 from masksearch.errors import ResumeError, SearchError
 from masksearch.masks.baselines import whole_heads
 from masksearch.masks.measure import effective_density
 from masksearch.report.section import shell_line
-from masksearch.strategies.build import build_strategy
 from masksearch.user_code import load_function
 
 ROLES = load_function("masksearch.spaces:head_roles")
@@ -49,7 +48,7 @@ def outcome(study):
     return [(r.name, r.role, r.params, r.fingerprint, r.values) for r in study.records()]
 
 
-@pytest.mark.parametrize("strategy", ["tpe", "random", "evolution"])
+@pytest.mark.parametrize("strategy", ["tpe", "random"])
 def test_they_come_first_and_on_top_and_are_trained_once(strategy, tmp_path):
     log = tmp_path / "log"
     how = {"run": tmp_path / "run", "strategy": strategy, "trials": 4, **TOLD}
@@ -81,16 +80,6 @@ def test_samplers_learn_from_those_that_the_space_holds(tmp_path):
     )
     assert {r.role for r in free.records()} == {"trial"}
     assert own[0].params != split(free)[1][0].params  # TPE has a model from its first draw on
-
-
-def test_hand_designed_parents_of_evolution_do_not_age(tmp_path):
-    made = {"seed": 0, "run": tmp_path, "options": {"population": 2}}
-    old = build_strategy("evolution", ROLES, Judge(), **made)
-    window = Evaluate(masks.window(1))
-    record = Record(0, "done", window, values={"loss": 0.1}, measures={"sparsity": 0.5})
-    for number, role in enumerate(["baseline", "trial", "baseline", "trial", "trial"]):
-        old.tell(replace(record, number=number, role=role, params={"reach": number}))
-    assert sorted(parent.number for parent in old.rank_parents()) == [0, 2, 3, 4]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,6 @@ REFUSED = {
     "number as an expression": (lambda: masks.parse(3), r"text such as 'window\(3\)', got 3"),
     "text as a mask, saved": (lambda: ms.save_mask("window(2)", "mask.json"),
         r"save_mask takes a mask, got 'window\(2\)'; masks.parse reads one from a text"),
-    "text as a mask": (lambda: masks.nearest_family("x"), "nearest_family takes a mask, got 'x'"),
 }  # fmt: skip
 
 

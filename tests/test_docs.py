@@ -16,7 +16,7 @@ from pages import DOCS, ROOT, TEXTS, blocks, read
 import masksearch as ms
 import masksearch_bench as bench
 from masksearch import contracts, errors, masks
-from masksearch.strategies.build import every_kind
+from masksearch.strategies.build import every_spec
 from masksearch_bench.__main__ import app
 from tests.parsed import BENCH, FILES, every_command, nodes_of
 
@@ -189,7 +189,7 @@ def test_the_walk_sees_commands():
 def test_help_and_the_page_of_searches_name_every_strategy():
     [option] = [each for each in COMMANDS["search"].params if each.name == "strategy"]
     page = read("search.md")
-    for name in every_kind():
+    for name in every_spec():
         assert f'"{name}"' in page or f"`{name}`" in page, name
         assert re.search(rf"\b{name}\b", option.help), name
 

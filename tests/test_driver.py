@@ -411,8 +411,8 @@ UNKNOWN = UnknownNameError
 MISTAKES = {
     "strategy": ({"strategy": "tpee"}, UNKNOWN,
         r"'tpee'; did you mean 'tpe'\? Known: random, tpe"),
-    "option": ({"strategy": "evolution", "strategy_options": {"populations": 3}}, UNKNOWN,
-        "did you mean 'population'"),
+    "option": ({"strategy": "prune", "strategy_options": {"round": 3}}, UNKNOWN,
+        "did you mean 'rounds'"),
     "foreign option": ({"strategy_options": {"gates": {}}}, UNKNOWN,
         r"option of strategy 'tpe': 'gates'"),
     "no gradients": ({"space": None, "strategy": "dam"}, SearchError,

@@ -174,10 +174,10 @@ def test_ray_and_the_attention_interface_have_one_file_each():
 
 
 def test_strategies_are_told_apart_in_their_own_room():
-    """No branch elsewhere asks for a strategy's name or class: what differs is in its `Kind`."""
-    from masksearch.strategies.build import every_kind
+    """No branch elsewhere asks for a strategy's name or class: what differs is in its spec."""
+    from masksearch.strategies.build import every_spec
 
-    names_known = {*every_kind()}
+    names_known = {*every_spec()}
     branches = []
     for name in NAMES:
         if name.startswith(("strategies/", "gates/")):  # presets of gates have a strategy's name

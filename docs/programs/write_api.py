@@ -61,9 +61,9 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
     "Leaves and families of masks": (
         "masksearch.masks",
         "FAMILIES a_shape axial bigbird block_columns block_layout blocks butterfly causal "
-        "columns cropped dilated equal_cost_baselines family fixed from_4d from_block_layout "
-        "from_block_mask from_mask_mod from_numpy full global_tokens layer_of log_sparse "
-        "longformer nearest_family NearestFamily offsets parse per_head per_layer Points "
+        "columns cropped dilated equal_cost_baselines family fixed from_block_layout "
+        "from_mask_mod from_numpy full global_tokens layer_of log_sparse "
+        "longformer offsets parse per_head per_layer Points "
         "powers_of_two random_keys recipe shifts special_tokens star stride strided "
         "sweep_families table to_4d to_block_layout to_numpy toeplitz vertical_slash window "
         "without_diagonal",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ from masksearch.study.store import quiet
 from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1]))
+from experiments.rivals import as_strategy  # noqa: E402
+
 RESULTS = HERE / "results"
 SPACE = HERE.parents[1] / "search_spaces" / "distances.py"
 SEED = 0  # of every evaluation
@@ -132,7 +136,7 @@ def found(strategy: str, seed: int, trials: int, evaluator: Recorded) -> list[fl
             run=Path(folder) / "run",
             storage=f"journal:{folder}/journal",
             trials=trials,
-            strategy=strategy,
+            strategy=as_strategy(strategy),
             seed=seed,
         )
         records = study.records()

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+from nearest import nearest_family
 
 import masksearch as ms
 from masksearch import masks
@@ -136,7 +137,7 @@ def table(arguments: argparse.Namespace) -> None:
     }
     texts = []
     for seed, result in results.items():
-        named = ms.masks.nearest_family(result.mask(sparsity=1 - DENSITY))
+        named = nearest_family(result.mask(sparsity=1 - DENSITY))
         texts.append(f"seed {seed}, IoU {named.iou:.3f}: {named.text}")
         warmup = round(CONFIG["dense_warmup"] * CONFIG["steps"])
         save(plot_dam(result.curve, warmup), folder, f"course_{seed}")

@@ -24,11 +24,12 @@ from masksearch.analysis.pareto import nondominated_ranks
 from masksearch.contracts import Evaluate, Evaluator, Proposal, Record, Refused, Strategy
 from masksearch.errors import check_name
 from masksearch.masks.measure import MEASURES, fingerprint, measures
-from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy
 from masksearch.study.records import Constraint
 from masksearch.user_code import load_function
 
+RIVALS = Path(__file__).parents[1] / "rivals"
+EvolutionStrategy = load_function(f"{RIVALS / 'evolution.py'}:EvolutionStrategy")
 SharedWeights = load_function(f"{Path(__file__).with_name('shared_weights.py')}:SharedWeights")
 
 AT_ONCE = 8  # masks that are proposed before the super-net judges them

@@ -42,6 +42,7 @@ from masksearch.user_code import load_function
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
+from experiments.rivals import as_strategy  # noqa: E402
 from experiments.rivals.attention_mass import attention_mass  # noqa: E402
 from experiments.rivals.first_order import flip  # noqa: E402
 from experiments.rivals.trained_models import score_units  # noqa: E402
@@ -63,7 +64,7 @@ ARMS: dict[str, dict[str, Any]] = {  # name -> strategy and its options
     "dam toeplitz": {"strategy": "dam", "strategy_options": {"gates": TOEPLITZ, **CUTS}},
     "random": {"strategy": "random"},
     "tpe": {"strategy": "tpe"},
-    "evolution": {"strategy": "evolution"},
+    "evolution": {"strategy": as_strategy("evolution")},
     **{
         f"allocate {score}": {
             "strategy": "allocate",

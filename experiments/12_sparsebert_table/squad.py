@@ -536,7 +536,7 @@ def decode(
     groups = groupby(range(len(windows)), key=lambda index: int(windows.rows[index, QUESTION]))
     for number, group in groups:
         question, indices = questions[number], list(group)
-        offsets = windows.offsets[windows.contexts.place(int(windows.asked[number]))]
+        offsets = windows.offsets[windows.contexts.span(int(windows.asked[number]))]
         pieces = [
             (start, start + count)
             for start, count in windows.rows[indices][:, [START, COUNT]].tolist()

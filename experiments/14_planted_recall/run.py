@@ -38,6 +38,7 @@ from masksearch_decoders.tasks.recall import Recall
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
+from experiments.rivals import as_strategy  # noqa: E402
 from experiments.rivals.attention_mass import attention_mass  # noqa: E402
 from experiments.rivals.first_order import first_order, flip  # noqa: E402
 from experiments.rivals.greedy_removal import GreedyRemoval  # noqa: E402
@@ -212,7 +213,7 @@ def methods(
         found[f"allocate {name}"] = {"strategy": GreedyRemoval(units, known.objectives, tries)}
     for name in SAMPLED:
         for seed in range(1 if smoke else SEEDS):
-            found[f"{name} {seed}"] = {"space": few, "strategy": name, "seed": seed}
+            found[f"{name} {seed}"] = {"space": few, "strategy": as_strategy(name), "seed": seed}
     return found
 
 
@@ -231,7 +232,7 @@ def find(given: argparse.Namespace, checkpoint: Checkpoint, drawn: bool = False)
     judged: dict[str, list[int]] = json.loads(path.read_text()) if path.is_file() else {}
     switched = place / "dam_switches"
     for name, arguments in methods(known, units, switched, given.smoke).items():
-        sampled = arguments["strategy"] in SAMPLED
+        sampled = name.partition(" ")[0] in SAMPLED
         if name in judged or sampled != drawn:
             continue
         run, trials = place / name.replace(" ", "_").replace(",", ""), wanted

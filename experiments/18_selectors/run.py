@@ -137,7 +137,7 @@ def noise_of(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
 
 def row_losses(decoder: Any, mask: Mask, rows: NextTokenRows) -> NDArray[np.float64]:
     """What the decoder of an evaluator loses in each sequence, in nats a token."""
-    model = decoder.shared(0).model
+    model = decoder.dense_decoder(0).model
     ms.attach(model, mask)
     try:
         scores = score_tokens(model, rows.tokens).nll

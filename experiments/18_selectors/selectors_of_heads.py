@@ -24,6 +24,7 @@ from masksearch.gates.units import Allocation, replaced
 from masksearch_bench import Judged, Table, strategy
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+from experiments.rivals import as_strategy
 from experiments.rivals.attention_mass import attention_mass
 from experiments.rivals.first_order import first_order, flip
 from experiments.rivals.trained_models import score_units
@@ -231,7 +232,7 @@ def gates(table: Table, judge: Callable[[], Any], cost: str) -> Any:
 def densities(table: Table, budgets: Sequence[float], cost: str) -> list[float]:
     """The budgets as shares of the pairs of tokens, which the package's strategies are told: of
     as many of the first units as each pays."""
-    shares, count = table.shares(cost), len(table.places)
+    shares, count = table.shares(cost), len(table.free)
     first = ["1" * full + "0" * (count - full) for full in range(count + 1)]
     paid = [[each for each in first if shares[each] <= budget][-1] for budget in sorted(budgets)]
     return [table.units.density([*map(int, each)]) for each in paid]
@@ -242,7 +243,7 @@ def told(
 ) -> Any:
     """A strategy of the package, told the budgets."""
     own = {"strategy_options": options} if name == "allocate" else options
-    return strategy(name, trials, budget=densities(table, budgets, cost), **own)
+    return strategy(as_strategy(name), trials, budget=densities(table, budgets, cost), **own)
 
 
 ALLOCATIONS: dict[str, dict[str, Any]] = {

@@ -17,6 +17,7 @@ import optuna
 import pandas as pd
 import torch
 from run import HERE, PLAN
+from selectors_of_heads import as_strategy
 
 from masksearch_bench import Table, judge, load, strategy
 
@@ -43,7 +44,11 @@ def main() -> None:
         selector = strategy("allocate", trials, **EXCHANGE)
         judged.append(judge(selector, tables, SAID["budgets"], name=name))
     for name in DRAWN:
-        judged.append(judge(strategy(name, 60), tables, SAID["budgets"], seeds=range(3)))
+        judged.append(
+            judge(
+                strategy(as_strategy(name), 60), tables, SAID["budgets"], seeds=range(3), name=name
+            )
+        )
     rows = pd.concat(judged)
     rows.to_csv(HERE / "results" / "windows_judged.csv", index=False, float_format="%.6g")
     print(best.to_string(), rows.groupby(["selector", "budget"]).regret.mean().unstack(), sep="\n")

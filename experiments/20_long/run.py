@@ -284,7 +284,7 @@ def task_rows(judge: Any, mask: ms.Mask, instead: Any = {}) -> pd.DataFrame:  # 
     """Mean nats of the answers' tokens, row by row, a column for each task; `right` is the share
     of tasks in which each of the tokens is the likeliest."""
     columns, right = {}, []
-    with judge.shared(0).under(mask) as model:
+    with judge.dense_decoder(0).under(mask) as model:
         for name, rows in judge.prompts.items():
             scores = score_tokens(model, instead.get(name, rows.tokens), answers=True)
             columns[name] = (scores.nll * rows.answers).sum(1) / rows.answers.sum(1)

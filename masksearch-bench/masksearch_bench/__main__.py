@@ -21,7 +21,7 @@ from masksearch.cli.options import (
     declare,
     new_program,
 )
-from masksearch.strategies.build import every_kind
+from masksearch.strategies.build import every_spec
 from masksearch.user_code import load_function
 from masksearch_bench.build import TableSpec, build
 from masksearch_bench.judge import BUDGETS, judge, strategy, summary
@@ -96,7 +96,7 @@ def judge_selector(
         masksearch-bench judge allocate --budget 0.4 --tables recall-1
         masksearch-bench judge mine.py:last_layers --tables recall
     """
-    searches = selector in every_kind()
+    searches = selector in every_spec()
     if trials is not None and not searches:
         raise OptionsError(
             f"--trials belongs to a strategy of masksearch search; {selector} is a selector, "

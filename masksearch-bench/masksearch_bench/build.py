@@ -26,7 +26,7 @@ from masksearch.contracts import MAJORITY, Evaluator, Executor, Report, Split
 from masksearch.errors import NativeError, SearchError
 from masksearch.evaluators.wrappers import EvaluatorWrapper
 from masksearch.gates.units import Allocation
-from masksearch.strategies.enqueued import Listed
+from masksearch.strategies.opening import FixedQueue
 from masksearch_bench.table import PAIRS, Datasheet, Table, Tokens, write_table
 from masksearch_bench.tree import fits, tree_values
 from masksearch_decoders import kv_bytes
@@ -168,7 +168,7 @@ def build(spec: TableSpec, out: Path | str, *, executor: Executor | None = None)
         run=run,
         trials=len(blocks),
         seed=spec.seed,
-        strategy=Listed(firsts, [spec.seed]),
+        strategy=FixedQueue(firsts, [spec.seed]),
         executor=executor,
     )
     parts = [pd.read_parquet(path) for path in sorted(run.glob(f"trials/**/{CELLS}"))]

@@ -95,9 +95,9 @@ def seal(
     def best(budget: float) -> str:
         table.refuse_less(budget, cost)
         within = [each for each in asked if shares[each] <= budget * (1 + ROUNDING)]
-        return min(within, key=asked.__getitem__, default="0" * len(table.places))
+        return min(within, key=asked.__getitem__, default="0" * len(table.free))
 
-    sizes = len(table.places), len(table.sheet.levels)
+    sizes = len(table.free), len(table.sheet.levels)
     return Judged(*sizes, tuple(sorted(budgets)), seed, share, loss, best), asked
 
 

@@ -36,7 +36,7 @@ from masksearch.masks import parse
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import ROUNDING
 from masksearch.masks.text import short_text
-from masksearch.strategies.build import kind_of
+from masksearch.strategies.build import spec_of
 from masksearch_bench.replay import replayed
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Table:
         self.units = Units(
             Shape(**sheet.shape), tuple(map(parse, sheet.levels)), sheet.unit, sheet.kv_heads
         )
-        self.places = [self.units.names.index(name) for name in sheet.free]
+        self.free = [self.units.names.index(name) for name in sheet.free]
         self.rest = self.units.top if sheet.rest is None else sheet.rest
 
     def __repr__(self) -> str:
@@ -150,7 +150,7 @@ class Table:
     @property
     def whole(self) -> bool:
         """Whether choices are about every unit, so that strategies can search them."""
-        return len(self.places) == len(self.units.names)
+        return len(self.free) == len(self.units.names)
 
     @property
     def name(self) -> str:
@@ -189,9 +189,9 @@ class Table:
         """
         digits = [*map(str, choice)]
         top = len(self.sheet.levels) - 1
-        if len(digits) != len(self.places) or any(not d.isdigit() or int(d) > top for d in digits):
+        if len(digits) != len(self.free) or any(not d.isdigit() or int(d) > top for d in digits):
             raise ValueError(
-                f"a choice of table {self.sheet.name} is {len(self.places)} levels from 0 to "
+                f"a choice of table {self.sheet.name} is {len(self.free)} levels from 0 to "
                 f"{top}, the first of {self.sheet.free[0]}; got {len(digits)}: {''.join(digits)}"
             )
         return "".join(digits)
@@ -307,8 +307,8 @@ class Table:
     def mask(self, choice: Choice) -> Mask:
         """The mask of a choice."""
         levels = [self.rest] * len(self.units.names)
-        for place, digit in zip(self.places, self.read_choice(choice), strict=True):
-            levels[place] = int(digit)
+        for unit, digit in zip(self.free, self.read_choice(choice), strict=True):
+            levels[unit] = int(digit)
         return self.units.mask(levels)
 
     def choice_of(self, mask: Mask) -> str:
@@ -318,13 +318,13 @@ class Table:
             ValueError: If a unit has a mask that is none of the levels, or one that is not free.
         """
         levels = [self.level_of(mask, unit) for unit in range(len(self.units.names))]
-        fixed = [level for unit, level in enumerate(levels) if unit not in self.places]
+        fixed = [level for unit, level in enumerate(levels) if unit not in self.free]
         if set(fixed) - {self.rest}:
             raise ValueError(
                 f"{short_text(mask)} changes units that table {self.sheet.name} leaves at "
                 f"{self.sheet.levels[self.rest]}; it knows choices of {', '.join(self.sheet.free)}"
             )
-        return "".join(str(levels[place]) for place in self.places)
+        return "".join(str(levels[unit]) for unit in self.free)
 
     def level_of(self, mask: Mask, unit: int) -> int:
         """The level that a mask has in one unit."""
@@ -376,15 +376,15 @@ class Table:
         if not self.whole:
             raise ValueError(
                 f"strategies search all units, and table {self.sheet.name} is about "
-                f"{len(self.places)} of {len(self.units.names)}: search it by table.objective, or "
+                f"{len(self.free)} of {len(self.units.names)}: search it by table.objective, or "
                 "judge a selector that is a function"
             )
         rows: list[dict[str, Any]] = []
-        kind = kind_of(strategy)
-        space = None if kind.space == "none" else self.units
-        if kind.with_units is not None:
+        spec = spec_of(strategy)
+        space = None if spec.space == "none" else self.units
+        if spec.with_units is not None:
             which = {"unit": self.sheet.unit, "levels": self.units.levels}
-            options["strategy_options"] = kind.with_units(
+            options["strategy_options"] = spec.with_units(
                 which, options.get("strategy_options", {})
             )
         for seed in seeds:

@@ -32,7 +32,7 @@ def fits(judge: Evaluator, units: Units) -> TypeGuard[CausalEvaluator]:
         return False
     if judge.adapts != "none" or judge.tasks or judge.precision != "float32":
         return False
-    model = judge.shared(0).model
+    model = judge.dense_decoder(0).model
     config, layers = model.config, getattr(model.model.base_model, "layers", [])
     plain = config.model_type in ("llama", "qwen3") and model.plain
     return plain and len(layers) == units.shape.layers and next(model.parameters()).is_cpu
@@ -65,7 +65,7 @@ class Tree:
 
     def __init__(self, judge: CausalEvaluator, units: Units, seed: int) -> None:
         self.judge, self.units = judge, units
-        self.model, self.rows = judge.shared(seed).model, judge.rows
+        self.model, self.rows = judge.dense_decoder(seed).model, judge.rows
         body: Any = self.model.model.base_model
         self.body = body
         self.plane = replace(units.shape, layers=1)

@@ -44,7 +44,7 @@ from masksearch.gates.units import (
     write_levels,
 )
 from masksearch.masks.measure import ROUNDING
-from masksearch.strategies.build import Kind, Wanted, one_shot_config
+from masksearch.strategies.build import StrategyRequest, StrategySpec, one_shot_config
 from masksearch.strategies.dam import waiting
 from masksearch.study.records import read_budgets
 
@@ -406,7 +406,7 @@ class AllocateStrategy:
 
 
 # -- from plain options ------------------------------------------------------------------------
-def build_allocation(search: Wanted) -> AllocateStrategy:
+def build_allocation(search: StrategyRequest) -> AllocateStrategy:
     """The strategy that plain options stand for; see `AllocateStrategy` and `build_units`.
 
     `cost` names what budgets count (`find_cost`); with `one_window` all units below the top have
@@ -458,7 +458,7 @@ def build_allocation(search: Wanted) -> AllocateStrategy:
     return AllocateStrategy(units, evaluator.objectives[0], **arguments)
 
 
-KIND = Kind(
+KIND = StrategySpec(
     build_allocation,
     OPTIONS,
     "none",

@@ -50,12 +50,12 @@ from masksearch.training.loop import TrainConfig, move_batches, report_steps
 from masksearch.training.parts import (
     PLANTED,
     AdaptConfig,
+    Default,
     How,
     MachineConfig,
     ModelConfig,
     Precision,
     TextConfig,
-    Usual,
     find_size,
     initial_spread,
 )
@@ -153,7 +153,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
 
     _: KW_ONLY
     held_out_sequences: int = 64
-    length: int = Usual(256)
+    length: int = Default(256)
     architecture: str = "llama"
     kv_heads: int | None = None
     batch: int = 16
@@ -169,7 +169,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
     measure_names = (CACHE, CACHE_PER_HEAD)
 
     def __post_init__(self) -> None:
-        length = None if isinstance(self.length, Usual) else self.length
+        length = None if isinstance(self.length, Default) else self.length
         if self.corpus == PLANTED:
             made = Recall() if length is None else Recall.of_length(length)
             object.__setattr__(self, "corpus", made)
@@ -421,7 +421,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         this seed, once, and kept in the cache. A fresh copy; of a checkpoint that is judged as
         it is all copies have the same weights in memory."""
         if self.start is not None and self.seedless:
-            return copy_beside(hold_weights(self.start, self.dtype, self.torch_device))
+            return copy_beside(read_frozen(self.start, self.dtype, self.torch_device))
         made = self.build_model(seed)
         if self.start is None:
             key = short_hash("dense-decoder-1", repr(self.weights_settings()), str(seed))
@@ -436,9 +436,9 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         made.eval().requires_grad_(False)
         return made
 
-    def shared(self, seed: int) -> DenseDecoder:
-        """The dense model, one object for all masks; a checkpoint is one for all seeds."""
-        return share_dense(self, seed if self.scratch else 0)
+    def dense_decoder(self, seed: int) -> DenseDecoder:
+        """`dense`, one object for all masks; a checkpoint is one for all seeds."""
+        return read_dense(self, seed if self.scratch else 0)
 
     def provide_models(self, seed: int) -> None:
         """Trains, or finds, the dense model of a seed; SearchError if it has learned nothing, or
@@ -463,7 +463,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         """
         keys_of_rows(mask, self.shape)  # refuses a mask that does not fit before anything is read
         if self.adapts == "none":
-            shared = self.shared(seed)
+            shared = self.dense_decoder(seed)
             self.dense_losses(seed)  # while no mask is on
             with shared.under(mask) as model:
                 values = self.last_values(model, workdir, seed, shared)
@@ -489,7 +489,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         self, mask: Mask, seed: int
     ) -> tuple[NextTokenModel, TrainConfig, NextTokenModel | None]:
         """A model of its own with the mask on; how it is trained; the teacher of `"recover"`."""
-        teacher = None if self.adapts == "train" else self.shared(seed).model
+        teacher = None if self.adapts == "train" else self.dense_decoder(seed).model
         model = self.build_model(seed) if teacher is None else copy.deepcopy(teacher)
         attach(model, mask)
         return model, self.train_config if teacher is None else self.recover_config, teacher
@@ -564,7 +564,7 @@ class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Train
         model, teacher = self.build_model(seed), None
         if self.weights_frozen:
             model = self.dense(seed)
-            teacher = None if self.learn_from == "labels" else self.shared(seed).model
+            teacher = None if self.learn_from == "labels" else self.dense_decoder(seed).model
 
         def targets(batches: Iterator[Batch]) -> Iterator[Batch]:
             for batch in move_batches(batches, self.torch_device):
@@ -596,7 +596,7 @@ def read_weights(start: StoredDecoder, dtype: torch.dtype, device: torch.device)
 
 
 @lru_cache(maxsize=1)
-def hold_weights(start: StoredDecoder, dtype: torch.dtype, device: torch.device) -> NextTokenModel:
+def read_frozen(start: StoredDecoder, dtype: torch.dtype, device: torch.device) -> NextTokenModel:
     """The same with frozen weights, which all models of a checkpoint that is judged share."""
     return read_weights(start, dtype, device).requires_grad_(False).eval()
 
@@ -611,7 +611,7 @@ def read_rows(text: NextTokenTask, split: Split, most: int) -> NextTokenRows:
 def measure_dense(evaluator: CausalEvaluator, seed: int) -> dict[str, float]:
     """Losses of the dense model of an evaluator, which has no mask on: of the text, and of each
     task in which it is better than a guess. SearchError if there is none; warns of the others."""
-    values = evaluator.score_tasks(evaluator.shared(seed).model)
+    values = evaluator.score_tasks(evaluator.dense_decoder(seed).model)
     losses, failed = {LOSS: measure_text(evaluator, seed)}, list[str]()
     for name, rows in evaluator.prompts.items():
         if (loss := values[f"{LOSS}/{name}"]) < rows.guess:
@@ -633,11 +633,11 @@ def measure_dense(evaluator: CausalEvaluator, seed: int) -> dict[str, float]:
 @lru_cache(maxsize=4)
 def measure_text(evaluator: CausalEvaluator, seed: int) -> float:
     """Loss of that model on the text."""
-    scores = evaluator.score(evaluator.shared(seed).model)
+    scores = evaluator.score(evaluator.dense_decoder(seed).model)
     return token_values(scores, evaluator.rows, evaluator.edges)[LOSS]
 
 
 @lru_cache(maxsize=2)
-def share_dense(evaluator: CausalEvaluator, seed: int) -> DenseDecoder:
+def read_dense(evaluator: CausalEvaluator, seed: int) -> DenseDecoder:
     """The dense model of an evaluator, for all masks."""
     return DenseDecoder(evaluator.dense(seed), evaluator.rows.tokens, evaluator.precision)

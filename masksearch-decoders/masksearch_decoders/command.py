@@ -127,13 +127,12 @@ def build_evaluator(
         options: Name -> value of the options that are fields of `CausalEvaluator`.
         settings: Name -> text of `--set`: its other fields, and those of `EngineEvaluator`.
     """
-    from masksearch.cli.build import further_settings, hints_of, plain_name, read_settings
+    from masksearch.cli.build import further_settings, hints_of, read_settings
     from masksearch_decoders.causal import CausalEvaluator
     from masksearch_decoders.served import EngineEvaluator
 
-    own = {name: plain_name(name) for name in settings}
-    of_engine = {own[n]: each for n, each in settings.items() if own[n] in OF_ENGINE}
-    of_decoder = {n: each for n, each in settings.items() if own[n] not in OF_ENGINE}
-    further = further_settings(CausalEvaluator, of_decoder, options)
+    of_engine = {n: each for n, each in settings.items() if n in OF_ENGINE}
+    of_decoder = {n: each for n, each in settings.items() if n not in OF_ENGINE}
+    further = further_settings(CausalEvaluator, of_decoder)
     served = read_settings(of_engine, hints_of(EngineEvaluator), "EngineEvaluator")
     return EngineEvaluator(CausalEvaluator(text, **options, **further), **served)

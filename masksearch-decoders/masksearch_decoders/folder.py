@@ -76,8 +76,8 @@ def write_folder(
     out.parent.mkdir(parents=True, exist_ok=True)
     engine, tokens = ENGINES[target], tokens[:TRIED]
     expected = nats(model, tokens)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as place:
-        beside = Path(place) / out.name
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        beside = Path(scratch) / out.name
         beside.mkdir()
         slides = [kind == SLIDING for kind in getattr(model.config, "layer_types", None) or ()]
         if engine.gguf:

@@ -34,7 +34,7 @@ from masksearch.loggers.console import Display
 from masksearch.masks.baselines import default_local, widest_window
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import ROUNDING
-from masksearch.strategies.build import Wanted
+from masksearch.strategies.build import StrategyRequest
 from masksearch.study.records import read_budgets
 from masksearch.study.status import clock
 from masksearch.tasks.splits import FEW
@@ -394,7 +394,7 @@ def search_masks(
     """Searches the masks of a plan, after those of one window; the strategy then knows the scores
     of its units."""
     # refuses budgets that nothing keeps
-    strategy = build_allocation(Wanted("allocate", None, evaluator, 0, run, options, {}))
+    strategy = build_allocation(StrategyRequest("allocate", None, evaluator, 0, run, options, {}))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the strategy has no more masks")
         if trials is None:
@@ -423,7 +423,11 @@ def search_masks(
 def say_plan(evaluator: CausalEvaluator, most: int) -> None:
     """Says how many masks will be judged, and when the first one is likely to be, which dense
     attention comes before: one sequence is timed."""
-    model, tokens, began = evaluator.shared(0).model, evaluator.rows.tokens, time.monotonic()
+    model, tokens, began = (
+        evaluator.dense_decoder(0).model,
+        evaluator.rows.tokens,
+        time.monotonic(),
+    )
     score_tokens(model, tokens[:1], precision=evaluator.precision)
     rows = sum(len(each.tokens) for each in (evaluator.rows, *evaluator.prompts.values()))
     first = clock(2 * rows * (time.monotonic() - began))
@@ -510,7 +514,7 @@ class Unseen:
 
     def nll_of(self, mask: Mask, model: NextTokenModel | None = None) -> Tensor:
         """Nats of each token `[rows, length]`, 0 in front; of a model, else of the checkpoint."""
-        model = model or self.evaluator.shared(0).model
+        model = model or self.evaluator.dense_decoder(0).model
         attach(model, mask)  # what is local is linear then
         try:
             return self.evaluator.score(model).nll
@@ -538,7 +542,7 @@ class Unseen:
 
     def compare_tasks(self, **forms: Mask | None) -> dict[str, dict[str, float]]:
         """Values of the tasks, if any, without a mask and under those that are given by name."""
-        found, shared = dict[str, dict[str, float]](), self.evaluator.shared(0)
+        found, shared = dict[str, dict[str, float]](), self.evaluator.dense_decoder(0)
         if not self.evaluator.tasks:
             return found
         for name, mask in {"dense": masks.full(), **forms}.items():
@@ -619,10 +623,10 @@ def check_folder(
         serve,
         sinks,
     )
-    place = next(each for each in out.absolute().parents if each.exists())
-    free, needed = shutil.disk_usage(place).free, 2 * native.num_parameters() * WRITTEN.itemsize
+    parent = next(each for each in out.absolute().parents if each.exists())
+    free, needed = shutil.disk_usage(parent).free, 2 * native.num_parameters() * WRITTEN.itemsize
     if free < needed:
-        raise NativeError(f"{place} has {free:,} bytes free; the folder needs about {needed:,}")
+        raise NativeError(f"{parent} has {free:,} bytes free; the folder needs about {needed:,}")
 
 
 def check_form(evaluator: EngineEvaluator, mask: Mask, serve: str, sinks: Sinks | None) -> Any:

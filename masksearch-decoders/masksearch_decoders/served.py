@@ -141,7 +141,9 @@ class EngineEvaluator(EvaluatorWrapper):
         )  # refuses a mask that does not fit before anything is read
         native = self.served(mask)
         attach(native, from_native(native.model.config))  # what is local is linear then
-        yield Report(0, evaluator.last_values(native, workdir, seed, evaluator.shared(seed)))
+        yield Report(
+            0, evaluator.last_values(native, workdir, seed, evaluator.dense_decoder(seed))
+        )
 
     def served(
         self, mask: Mask, target: str = "transformers", folder: Path | None = None

@@ -135,8 +135,8 @@ class SinkMeter(nn.Module):
 
     def attend(self, layer: int, call: AttentionCall) -> Tensor:
         """Attention under the mask of the layer; see `GateBank.attend`."""
-        size, place = call.key.shape[2], call.key.device
-        kept, local = (each[layer].dense(size)[0].to(place) for each in (self.kept, self.local))
+        size, device = call.key.shape[2], call.key.device
+        kept, local = (each[layer].dense(size)[0].to(device) for each in (self.kept, self.local))
         if call.visible is not None:
             kept, local = kept & call.visible[0], local & call.visible[0]
         call = replace(call, visible=kept[None])
@@ -183,8 +183,8 @@ def calibrate(model: Any, native: Any, meter: SinkMeter, tokens: Tensor) -> None
             parameters["v_proj.bias"] = attention.v_proj.bias - value.flatten()
             parameters["o_proj.bias"] = attention.o_proj.bias + output
         for name, value_found in parameters.items():
-            place, _, last = name.rpartition(".")
-            holder, before = attention.get_submodule(place), attention.get_parameter(name)
+            module, _, last = name.rpartition(".")
+            holder, before = attention.get_submodule(module), attention.get_parameter(name)
             setattr(holder, last, nn.Parameter(value_found.to(before)))
 
 

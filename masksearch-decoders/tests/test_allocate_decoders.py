@@ -332,7 +332,7 @@ def test_kv_heads_within_their_bytes(place, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*(draws of|without an effect)")
-@pytest.mark.parametrize("strategy", ["random", "tpe", "evolution"])
+@pytest.mark.parametrize("strategy", ["random", "tpe"])
 def test_several_windows_are_a_space_for_other_strategies(place, tmp_path, strategy):
     judge = evaluator(place, cost="kv_bytes", adapt="none")
     units = Units(judge.shape, WINDOWS, "layer")

@@ -123,7 +123,12 @@ def test_no_table_of_all_layers_and_heads_is_made(sinks: bool, data: Path, tmp_p
 def test_weights_are_in_memory_once_for_all_that_is_judged(data: Path) -> None:
     judge = evaluator(data, precision="bfloat16")
     served = EngineEvaluator(judge).served(masks.window(3))
-    models = [judge.shared(0).model, judge.dense(1), judge.on("holdout").shared(0).model, served]
+    models = [
+        judge.dense_decoder(0).model,
+        judge.dense(1),
+        judge.on("holdout").dense_decoder(0).model,
+        served,
+    ]
     weights = [weight for model in models for weight in model.parameters()]
     assert not any(weight.requires_grad for weight in weights)
     held = {weight.data_ptr(): weight.nbytes for weight in weights}

@@ -155,7 +155,7 @@ def test_allocate_is_named_and_resumed(monkeypatch, capsys, proxy):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("strategy", ["random", "evolution"])
+@pytest.mark.parametrize("strategy", ["random", "tpe"])
 def test_other_strategies_search_the_same_units(monkeypatch, capsys, proxy, strategy):
     words = (
         "search", "--strategy", strategy, "--unit", "layer", "--local", "star()",

@@ -146,22 +146,22 @@ def compare_fronts(comparison: ComparedRuns) -> ComparedFronts | None:
     volumes: dict[str, SeedVolumes] = {}
     arm_by_place = [arm_of(entry, comparison.promised) for entry in entries]
     for name in ("searched", "hand-designed", SCRAMBLED):
-        places = [place for place, arm in enumerate(arm_by_place) if arm == name]
-        if not places:
+        indices = [index for index, arm in enumerate(arm_by_place) if arm == name]
+        if not indices:
             continue
-        alive = [m for m in places if m in learned]
+        alive = [m for m in indices if m in learned]
         means = gains[alive].mean(1)
         by_row: dict[int, RowScores] = {}
         if tables is not None and not grouped:  # what a row adds, by the slopes of the front
             slopes = dict(zip(alive, (sign * volume_slopes(means)).tolist(), strict=True))
-            shares = [slopes.get(m, 0.0) for m in places]
+            shares = [slopes.get(m, 0.0) for m in indices]
             for draw in range(len(seeds)):
-                by_row[draw] = mix_rows([rows[m][draw] for m in places], shares)
+                by_row[draw] = mix_rows([rows[m][draw] for m in indices], shares)
         volumes[name] = volumes_of(gains[alive], by_row)
         best = [m for m, kept in zip(alive, on_front(means), strict=True) if kept]
         best.sort(key=lambda m: entries[m].sparsity)
         arms[name] = Arm(
-            tuple(entries[m].name for m in places),
+            tuple(entries[m].name for m in indices),
             tuple(entries[m].name for m in best),
             estimate(list(volumes[name].corrected.values()), rows=by_row.values()),
         )

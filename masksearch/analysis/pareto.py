@@ -76,8 +76,8 @@ def nondominated_ranks(gains: ArrayLike) -> NDArray[np.int64]:
     complete = ~np.isnan(points).any(-1)
     if points.size and complete.any():
         # Places in the order of each column, because moocore crashes where values are infinite.
-        places = [np.unique(column, return_inverse=True)[1] for column in points[complete].T]
-        ranks[complete] = moocore.pareto_rank(np.stack(places, 1), maximise=True)
+        levels = [np.unique(column, return_inverse=True)[1] for column in points[complete].T]
+        ranks[complete] = moocore.pareto_rank(np.stack(levels, 1), maximise=True)
     return ranks
 
 

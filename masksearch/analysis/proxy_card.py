@@ -23,7 +23,7 @@ from masksearch.analysis.stats import Floats, Interval
 from masksearch.contracts import Objective, Record, is_side_value, mixed_seed
 from masksearch.errors import SearchError, check_name, unknown_name
 
-Place = tuple[str, str, int]  # measure, schedule, budget
+CellKey = tuple[str, str, int]  # measure, schedule, budget
 Counts = NDArray[np.int64]
 CURVE = "one run"  # every budget of a mask is a report along one and the same run
 CHANCE = 0.5  # a tau that unrelated rankings may not reach by luck (95%) where masks are enough
@@ -316,7 +316,7 @@ class ProxyCard:
     objections: tuple[str, ...]
     left_out: Mapping[str, int]
     facts: str
-    cells: Mapping[Place, pd.DataFrame]
+    cells: Mapping[CellKey, pd.DataFrame]
 
     def series(self) -> dict[str, pd.DataFrame]:
         """Schedule -> its budgets, shortest first, without the reference itself."""
@@ -384,8 +384,8 @@ class ProxyCard:
 
 
 def rate_budgets(
-    cells: Mapping[Place, pd.DataFrame],
-    reference: Place,
+    cells: Mapping[CellKey, pd.DataFrame],
+    reference: CellKey,
     proxy: str,
     objectives: Sequence[Objective],
     draws: Resampling,
@@ -403,18 +403,18 @@ def rate_budgets(
         SearchError: If there is no budget to judge.
     """
 
-    def gains(place: Place) -> Floats:
-        sign = 1 if default_goal(place[0], objectives) == "max" else -1
-        return sign * align_seeds(cells[place].to_numpy(np.float64))
+    def gains(cell: CellKey) -> Floats:
+        sign = 1 if default_goal(cell[0], objectives) == "max" else -1
+        return sign * align_seeds(cells[cell].to_numpy(np.float64))
 
     truth = gains(reference)
     rows = []
-    for place in sorted(place for place in cells if place[0] == proxy):
-        short = truth if place == reference else gains(place)
+    for cell in sorted(cell for cell in cells if cell[0] == proxy):
+        short = truth if cell == reference else gains(cell)
         count = int(np.isfinite(seed_mean(short)).sum())
         if count >= 2:
-            row = {"schedule": place[1], "budget": place[2], "masks": count}
-            row["reference"] = place == reference
+            row = {"schedule": cell[1], "budget": cell[2], "masks": count}
+            row["reference"] = cell == reference
             rows.append(row | agreement(short, truth, draws))
     if all(row["reference"] for row in rows):
         raise SearchError(
@@ -468,13 +468,13 @@ def rate_proxy(
         check_name("measure", name, sorted(set(table["measure"])))
     finite = table[np.isfinite(table["value"])]
     cells = {
-        cast("Place", place): rows.pivot(index="mask", columns="seed", values="value")
-        for place, rows in finite.groupby(["measure", "schedule", "budget"])
+        cast("CellKey", cell): rows.pivot(index="mask", columns="seed", values="value")
+        for cell, rows in finite.groupby(["measure", "schedule", "budget"])
     }
     reference = choose_reference(cells, target, about.get("reference"))
     masks, seeds = cells[reference].index, sorted(set(finite["seed"]))
     everything = table.drop_duplicates("mask").set_index("mask")
-    cells = {place: each.reindex(index=masks, columns=seeds) for place, each in cells.items()}
+    cells = {cell: each.reindex(index=masks, columns=seeds) for cell, each in cells.items()}
     density = everything["density"][masks].to_numpy()
     in_band = bands_of(density, bands)
     draws = Resampling(in_band, len(seeds), resamples)
@@ -509,18 +509,18 @@ def rate_proxy(
 
 
 def choose_reference(
-    cells: Mapping[Place, pd.DataFrame], target: str, schedule: str | None
-) -> Place:
+    cells: Mapping[CellKey, pd.DataFrame], target: str, schedule: str | None
+) -> CellKey:
     """The longest budget of the target, of a schedule or of all; its masks are ranked.
 
     Raises:
         UnknownNameError: If the target was not observed on that schedule.
     """
-    places = [place for place in cells if place[0] == target and schedule in (None, place[1])]
-    if not places:
-        schedules = sorted({place[1] for place in cells if place[0] == target})
+    chosen = [cell for cell in cells if cell[0] == target and schedule in (None, cell[1])]
+    if not chosen:
+        schedules = sorted({cell[1] for cell in cells if cell[0] == target})
         raise unknown_name(f"schedule with a {target}", str(schedule), schedules)
-    return max(places, key=lambda place: place[2])
+    return max(chosen, key=lambda cell: cell[2])
 
 
 def agreement(short: Floats, truth: Floats, draws: Resampling) -> dict[str, float]:

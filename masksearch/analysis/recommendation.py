@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from masksearch.analysis.runs import ComparedRuns, Kind, MaskRuns
+from masksearch.analysis.runs import ComparedRuns, MaskGroup, MaskRuns
 from masksearch.analysis.stats import PairedDifference, decimals_for
 from masksearch.errors import SearchError
 from masksearch.masks.core import Mask
@@ -64,7 +64,7 @@ def recommend(
     """
     sign = comparison.sign
     masks = {record.name: record.mask for record in comparison.records if record.mask is not None}
-    chosen: dict[Kind, MaskRuns] = {}
+    chosen: dict[MaskGroup, MaskRuns] = {}
     pairs = 1
     for kind in ("searched", "hand-designed"):
         of_kind = [e for e in entries if e.kind == kind and e.scores and e.name in masks]

@@ -40,11 +40,11 @@ from masksearch.masks.leaves import RandomKeys
 from masksearch.masks.measure import effective_density
 
 Candidate = Mask | Record | str  # a mask, what a search recorded of it, or its expression
-Kind = Literal["searched", "hand-designed", "candidate", "control"]
+MaskGroup = Literal["searched", "hand-designed", "candidate", "control"]
 Against = str | Sequence[str]  # one of OPPONENTS, or names of masks
 OPPONENTS = ("named", "nearest", "all")
 Outcome = Literal["better", "worse", "not distinguishable", "too few seeds"] | MarginOutcome
-SOURCES: dict[Kind, str] = {  # a kind -> what a record says of a mask that no search recorded
+SOURCES: dict[MaskGroup, str] = {  # a kind -> what a record says of a mask that no search recorded
     "searched": "search",
     "hand-designed": HAND,
     "candidate": "own",
@@ -56,7 +56,7 @@ CLOSE = 1e-3  # rows whose mean is farther from the score, relative to it, are o
 
 
 # -- kinds -------------------------------------------------------------------------------------
-def kind_of_mask(mask: Mask | None) -> Kind:
+def group_of_mask(mask: Mask | None) -> MaskGroup:
     """The kind of a mask where nobody has said it, by its value and never by its name.
 
     Returns:
@@ -73,7 +73,7 @@ def draws_keys(mask: Mask) -> bool:
     return (isinstance(mask, RandomKeys) and mask.count > 0) or any(map(draws_keys, mask.parts))
 
 
-def check_kinds(kinds: Mapping[str, str], names: Collection[str]) -> dict[str, Kind]:
+def check_kinds(kinds: Mapping[str, str], names: Collection[str]) -> dict[str, MaskGroup]:
     """The kinds that a caller gives, if they are kinds and the masks are there.
 
     Raises:
@@ -82,7 +82,7 @@ def check_kinds(kinds: Mapping[str, str], names: Collection[str]) -> dict[str, K
     for name, kind in kinds.items():
         check_name("mask of the comparison in kinds=", name, names)
         check_name(f"kind of mask {name!r}:", kind, SOURCES)
-    return cast("dict[str, Kind]", dict(kinds))
+    return cast("dict[str, MaskGroup]", dict(kinds))
 
 
 class Found(NamedTuple):
@@ -106,7 +106,7 @@ class MaskRuns:
     """
 
     name: str
-    kind: Kind
+    kind: MaskGroup
     expression: str
     fingerprint: str
     at_random: bool  # its mask keeps keys drawn at random
@@ -196,7 +196,7 @@ class ComparedRuns:
         shape: What the masks were lowered to; without it the report draws no masks.
         kinds: Name -> `"searched"` (it comes from a search), `"hand-designed"`, `"control"` or
             `"candidate"` (nobody says where it comes from); for those not named see
-            `kind_of_mask`.
+            `group_of_mask`.
         meanings: Reported value -> what it measures, in a few words, for the verdict.
         split: Which rows judged; empty where the evaluator has no splits, or it is not known.
         read_out: What heads read of the encoder, where it is not the default.
@@ -221,7 +221,7 @@ class ComparedRuns:
     run: Path | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     shape: Shape | None = None
-    kinds: Mapping[str, Kind] = field(default_factory=dict)
+    kinds: Mapping[str, MaskGroup] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
     split: str = ""
     read_out: str = ""
@@ -369,9 +369,9 @@ class ComparedRuns:
         few = self.against == "named" and 2 <= len(hand) < len(FAMILIES)
         return tested or (hand if few else [])
 
-    def kind(self, name: str, mask: Mask | None) -> Kind:
+    def kind(self, name: str, mask: Mask | None) -> MaskGroup:
         """The kind of a mask of that name: as declared, else by its value."""
-        return self.kinds.get(name) or kind_of_mask(mask)
+        return self.kinds.get(name) or group_of_mask(mask)
 
     @cached_property
     def worst(self) -> float:
@@ -556,7 +556,7 @@ def read_front(
 
 def join_front(
     front: Mapping[str, Record], candidates: Mapping[str, Candidate], shape: Shape
-) -> tuple[dict[str, Candidate], dict[str, Kind]]:
+) -> tuple[dict[str, Candidate], dict[str, MaskGroup]]:
     """A front, its opponents and a caller's own candidates; and what the first two are.
 
     As many members of `masks.FAMILIES`, and as many scrambled masks without and with the first key
@@ -583,6 +583,6 @@ def join_front(
             raise CandidateError(
                 f"{name!r} is the name of a mask that front_of= adds itself; give yours another"
             )
-    kinds: dict[str, Kind] = {**dict.fromkeys(front, "searched")}
+    kinds: dict[str, MaskGroup] = {**dict.fromkeys(front, "searched")}
     kinds |= {**dict.fromkeys(hand, "hand-designed"), **dict.fromkeys(alike, "control")}
     return {**added, **candidates}, kinds

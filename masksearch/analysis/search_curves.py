@@ -87,11 +87,11 @@ def band_of(
     begin = max((begun(curve, by) for curve in curves.values()), default=0.0)
     end = min((ended(curve, by) for curve in curves.values()), default=0.0)
     steps = {float(getattr(state, by)) for curve in curves.values() for state in curve}
-    places = sorted(step for step in steps if begin <= step <= end)
-    if places and most is not None:
-        chosen = np.unique(np.linspace(0, len(places) - 1, most).astype(int))
-        places = [places[index] for index in chosen]
-    return {at: mean_of_searches([reached(c, at, by) for c in curves.values()]) for at in places}
+    points = sorted(step for step in steps if begin <= step <= end)
+    if points and most is not None:
+        chosen = np.unique(np.linspace(0, len(points) - 1, most).astype(int))
+        points = [points[index] for index in chosen]
+    return {at: mean_of_searches([reached(c, at, by) for c in curves.values()]) for at in points}
 
 
 def compare_searches(curves: Curves) -> list[StrategyReached]:

@@ -391,9 +391,9 @@ def format_estimate(
     """
     if math.isnan(mean):
         return "-"
-    places = decimals_for((mean, low, high)) if decimals is None else decimals
+    digits = decimals_for((mean, low, high)) if decimals is None else decimals
     sign = "+" if signed else ""
-    text, least, most = (f"{value:{sign}z.{places}f}" for value in (mean, low, high))
+    text, least, most = (f"{value:{sign}z.{digits}f}" for value in (mean, low, high))
     return text if math.isnan(low) else f"{text} [{least}, {most}]"
 
 

@@ -109,11 +109,11 @@ def masked_attention(
         sinks=rest.get("s_aux"),
     )
     kept = None
-    places = None if state is None else state.positions.running.held.get(state.name)
-    if state is not None and places is not None:
+    positions = None if state is None else state.positions.running.held.get(state.name)
+    if state is not None and positions is not None:
         seen = state.once(
-            lambda: state.cells_of_cached_keys(places, queries, attention_mask),
-            *(state.lowered, places, attention_mask),
+            lambda: state.cells_of_cached_keys(positions, queries, attention_mask),
+            *(state.lowered, positions, attention_mask),
         )
         seen = None if seen is None else seen.to(key.device)
         settings = {"dropout": dropout, "scaling": scaling, **rest}

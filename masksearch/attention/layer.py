@@ -369,8 +369,8 @@ class SequencePositions:
             first = None if torch.compiler.is_compiling() else int(offset)
         else:
             first = offset
-        running, place = self.running, CachePosition(queries, keys, first, first_key, moving)
-        running.last, running.before = place, running.last
+        running, position = self.running, CachePosition(queries, keys, first, first_key, moving)
+        running.last, running.before = position, running.last
 
     def start(self, queries: int, keys: int) -> tuple[int | Tensor, int]:
         """First query and first key of a self-attention call."""

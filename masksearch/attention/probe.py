@@ -52,7 +52,7 @@ class Call:
         written: Whether only a written mask says so: without one, the module does otherwise.
         packs: Whether no code but attention has looked at the model's mask until then.
         batch: Sequences that are computed side by side.
-        place: Addresses of the queries' memory and of its first number.
+        address: Of the queries' memory and of its first number.
         problem: Why no mask of one sequence fits the layer, or empty.
     """
 
@@ -65,7 +65,7 @@ class Call:
     written: bool = False
     packs: bool = False
     batch: int = 1
-    place: tuple[int, int] = (0, 0)
+    address: tuple[int, int] = (0, 0)
     problem: str = ""
 
 
@@ -175,7 +175,7 @@ def judged(calls: list[Call], inputs: Mapping[str, Any], made_up: bool) -> list[
         sizes = f"{queries} queries and {keys} keys"
         if (first.queries, first.keys, first.causal) != (queries, keys, call.causal):
             return f"calls attention with {sizes} after {first.queries} and {first.keys}"
-        views = first.place[0] == call.place[0] and first.place != call.place
+        views = first.address[0] == call.address[0] and first.address != call.address
         if views or call.batch not in batches:
             return f"cuts its sequence into pieces, and attends within each: {sizes}"
         if of_text and queries not in rows:
@@ -321,7 +321,7 @@ def probing_attention(
                 written=hidden != unwritten,
                 packs=not Probe.touched,
                 batch=query.shape[0],
-                place=(query.untyped_storage().data_ptr(), query.data_ptr()),
+                address=(query.untyped_storage().data_ptr(), query.data_ptr()),
             )
         )
     out: tuple[Tensor, Tensor | None] = sdpa_attention_forward(

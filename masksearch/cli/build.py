@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -20,7 +20,7 @@ from masksearch.cli.options import (
     JudgeOptions,
     OptionsError,
 )
-from masksearch.contracts import Evaluator, Executor, Record, read_split
+from masksearch.contracts import Evaluator, Executor, Record
 from masksearch.errors import check_name, without_controls
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
@@ -118,7 +118,7 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
     if "tasks" in values:
         names = split_names(values["tasks"])
         values["tasks"] = tuple(load_object(n) if ".py:" in n else n for n in names)
-    values |= further_settings(kind, texts, values)
+    values |= further_settings(kind, texts)
     made: Evaluator = (
         kind(corpus, **values) if preset is None else kind.preset(preset, corpus, **values)
     )
@@ -171,23 +171,19 @@ def planted_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Ev
             "without a corpus the planted one is used, which takes "
             f"{', '.join('--' + name for name in (*sorted(names), 'set'))}"
         )
-    further = further_settings(PlantedEvaluator, texts, values)
+    further = further_settings(PlantedEvaluator, texts)
     return PlantedEvaluator(**values, **further)
 
 
-def further_settings(
-    kind: Any, texts: Mapping[str, str], values: Collection[str] = ()
-) -> dict[str, Any]:
+def further_settings(kind: Any, texts: Mapping[str, str]) -> dict[str, Any]:
     """The settings of `--set NAME=VALUE`, beside the options that have names of their own.
 
     Args:
         kind: Its class.
         texts: Name -> text.
-        values: Names of the settings that options give.
 
     Raises:
-        OptionsError: If the setting has an option, is given twice, or the value is not of its
-            type.
+        OptionsError: If the setting has an option, or the value is not of its type.
         UnknownNameError: If the evaluator has no such setting; names the nearest.
     """
     options, hints = (*FIELDS, "corpus", "glue"), setting_hints(kind)
@@ -195,14 +191,9 @@ def further_settings(
     for name, text in texts.items():
         if name in options:
             raise OptionsError(f"{name} has an option of its own: --{name}")
-        own = plain_name(name)
-        if own not in hints:
+        if name not in hints:
             raise unknown_setting(kind, name)
-        if own in settings or own in values:
-            raise OptionsError(f"--set {name} gives {own} a second time; give it once")
-        settings[own] = read_setting(
-            name, read_split(text) if name == "half" else text, hints[own]
-        )
+        settings[name] = read_setting(name, text, hints[name])
     return settings
 
 
@@ -345,20 +336,6 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
     NoneType: "null",
 }
 PREFIXES = ("units", "halving", "cost")  # beside those of strategies
-GROUPS = ("text", "model", "training", "adapt")  # that older commands write before a setting
-RENAMED = {"half": "split", "account": "cache_layout"}  # names of older commands
-RENAMED |= {"adapt.how": "adapt", "adapt.keep": "keep_recovered"}
-RENAMED |= {f"adapt.{name}": f"recover_{name}" for name in ("steps", "tokens", "lr")}
-
-
-def plain_name(name: str) -> str:
-    """The name of an evaluator's setting, where an older command gives it.
-
-    >>> plain_name("training.steps"), plain_name("adapt.steps"), plain_name("half")
-    ('steps', 'recover_steps', 'split')
-    """
-    group, _, last = name.rpartition(".")
-    return RENAMED.get(name, last if group in GROUPS else name)
 
 
 def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -377,9 +354,7 @@ def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
         if not equals:
             raise OptionsError(f"--set takes NAME=VALUE, got {setting!r}")
         prefix, dot, name = whole.rpartition(".")
-        if prefix in GROUPS:
-            prefix, name = "", whole
-        elif dot and prefix not in PREFIXES:
+        if dot and prefix not in PREFIXES:
             from masksearch.strategies.build import owners
 
             check_name("prefix of --set", prefix, (*owners(), *PREFIXES))
@@ -480,18 +455,18 @@ def strategy_options(strategy: str, settings: Mapping[str, Mapping[str, str]]) -
         OptionsError: If settings belong to another strategy, or a value is of another type.
         UnknownNameError: If the strategy has no such setting.
     """
-    from masksearch.strategies.build import GATES, kind_of, owners
+    from masksearch.strategies.build import GATES, owners, spec_of
 
-    kind = kind_of(strategy)
-    texts = settings.get(kind.prefix, {}) if kind.prefix else {}
+    spec = spec_of(strategy)
+    texts = settings.get(spec.prefix, {}) if spec.prefix else {}
     options: dict[str, Any] = {}
-    if kind.options is None:
+    if spec.options is None:
         options = {name: read_value(text) for name, text in texts.items()}
-    elif kind.prefix != GATES:
-        options = read_settings(texts, kind.options, strategy, kind.prefix)
-    gated = kind.gated is not None and kind.gated(options)
+    elif spec.prefix != GATES:
+        options = read_settings(texts, spec.options, strategy, spec.prefix)
+    gated = spec.gated is not None and spec.gated(options)
     for prefix, owner in owners().items():
-        if prefix in settings and prefix != kind.prefix and not (prefix == GATES and gated):
+        if prefix in settings and prefix != spec.prefix and not (prefix == GATES and gated):
             raise OptionsError(
                 f"--set {prefix}.{next(iter(settings[prefix]))} belongs to strategy {owner}; the "
                 f"strategy is {strategy!r}"
@@ -507,13 +482,13 @@ def gate_options(texts: Mapping[str, str], strategy: str) -> dict[str, Any]:
     """
     from masksearch.gates.config import DamConfig
     from masksearch.gates.gates import Gates
-    from masksearch.strategies.build import GATES, kind_of
+    from masksearch.strategies.build import GATES, spec_of
 
-    kind = kind_of(strategy)
+    spec = spec_of(strategy)
     of_gates = {k: v for k, v in hints_of(Gates).items() if k not in ("length", "seed")}
-    of_config, of_strategy = hints_of(DamConfig), kind.options or {}
+    of_config, of_strategy = hints_of(DamConfig), spec.options or {}
     cutting = {k: v for k, v in of_strategy.items() if k not in ("gates", "config")}
-    cutting = cutting if kind.prefix == GATES else {}
+    cutting = cutting if spec.prefix == GATES else {}
     values = read_settings(texts, of_gates | of_config | cutting | {"preset": str}, GATES, GATES)
     config = {k: v for k, v in values.items() if k in of_config or k == "preset"}
     others = {k: v for k, v in values.items() if k not in of_config}

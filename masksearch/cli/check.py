@@ -93,8 +93,8 @@ def try_evaluator(made: object, folder: Path) -> list[str]:
     lines = [f"an evaluator of {goals}; shape {evaluator.shape}"]
     masks = {"full()": full(), "window(2)": window(2)}
 
-    def run(place: Path) -> Sequence[Record]:
-        return compare(masks, evaluator, run=place, seeds=[0], progress=None).records
+    def run(path: Path) -> Sequence[Record]:
+        return compare(masks, evaluator, run=path, seeds=[0], progress=None).records
 
     records, agree = twice(run, folder)
     for record in records:
@@ -170,10 +170,10 @@ def check_strategy(target: str, folder: Path) -> list[str]:
     def space(trial: Any) -> masks.Mask:
         return masks.window(trial.suggest_int("reach", 0, 7))
 
-    def run(place: Path) -> Sequence[Record]:
+    def run(path: Path) -> Sequence[Record]:
         evaluator = CostEvaluator(16, measure=("sparsity", "hops"))
         options: dict[str, Any] = {"strategy": target, "trials": 4, "progress": None}
-        return search(space, evaluator, run=place, **options).records()
+        return search(space, evaluator, run=path, **options).records()
 
     records, agree = twice(run, folder)
     lines = [

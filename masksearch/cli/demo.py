@@ -1,6 +1,6 @@
 """The demonstration: four strategies look for masks whose true front is known.
 
-Everything runs on planted data: DAM without a space, TPE, evolution and random search over one
+Everything runs on planted data: DAM without a space, TPE, NSGA-II and random search over one
 space, each three times; then the best mask of each against dense attention, the six hand-designed
 families and the mask that loses nothing, on seeds and rows that no search has used.
 """
@@ -31,12 +31,12 @@ from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.local import Local
 from masksearch.masks.core import Mask
 from masksearch.report.collect import NOTES, report_on
-from masksearch.strategies.build import kind_of
+from masksearch.strategies.build import spec_of
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.user_code import load_part
 
-STRATEGIES = ("dam", "tpe", "evolution", "random")
+STRATEGIES = ("dam", "tpe", "nsga2", "random")
 TRIALS = 10  # masks of each search by a strategy that draws them from the space
 SEARCH_SEEDS = (100, 101, 102)  # of each strategy, so that no picture is luck
 SEEDS = (1000, 1001, 1002)  # of the comparison: others, so that no winner is flattered
@@ -44,7 +44,7 @@ SPARSITY = 0.7  # least one of the mask that a strategy sends into the compariso
 USES = {  # what each strategy is for, as the last lines say it
     "dam": "one training learns masks of several sparsities, without a space",
     "tpe": "a model of the scores proposes the next mask; it pays with many trials",
-    "evolution": "changes the best masks so far; it pays with many trials",
+    "nsga2": "crosses the best masks so far; it pays from hundreds of trials on",
     "random": "draws masks without looking at scores: the baseline of every search",
 }
 SENTENCES = PlantedProcess(length=18, vocabulary=32, offsets=(9,), keys=1)  # of --data
@@ -119,7 +119,7 @@ def run_demo(
                 strategy=name,
                 seed=seed,
                 executor=executor,
-                **(trains if kind_of(name).space == "none" else draws),
+                **(trains if spec_of(name).space == "none" else draws),
             )
             for seed in SEARCH_SEEDS
         ]
@@ -162,8 +162,8 @@ def introduce(evaluator: PlantedEvaluator, process: GradedProcess, seeds: int) -
         "(dense), where the model must find the distances by itself.",
         "The strategies: dam trains one model whose mask is learned with it (the differentiable "
         "attention mask), and cuts masks of five densities from it; tpe (a Bayesian sampler), "
-        "evolution and random draw a window, every n-th distance and perhaps the first position "
-        "for each mask: a space that holds the mask that loses nothing.",
+        "nsga2 (a genetic algorithm) and random draw a window, every n-th distance and perhaps "
+        "the first position for each mask: a space that holds the mask that loses nothing.",
         "The figures: a strategy covers the part of the true front's area (accuracy above chance "
         "against sparsity, the share of pairs left out) that its masks would reach if training "
         "were perfect. dense and oracle (all planted pairs) are controls; the six hand-designed "
@@ -250,8 +250,8 @@ def write_data(folder: Path, *, steps: int = 500) -> list[str]:
     Raises:
         DataError: If there is something already.
     """
-    text, glue, llama = places = [folder / name for name in ("text", "glue", "llama")]
-    if taken := [place for place in places if place.exists()]:
+    text, glue, llama = paths = [folder / name for name in ("text", "glue", "llama")]
+    if taken := [path for path in paths if path.exists()]:
         raise DataError(f"{taken[0]} exists, and --data replaces nothing: name another folder")
     for part, (name, count) in enumerate(LINES.items()):
         tokens = SENTENCES.sample(count, generator(0, TEXT, part))

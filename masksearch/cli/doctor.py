@@ -48,16 +48,16 @@ def installed_version(name: str) -> str:
         return "(not installed)"
 
 
-def data_in(place: Path) -> str:
+def data_in(source: Path) -> str:
     """The contents of a folder or file of data, as searches would read it."""
-    if not place.exists():
+    if not source.exists():
         return "does not exist"
-    tasks = sorted(path.parent.name for path in place.glob("*/train.tsv"))
-    texts = [place] if place.is_file() else sorted(place.glob("*.txt"))
+    tasks = sorted(path.parent.name for path in source.glob("*/train.tsv"))
+    texts = [source] if source.is_file() else sorted(source.glob("*.txt"))
     size = sum(path.stat().st_size for path in texts) / 1e6
     parts = [f"--glue, with the tasks {', '.join(tasks)}"] if tasks else []
     parts += [f"--corpus, {len(texts)} text files of {size:.1f} MB"] if texts else []
-    parts += ["--weights: a model"] if (place / "config.json").is_file() else []
+    parts += ["--weights: a model"] if (source / "config.json").is_file() else []
     return "; ".join(parts) or "no .txt files, no TASK/train.tsv, no model's config.json"
 
 
@@ -83,7 +83,7 @@ def read_machine(data: list[Path]) -> dict[str, dict[str, str]]:
             "cache": f"{cache}{'' if os.access(there, os.W_OK) else ': cannot be written'}",
         },
         "Features": features,
-        "Data": {str(place): data_in(place) for place in data},
+        "Data": {str(source): data_in(source) for source in data},
     }
 
 

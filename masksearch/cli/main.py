@@ -155,7 +155,7 @@ def demo(
 ) -> None:
     """Search with four strategies, in four minutes, on data whose best masks are known.
 
-    DAM, TPE, evolution and random search run three times each on planted text, where the best
+    DAM, TPE, NSGA-II and random search run three times each on planted text, where the best
     accuracy of every mask is known exactly. So the page can say how near each of them came.
 
     Examples:

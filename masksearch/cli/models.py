@@ -326,9 +326,9 @@ def sparsify(options: SparsifyOptions) -> None:
     settings = further_settings(GlueEvaluator, split_settings(options.set or ()).get("", {}))
     settings |= {} if options.length is None else {"length": options.length}
     executor = build_executor(JudgeOptions(executor=options.executor, slots=options.slots))
-    place, budgets = options.out.expanduser(), read_budgets(options.budget)
+    folder, budgets = options.out.expanduser(), read_budgets(options.budget)
     if len(budgets) > 1:
-        settings = {"cache": place / "cache"} | settings  # one dense model for all
+        settings = {"cache": folder / "cache"} | settings  # one dense model for all
     for limit in budgets:
         try:
             found = sparsify_model(
@@ -336,7 +336,7 @@ def sparsify(options: SparsifyOptions) -> None:
                 options.data or str(options.glue),
                 limit,
                 task=Columns(tuple(options.text or ()), str(options.label)) if own else task,
-                out=place / f"{limit:g}" if len(budgets) > 1 else place,
+                out=folder / f"{limit:g}" if len(budgets) > 1 else folder,
                 settings=settings,
                 executor=executor,
                 **described_values(options),

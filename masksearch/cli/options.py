@@ -130,8 +130,7 @@ Settings = Annotated[
         "Any other setting, by its name in Python; repeatable. Alone it is the evaluator's "
         "(rows=800, epochs=3, batch=16, lr=1e-3, vocabulary=4096, precision=bfloat16); behind a "
         "prefix that of a strategy (dam.density=0.04, "
-        "dam.structure=toeplitz, allocate.tries=8, evolution.population=20) "
-        "or of --halving (halving.factor=3).",
+        "dam.structure=toeplitz, allocate.tries=8) or of --halving (halving.factor=3).",
         MODEL,
         "",
         "NAME=VALUE",
@@ -248,7 +247,7 @@ def read_argument(described: str, default: str) -> Argument:
     if default in ("None", ""):
         default = meaning[1] if meaning else ""
     else:
-        default = re.sub("Usual|['\"()]", "", default)
+        default = re.sub("Default|['\"()]", "", default)
     help = re.split(r"\. |[.,;]? (?=None = |default: |see )|\.$", text)[0]
     return Argument(default, help)
 
@@ -265,8 +264,8 @@ def read_source(path: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """The arguments of a function or class, and of its bases in the package, by their names: their
     docstrings, and their defaults as written."""
     module, _, name = path.partition(":")
-    place: Any = util.find_spec(module)
-    tree = ast.parse(Path(place.origin).read_text(encoding="utf-8"))
+    spec: Any = util.find_spec(module)
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
     node = next(n for n in tree.body if isinstance(n, NAMED) and n.name == name)
     helps: dict[str, str] = {}
     declared: dict[str, str] = {}

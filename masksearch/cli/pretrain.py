@@ -90,7 +90,7 @@ def pretrain(options: PretrainOptions) -> None:
     by_prefix = split_settings(options.set or ())
     if stray := [prefix for prefix in by_prefix if prefix]:
         raise OptionsError(f"pretrain takes settings of the training alone, not of {stray[0]}")
-    settings |= further_settings(MlmEvaluator, by_prefix.get("", {}), settings)
+    settings |= further_settings(MlmEvaluator, by_prefix.get("", {}))
     with join_processes() as group:
         preset = options.preset
         make = MlmEvaluator if preset is None else partial(MlmEvaluator.preset, preset)

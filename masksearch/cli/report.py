@@ -181,13 +181,13 @@ def report(options: ReportOptions) -> None:
         raise FileNotFoundError(f"{stray}: no such run folder")
     from masksearch.report.collect import report_on, studies_in, watch_runs
 
-    place = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
+    path = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
     if options.watch:
-        typer.echo(f"watching; the page loads itself again: {place.resolve()}")
-        *_, page = watch_runs(folders, place, storage=storage)
+        typer.echo(f"watching; the page loads itself again: {path.resolve()}")
+        *_, page = watch_runs(folders, path, storage=storage)
         typer.echo(f"report: {page.resolve()}")
         return
-    page = report_on(folders, place, storage=storage)
+    page = report_on(folders, path, storage=storage)
     result: dict[str, Any] = {"report": str(page.resolve())}
     studies = studies_in(folders[0], storage) if len(folders) == 1 else []
     if [study.kind for study in studies] == ["compare"]:

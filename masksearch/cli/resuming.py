@@ -126,7 +126,6 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
             such option, or names a server that the user does not.
         SearchError: If its storage may not be followed (`follow_storage`).
     """
-    from masksearch.contracts import read_split
     from masksearch.study.storage import HIDDEN
     from masksearch.study.store import follow_storage
 
@@ -141,10 +140,10 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
     remedy = "restore it from a copy, or give the command of the run again"
     stored = read_object(path, remedy, command=str, options=dict)
     command, options = stored["command"], stored["options"]
-    place = "out" if command == "pretrain" else "run"
-    if not isinstance(options.get(place), str):
-        raise OptionsError(f"{path} is damaged (it names no {place}); {remedy}")
-    before, now = f"{options[place]}/", f"{run.resolve()}/"
+    option_of_folder = "out" if command == "pretrain" else "run"
+    if not isinstance(options.get(option_of_folder), str):
+        raise OptionsError(f"{path} is damaged (it names no {option_of_folder}); {remedy}")
+    before, now = f"{options[option_of_folder]}/", f"{run.resolve()}/"
 
     def follow(value: Any) -> Any:
         if isinstance(value, list):
@@ -152,8 +151,6 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
         return value.replace(before, now) if isinstance(value, str) else value
 
     options = {name: follow(value) for name, value in options.items()}
-    if "half" in options:  # as runs of earlier versions say it
-        options["split"] = read_split(options.pop("half"))
     if changed.get("set") and "set" in options:
         every = [*(options["set"] or ()), *changed["set"]]
         last = {each.partition("=")[0]: each for each in every}
@@ -162,7 +159,7 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
         if value is not None and name not in options:
             raise OptionsError(f"{run} holds a {command}, which takes no --{name}")
         options |= {name: value} if value is not None else {}
-    options[place] = str(run)
+    options[option_of_folder] = str(run)
     if options.get("storage") and changed.get("storage") is None:
         options["storage"] = follow_storage(run, options["storage"])
     for name in ("address", "storage_path"):

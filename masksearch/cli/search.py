@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from masksearch.analysis.runs import Candidate
     from masksearch.contracts import Evaluator
     from masksearch.driver import Comparison, Study
-    from masksearch.strategies.build import Kind
+    from masksearch.strategies.build import StrategySpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class SearchOptions(JudgeOptions):
     )
     run: Run = Path("runs/search")
     strategy: str = option(
-        "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, evolution, allocate, dam, "
+        "What proposes the masks: random, tpe, nsga2, nsga3, gp, qmc, allocate, dam, "
         "prune, sparsebert (the published DAM and its table), or your own as FILE.py:NAME.",
         *(SEARCHED, "", "NAME"),
         default="tpe",
@@ -171,22 +171,22 @@ def run_search(options: SearchOptions) -> Study:
     from masksearch.gates.unit_costs import build_units
     from masksearch.loggers.trackers import open_loggers
     from masksearch.masks import FAMILIES
-    from masksearch.strategies.build import kind_of
+    from masksearch.strategies.build import spec_of
     from masksearch.study.records import read_budgets
     from masksearch.user_code import load_function
 
     strategy, run = options.strategy, options.run
-    kind = kind_of(strategy)
+    spec = spec_of(strategy)
     settings = split_settings(options.set or ())
     levels = unit_levels(options.local, options.unit, settings.get("units", {}))
-    check_space(options.space, strategy, kind, levels)
+    check_space(options.space, strategy, spec, levels)
     of_strategy = strategy_options(strategy, settings)
     units = {"unit": options.unit or "head", "levels": levels}
-    if levels and kind.with_units is not None:
-        of_strategy = kind.with_units(units, of_strategy)
+    if levels and spec.with_units is not None:
+        of_strategy = spec.with_units(units, of_strategy)
     halving = read_halving(options.halving, settings.get("halving", {}))
     if options.trials is None and options.seconds is None:
-        options = replace(options, trials=kind.trials)
+        options = replace(options, trials=spec.trials)
     enqueued, budgets = read_enqueued(options.enqueue), read_budgets(options.budget)
     evaluator = build_evaluator(options)
     if halving is not None:
@@ -196,7 +196,7 @@ def run_search(options: SearchOptions) -> Study:
     baselines = FAMILIES if options.baselines and not budgets else None
     baselines = {} if options.baselines is False else baselines
     space: Any = None if options.space is None else load_function(options.space)
-    if levels and kind.space != "none":
+    if levels and spec.space != "none":
         space = build_units(units, evaluator.shape, evaluator.kv_head_count)
     with (
         open_loggers(names, run, evaluator.objectives) as loggers,
@@ -222,15 +222,17 @@ def run_search(options: SearchOptions) -> Study:
         )
 
 
-def check_space(space: str | None, strategy: str, kind: Kind, levels: Sequence[str]) -> None:
+def check_space(
+    space: str | None, strategy: str, spec: StrategySpec, levels: Sequence[str]
+) -> None:
     """Raises OptionsError where a strategy lacks a space, or takes none, or there are two."""
-    if space is None and kind.space == "needed" and not levels:
+    if space is None and spec.space == "needed" and not levels:
         raise OptionsError(
             f"strategy {strategy!r} needs a space: file.py:function or masksearch.spaces:NAME"
         )
-    if space is not None and kind.space == "none":
+    if space is not None and spec.space == "none":
         raise OptionsError(f"strategy {strategy!r} takes no space; drop {space}")
-    if levels and kind.space == "none" and kind.with_units is None:
+    if levels and spec.space == "none" and spec.with_units is None:
         raise OptionsError(f"strategy {strategy!r} takes no space: drop --local")
     if space is not None and levels:
         raise OptionsError(f"--local and --unit are a space of their own; drop {space}")
@@ -294,9 +296,9 @@ def named_masks(options: CompareOptions) -> dict[str, Candidate]:
             if name in named and "=" in text and named[name] != each:
                 raise OptionsError(f"{name!r} names two masks; give one another name (NAME=MASK)")
             if name in named and "=" not in text:  # another run of that name
-                place = Path(text).resolve()
-                name = f"{name} ({'/'.join(place.parts[-2:])})"
-                name = f"{name} ({place})" if name in named else name
+                path = Path(text).resolve()
+                name = f"{name} ({'/'.join(path.parts[-2:])})"
+                name = f"{name} ({path})" if name in named else name
             named[name] = each
     return named
 
@@ -307,7 +309,7 @@ def masks_to_compare(options: CompareOptions, evaluator: Evaluator) -> dict[str,
     from masksearch.driver import Study
     from masksearch.masks import FAMILIES, full
     from masksearch.masks.families import FIRST_KEY, random_like
-    from masksearch.strategies.enqueued import hand_designed
+    from masksearch.strategies.opening import hand_designed
     from masksearch.study.records import read_budgets
     from masksearch.study.references import best_baselines, within_budgets
     from masksearch.study.store import StudyStore

@@ -158,8 +158,8 @@ class GlueEvaluator(FineTuning):
 
     def tokenize(self, name: str) -> GlueTokens:
         """A task's tokenized rows."""
-        place = (self.glue, self.glue_task(name), self.rows, self.dev_rows, self.split)
-        return read_tokens(self.source, *place)
+        rows = (self.glue, self.glue_task(name), self.rows, self.dev_rows, self.split)
+        return read_tokens(self.source, *rows)
 
     @cached_property
     def token_rows(self) -> Tensor:

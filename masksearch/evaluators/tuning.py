@@ -339,7 +339,7 @@ def task_batches(
         teacher: Whose logits are to be learnt; None = the labels are.
     """
     task = torch.tensor(number)
-    inputs = (training.inputs(rows, [among[at] for at in places]) for places in chosen)
+    inputs = (training.inputs(rows, [among[at] for at in numbers]) for numbers in chosen)
     for batch in move_batches(inputs, training.device):
         if teacher is not None:
             batch = {n: part for n, part in batch.items() if n not in LABELS}

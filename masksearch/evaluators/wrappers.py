@@ -116,7 +116,7 @@ class Cached(EvaluatorWrapper):
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder).expanduser().resolve())
 
-    def place(self, mask: Mask, seed: int) -> Path:
+    def path_of(self, mask: Mask, seed: int) -> Path:
         """The file of a run, there or not."""
         mask_key = mask.digest if self.beyond_shape else fingerprint(mask, self.shape)
         return Path(self.folder) / f"{self.protocol}-{mask_key}-{seed}.json"
@@ -129,7 +129,7 @@ class Cached(EvaluatorWrapper):
             seed: The inner evaluator's.
             workdir: The inner evaluator's.
         """
-        path = self.place(mask, seed)
+        path = self.path_of(mask, seed)
         kept = read_reports(path)
         if kept is not None:
             copy_rows(path.with_suffix(".safetensors"), workdir / ROWS)

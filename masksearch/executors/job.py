@@ -52,7 +52,7 @@ class JobRun:
     ) -> None:
         self.proposal, self.evaluator = proposal, evaluator
         self.workdir, self.folder = workdir, trial_folder(proposal, losses)
-        self.place = workdir / self.folder
+        self.path = workdir / self.folder
         self.began = time.monotonic()
         self.curve: list[Report] = []
         self.error, self.stopped = "", False
@@ -88,7 +88,7 @@ class JobRun:
         except OSError as problem:
             if problem.errno in FULL:  # no fault of the mask's: it will run again
                 raise SearchError(
-                    f"the disk is full at {self.place} ({problem}); everything that was finished "
+                    f"the disk is full at {self.path} ({problem}); everything that was finished "
                     "is kept: free space and resume the search"
                 ) from problem
             self.error = f"{traceback.format_exc()}\n{describe_error(problem)}"
@@ -108,23 +108,23 @@ class JobRun:
 
     def start(self) -> Iterator[Report]:
         """The job's generator."""
-        self.place.mkdir(parents=True, exist_ok=True)
-        take_over_files(self.workdir / trial_folder(replace(self.proposal, starts=0)), self.place)
+        self.path.mkdir(parents=True, exist_ok=True)
+        take_over_files(self.workdir / trial_folder(replace(self.proposal, starts=0)), self.path)
         seed, job = self.proposal.seed or 0, self.proposal.job
         match job:
             case Evaluate(mask=mask):
-                reports = self.evaluator(mask, seed=seed, workdir=self.place)
+                reports = self.evaluator(mask, seed=seed, workdir=self.path)
                 if not hasattr(reports, "__next__"):
                     raise no_report(self.evaluator, "returns", reports)
                 return reports
             case OneShot():  # imported here: a trial that does not train needs no transformers
                 from masksearch.gates.dam import run_one_shot
 
-                return run_one_shot(self.evaluator, job, seed=seed, workdir=self.place)
+                return run_one_shot(self.evaluator, job, seed=seed, workdir=self.path)
             case Prune():
                 from masksearch.strategies.prune import run_prune
 
-                return run_prune(self.evaluator, job, seed=seed, workdir=self.place)
+                return run_prune(self.evaluator, job, seed=seed, workdir=self.path)
         raise ValueError(f"{type(job).__name__} is no job to run")
 
     def stop(self) -> None:
@@ -155,7 +155,7 @@ class JobRun:
         return {
             name: f"{self.folder}/{file}"
             for name, file in ARTIFACTS.items()
-            if (self.place / file).is_file()
+            if (self.path / file).is_file()
         }
 
 
@@ -210,7 +210,7 @@ def trial_folder(proposal: Proposal, losses: int = 0) -> str:
     return f"trials/{proposal.number}" + ("" if first else f"/{proposal.starts}-{losses}")
 
 
-def take_over_files(home: Path, place: Path) -> None:
+def take_over_files(home: Path, new: Path) -> None:
     """Moves what earlier attempts at a trial have left into the folder of this one.
 
     File by file, as copies: an attempt that was given up and lives on, such as in a cut-off node,
@@ -218,16 +218,16 @@ def take_over_files(home: Path, place: Path) -> None:
 
     Args:
         home: Folder of the first attempt; those of the others lie in it.
-        place: Folder of this attempt.
+        new: Folder of this attempt.
     """
     later = [path for path in home.iterdir() if re.fullmatch(r"\d+-\d+", path.name)]
     attempts = [home, *sorted(later, key=lambda path: [*map(int, path.name.split("-"))])]
-    for folder in attempts[: attempts.index(place)]:
+    for folder in attempts[: attempts.index(new)]:
         for path in [path for path in folder.rglob("*") if path.is_file()]:
             of_another = folder == home and not set(path.parents).isdisjoint(later)
             if path.name == TIME_LIMIT_NOTE or of_another:
                 continue
-            to = place / path.relative_to(folder)
+            to = new / path.relative_to(folder)
             with suppress(FileNotFoundError), write_in_one_move(to) as beside:
                 shutil.copy2(path, beside)  # not there: the other one has just removed it
             path.unlink(missing_ok=True)
@@ -263,9 +263,9 @@ def check_report(report: Report, number: int) -> None:
 
 def check_complete(curve: list[Report], evaluator: Evaluator) -> None:
     """The last report must hold every objective that is not a measure of the mask."""
-    name, place = type(evaluator).__name__, place_of(type(evaluator).__call__)
+    name, where = type(evaluator).__name__, place_of(type(evaluator).__call__)
     if not curve:
-        raise EvaluatorError(f"{name} reported nothing; yield at least one Report ({place})")
+        raise EvaluatorError(f"{name} reported nothing; yield at least one Report ({where})")
     names = list(curve[-1].values)
     missing = [
         o.name
@@ -276,5 +276,5 @@ def check_complete(curve: list[Report], evaluator: Evaluator) -> None:
         hint = did_you_mean(missing[0], names)
         raise EvaluatorError(
             f"the last report of {name} lacks {', '.join(missing)}; it holds "
-            f"{', '.join(names)}{hint} ({place})"
+            f"{', '.join(names)}{hint} ({where})"
         )

@@ -166,8 +166,8 @@ class RayTune:
         ):
             nodes = self.check_room(least)
             if self.address is not None:
-                place = str(work.workdir.resolve()) if self.storage_path is None else folder
-                check_folder(place, nodes)
+                uri = str(work.workdir.resolve()) if self.storage_path is None else folder
+                check_folder(uri, nodes)
             config = ray.put(shared)
             if work.evaluator.offers("provide_models"):
                 self.provide_models(config, work.seeds)
@@ -591,24 +591,24 @@ def list_nodes() -> dict[str, Any]:
     return {node["NodeID"]: node for node in listed() if node["Alive"]}
 
 
-def check_folder(place: str, nodes: Sequence[str]) -> None:
+def check_folder(uri: str, nodes: Sequence[str]) -> None:
     """Has every node read a file of this process in a folder, and write another one.
 
     Args:
-        place: The folder, a path or URI.
+        uri: The folder, a path or URI.
         nodes: Ids; one that does not answer in 20 s is not waited for.
 
     Raises:
         SearchError: If a node cannot.
     """
-    files, path = fs.FileSystem.from_uri(place)
+    files, path = fs.FileSystem.from_uri(uri)
     marker = f"{path}/.masksearch-{secrets.token_hex(8)}"
     files.create_dir(path, recursive=True)
     files.open_output_stream(marker).close()
     ask = ray.remote(num_cpus=0)(copy_marker)
     here = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     try:
-        asked = [ask.options(scheduling_strategy=each).remote(place, marker) for each in here]
+        asked = [ask.options(scheduling_strategy=each).remote(uri, marker) for each in here]
         answered, _ = ray.wait(asked, num_returns=len(asked), timeout=20)
         for each in answered:
             try:
@@ -617,16 +617,16 @@ def check_folder(place: str, nodes: Sequence[str]) -> None:
                 continue  # the node has just been lost
             if reason:
                 raise SearchError(
-                    f"the nodes do not share the folder {place}: {reason}; name one that all see "
+                    f"the nodes do not share the folder {uri}: {reason}; name one that all see "
                     "under this path, or storage_path (--storage-path), such as s3://bucket/runs"
                 )
     finally:
         files.delete_file(marker)
 
 
-def copy_marker(place: str, marker: str) -> str:
+def copy_marker(uri: str, marker: str) -> str:
     """Why this node cannot read a file of the driver, or not write beside it; or nothing."""
-    node, (files, _) = ray.get_runtime_context().get_node_id(), fs.FileSystem.from_uri(place)
+    node, (files, _) = ray.get_runtime_context().get_node_id(), fs.FileSystem.from_uri(uri)
     try:
         files.copy_file(marker, f"{marker}-{node}")
         files.delete_file(f"{marker}-{node}")
@@ -708,11 +708,11 @@ def temporary_storage(storage_path: str | None) -> Iterator[tuple[str, str]]:
         with tempfile.TemporaryDirectory(prefix="masksearch-") as folder:
             yield folder, name
         return
-    place = storage_path if "://" in storage_path else str(Path(storage_path).resolve())
+    uri = storage_path if "://" in storage_path else str(Path(storage_path).resolve())
     try:
-        yield place, name
+        yield uri, name
     finally:
-        files, path = fs.FileSystem.from_uri(place)
+        files, path = fs.FileSystem.from_uri(uri)
         if files.get_file_info(f"{path}/{name}").type == fs.FileType.Directory:
             files.delete_dir(f"{path}/{name}")
 
@@ -727,5 +727,5 @@ def own_token() -> dict[str, str]:
     folder = Path.home() / ".ray"
     if any(name in os.environ for name in names) or (folder / "auth_token").is_file():
         return {}
-    place = folder if folder.is_dir() else Path.home()
-    return {} if place.is_dir() and os.access(place, os.W_OK) else {"RAY_AUTH_TOKEN": TOKEN}
+    home = folder if folder.is_dir() else Path.home()
+    return {} if home.is_dir() and os.access(home, os.W_OK) else {"RAY_AUTH_TOKEN": TOKEN}

@@ -209,7 +209,7 @@ class TrialRunner:
         if self.job is not None:
             self.job.stop()
             if self.travels:
-                shutil.rmtree(self.job.place, ignore_errors=True)
+                shutil.rmtree(self.job.path, ignore_errors=True)
         self.job = None
 
     def step(self) -> StepResult:
@@ -250,14 +250,14 @@ class TrialRunner:
             return False
         if time.monotonic() - self.saved < self.config.checkpoint_seconds:
             return False
-        before, self.files = self.files, list_files(self.job.place)
+        before, self.files = self.files, list_files(self.job.path)
         return bool(self.files - before)
 
     def save_checkpoint(self, folder: Path) -> None:
         """Copies the trial's folder."""
         if self.job is not None:
             skip = shutil.ignore_patterns(TIME_LIMIT_NOTE)
-            shutil.copytree(self.job.place, folder, dirs_exist_ok=True, ignore=skip)
+            shutil.copytree(self.job.path, folder, dirs_exist_ok=True, ignore=skip)
         self.saved = time.monotonic()
 
     # -- inside --------------------------------------------------------------------------------
@@ -293,15 +293,15 @@ class TrialRunner:
         proposal = cloudpickle.loads(self.spec.proposal)
         root = self.scratch if self.config.workdir is None else Path(self.config.workdir)
         job = JobRun(proposal, evaluator, root, self.spec.losses)
-        job.place.mkdir(parents=True, exist_ok=True)
+        job.path.mkdir(parents=True, exist_ok=True)
         if self.spec.checkpoint is not None:
             with self.spec.checkpoint.as_directory() as saved:
-                shutil.copytree(saved, job.place, dirs_exist_ok=True)
-        self.files = list_files(job.place)
+                shutil.copytree(saved, job.path, dirs_exist_ok=True)
+        self.files = list_files(job.path)
         if self.config.keeps_output:
-            print_to(job.place / OUTPUT)
+            print_to(job.path / OUTPUT)
         if self.config.limit_seconds is not None:
-            self.note = (job.place / TIME_LIMIT_NOTE).open("w", encoding="utf-8")
+            self.note = (job.path / TIME_LIMIT_NOTE).open("w", encoding="utf-8")
             faulthandler.dump_traceback_later(self.config.limit_seconds, exit=True, file=self.note)
         return job
 

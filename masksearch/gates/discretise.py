@@ -94,12 +94,12 @@ def ranking(probabilities: Tensor, per: Per = "mask", *, weights: Tensor | None 
     if weights is not None:
         last = ~possible_edges(weights, length).expand(probabilities.shape).reshape(groups, -1)
         order = order.gather(1, last.gather(1, order).byte().argsort(dim=1, stable=True))
-    places = order.argsort(1)  # the inverse of a permutation
-    rows = places.view(groups, -1, length)
+    ranks = order.argsort(1)  # the inverse of a permutation
+    rows = ranks.view(groups, -1, length)
     lasting = lasting_edges(weights, length).expand(probabilities.shape).reshape(rows.shape)
     best = (rows == rows.masked_fill(~lasting, rows.numel()).amin(2, keepdim=True)).flatten(1)
-    places = (places + places.shape[1] * ~best).argsort(1).argsort(1)
-    return places.view(probabilities.shape)
+    ranks = (ranks + ranks.shape[1] * ~best).argsort(1).argsort(1)
+    return ranks.view(probabilities.shape)
 
 
 def at_sparsity(
@@ -134,13 +134,13 @@ def at_sparsity(
     """
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity must lie in [0, 1], got {sparsity}")
-    places = ranking(probabilities, per, weights=weights)
-    edges, length = int(places.max()) + 1, places.shape[-1]
+    ranks = ranking(probabilities, per, weights=weights)
+    edges, length = int(ranks.max()) + 1, ranks.shape[-1]
     if weights is None:
         asked = (1 - sparsity) * edges
         kept = torch.tensor([[int(asked + 1e-6) if within else round(asked)]])
     else:
-        kept = kept_by_weight(places, edges, 1 - sparsity, weights, within)
+        kept = kept_by_weight(ranks, edges, 1 - sparsity, weights, within)
         if per != "mask" and weights.ndim > 2:  # one key a row may be more than that share
             kept = kept.clamp(min=edges // length)
     if (kept < edges // length).any():
@@ -149,17 +149,17 @@ def at_sparsity(
             f"every row keeps a key, so sparsity is at most {most}"
             f"{1 - least_density(length, weights):.6g} at length {length}, got {sparsity}"
         )
-    mask = (places.view(len(kept), -1) < kept).view(places.shape)
+    mask = (ranks.view(len(kept), -1) < kept).view(ranks.shape)
     return without_empty_padding(mask, weights)
 
 
 def kept_by_weight(
-    places: Tensor, edges: int, density: float, weights: Tensor, within: bool
+    ranks: Tensor, edges: int, density: float, weights: Tensor, within: bool
 ) -> Tensor:
     """How many edges in the order of `places` have that share of the weight.
 
     Args:
-        places: int64 `[layers, heads, n, n]`, as `ranking` gives them.
+        ranks: int64 `[layers, heads, n, n]`, as `ranking` gives them.
         edges: Edges of a mask, layer or head that is cut.
         density: In [0, 1].
         weights: float64, as of `weights_of`.
@@ -169,10 +169,10 @@ def kept_by_weight(
         int64 `[groups, 1]`, at most the number of possible edges: the longest of those whose
         weight is nearest.
     """
-    order = places.view(-1, edges).argsort(1)
-    each = weights.double().expand(places.shape).reshape(order.shape)
+    order = ranks.view(-1, edges).argsort(1)
+    each = weights.double().expand(ranks.shape).reshape(order.shape)
     sums = F.pad(each.gather(1, order).cumsum(1), (1, 0))
-    possible = possible_edges(weights, places.shape[-1]).expand(places.shape)
+    possible = possible_edges(weights, ranks.shape[-1]).expand(ranks.shape)
     most = possible.reshape(order.shape).sum(1, keepdim=True)
     above = sums - density * sums[:, -1:]
     slack = 1e-9 * float(weights.sum())  # sums of the same edges differ by rounding
@@ -206,10 +206,10 @@ def at_threshold(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
-    places, length = ranking(probabilities, weights=weights), probabilities.shape[-1]
+    ranks, length = ranking(probabilities, weights=weights), probabilities.shape[-1]
     kept = (probabilities.detach().cpu() >= threshold) & possible_edges(weights, length)
     lasting = kept & lasting_edges(weights, length)
-    best = places < probabilities.numel() // length
+    best = ranks < probabilities.numel() // length
     kept = kept | (best & ~lasting.any(-1, keepdim=True))
     return without_empty_padding(kept, weights)
 

@@ -358,15 +358,15 @@ class Gates(nn.Module):
                 f"these gates have {self.heads} heads, the attention {call.query.shape[1]}; "
                 "build them with the model's number of heads, or heads=1 to share them"
             )
-        place = 0 if self.layers == 1 else layer
+        index = 0 if self.layers == 1 else layer
         rows, columns = slice(keys - queries, keys), slice(keys)
         if self.units is not None:
-            tables = self.tables[:, place if self.tables.shape[1] > 1 else 0]
-            gate = self.drawn[place]
-            if self.units.spared is not None and place == self.layers - 1:
+            tables = self.tables[:, index if self.tables.shape[1] > 1 else 0]
+            gate = self.drawn[index]
+            if self.units.spared is not None and index == self.layers - 1:
                 gate = F.one_hot(torch.tensor([self.units.spared]), gate.shape[-1]).to(gate)
             return attend_switched(call, gate, tables[..., rows, columns])
-        gate = self.drawn[place]
+        gate = self.drawn[index]
         if queries < self.length:
             gate = gate[:, rows, columns]
         return self.compute(call, gate)

@@ -277,12 +277,12 @@ class Units:
         levels, budget = [0] * len(self.names), budget_of(trial)
         room = math.inf if budget is None else budget * (1 + ROUNDING) - self.least
         rises = [[*unit, math.inf] for unit in self.shares.diff(dim=0).T.tolist()]
-        for place in range(trial.suggest_int("raised", 0, steps) if budget is None else steps):
+        for turn in range(trial.suggest_int("raised", 0, steps) if budget is None else steps):
             if room < min(unit[at] for unit, at in zip(rises, levels, strict=True)):
                 break
-            picked = trial.suggest_int(f"pick{place}", place, steps - 1)
-            order[place], order[picked] = order[picked], order[place]
-            unit = order[place] % len(self.names)
+            picked = trial.suggest_int(f"pick{turn}", turn, steps - 1)
+            order[turn], order[picked] = order[picked], order[turn]
+            unit = order[turn] % len(self.names)
             if (rise := rises[unit][levels[unit]]) <= room:
                 room -= rise
                 levels[unit] += 1
@@ -382,8 +382,8 @@ def trim(trial: BaseTrial, *levels: Mask, shape: Shape | None = None) -> Mask:
     chosen = torch.zeros_like(cost, dtype=torch.int64)
     for level, less in enumerate(sparser, start=1):
         saved = (cost - less).clamp(min=0)
-        place = (saved.cumsum(1) - saved / 2) / saved.sum(1, keepdim=True)  # in its layer, to 1
-        order = place.where(saved > 0, -1).flatten().argsort(descending=True, stable=True)
+        heights = (saved.cumsum(1) - saved / 2) / saved.sum(1, keepdim=True)  # in its layer, to 1
+        order = heights.where(saved > 0, -1).flatten().argsort(descending=True, stable=True)
         saved = saved.flatten()[order]
         moved = order[(saved > 0) & (saved.cumsum(0) - saved < cost.sum() - most)]
         chosen.view(-1)[moved] = level
@@ -405,8 +405,8 @@ def costs_of_heads(levels: Sequence[Mask], shape: Shape) -> Tensor:
 def join_heads(levels: Sequence[Mask], shape: Shape) -> Mask:
     """The mask in which each head is as in a mask of its own, layer by layer."""
     parts = []
-    for place, level in enumerate(levels):
-        layer, head = divmod(place, shape.heads)
+    for index, level in enumerate(levels):
+        layer, head = divmod(index, shape.heads)
         mask = level.of_layer(layer).of_head(head)
         if mask.heads is not None:
             mask = masks.table(lower(mask, replace(shape, layers=1, read=None))[0, head])

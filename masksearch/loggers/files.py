@@ -99,7 +99,7 @@ class RecordLogger:
             cannot be asked; None = nothing is known of earlier calls.
     """
 
-    place: ClassVar[str] = "log"  # what a warning calls the sink
+    sink: ClassVar[str] = "log"  # what a warning calls the sink
 
     def __init__(self, objectives: Sequence[Objective], memory: Path | None = None) -> None:
         self.objectives, self.memory = tuple(objectives), memory
@@ -204,7 +204,7 @@ class RecordLogger:
         lines = str(problem).strip().splitlines() or [""]
         if not self.failed:
             warnings.warn(
-                f"the {self.place} {text} ({type(problem).__name__}: {lines[0][:200]}); the "
+                f"the {self.sink} {text} ({type(problem).__name__}: {lines[0][:200]}); the "
                 "search goes on, and resuming it with this logger adds what is missing",
                 RuntimeWarning,
                 stacklevel=2,
@@ -230,7 +230,7 @@ class CsvLogger(RecordLogger):
         SearchError: When the file turns out to have other columns.
     """
 
-    place = "CSV log"
+    sink = "CSV log"
 
     def __init__(self, path: Path | str, objectives: Sequence[Objective]) -> None:
         super().__init__(objectives)

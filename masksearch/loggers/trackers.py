@@ -35,7 +35,7 @@ class TensorBoardLogger(RecordLogger):
         SearchError: If tensorboard is not installed.
     """
 
-    place = "TensorBoard log"
+    sink = "TensorBoard log"
 
     def __init__(self, folder: Path | str, objectives: Sequence[Objective]) -> None:
         self.folder = Path(folder)

@@ -24,9 +24,7 @@ from masksearch.masks.families import (
     without_diagonal,
 )
 from masksearch.masks.interop import (
-    from_4d,
     from_block_layout,
-    from_block_mask,
     from_mask_mod,
     from_numpy,
     to_4d,
@@ -49,7 +47,6 @@ from masksearch.masks.leaves import Shifts as shifts
 from masksearch.masks.leaves import SpecialTokens as special_tokens
 from masksearch.masks.leaves import Stride as stride
 from masksearch.masks.leaves import Window as window
-from masksearch.masks.nearest import NearestFamily, nearest_family
 from masksearch.masks.tables import BlockLayout as block_layout
 from masksearch.masks.tables import Cropped as cropped
 from masksearch.masks.tables import PerHead as per_head
@@ -73,7 +70,6 @@ if not TYPE_CHECKING:
 __all__ = [
     "FAMILIES",
     "Mask",
-    "NearestFamily",
     "Points",
     "a_shape",
     "axial",
@@ -89,9 +85,7 @@ __all__ = [
     "equal_cost_baselines",
     "family",
     "fixed",
-    "from_4d",
     "from_block_layout",
-    "from_block_mask",
     "from_mask_mod",
     "from_numpy",
     "full",
@@ -99,7 +93,6 @@ __all__ = [
     "layer_of",
     "log_sparse",
     "longformer",
-    "nearest_family",
     "offsets",
     "parse",
     "per_head",

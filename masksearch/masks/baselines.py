@@ -116,12 +116,12 @@ def heads_within(
     order = check_order(order, shape)
     drawn: dict[str, Mask] = {}
     for kind, ways in WHOLE.items():
-        for place in ("", *(PLACES if shape.layers > 1 else ())):
-            most = (shape.layers if place else 1) * (shape.heads // len(ways))
+        for where in ("", *(PLACES if shape.layers > 1 else ())):
+            most = (shape.layers if where else 1) * (shape.heads // len(ways))
             counts = range(1, most + (kind != "full heads"))  # all heads full are dense attention
-            name, best = f"{kind}, {place}" if place else kind, 0
+            name, best = f"{kind}, {where}" if where else kind, 0
             for other in (LOCAL_HEAD, *NARROWER):
-                make = partial(whole_head_mask, shape, ways, PLACES.get(place), other, order)
+                make = partial(whole_head_mask, shape, ways, PLACES.get(where), other, order)
                 count = within(limit, cost, make, counts)
                 if count > best and (mask := make(counts[count - 1])) not in drawn.values():
                     drawn[name if other is LOCAL_HEAD else f"more {name}"] = mask
@@ -226,7 +226,7 @@ def full_layers(full: frozenset[int], layers: int, local: Mask) -> Mask:
 def whole_head_mask(
     shape: HasShape,
     ways: Sequence[Mask],
-    place: str | None,
+    where: str | None,
     other: Mask,
     order: Sequence[Sequence[int]],
     count: int,
@@ -236,15 +236,15 @@ def whole_head_mask(
     Args:
         shape: Its layers and heads.
         ways: What whole heads see: all, or two masks, each for as many heads.
-        place: Where they are, as of `placements`; None = `count` of each way in every layer.
+        where: Where they are, as of `placements`; None = `count` of each way in every layer.
         other: What the other heads see, and whole ones that do not see all.
         order: As of `equal_cost_baselines`.
         count: Of each way: in a layer, or with a place in all layers.
     """
-    counts = [0 if place else count] * shape.layers
-    if place:
+    counts = [0 if where else count] * shape.layers
+    if where:
         least = max((shape.layers + 1) // 2, -(-count * len(ways) // shape.heads))
-        used = sorted(placements(shape.layers, min(count, least))[place])
+        used = sorted(placements(shape.layers, min(count, least))[where])
         for at, layer in enumerate(used):
             counts[layer] = count // len(used) + (at < count % len(used))
     whole = [way if way == Full() else way | other for way in ways]

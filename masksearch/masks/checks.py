@@ -16,7 +16,6 @@ from torch import Tensor
 from masksearch.errors import EmptyRowError, HeadCountError, LayerCountError, MaskFormatError
 
 LARGEST = (1 << 63) - 1  # of an int64, in which positions and offsets are computed
-SHOWN = 160  # largest number of bits that an expression spells out
 MOST_CELLS = 1 << 32  # cells of a table that is read from a file: 4 GiB as bools
 MOST = 1 << 20  # positions that a count may name one by one
 LONGEST = 1 << 22  # positions that a mask is taken at
@@ -138,12 +137,3 @@ def common_count(
     if len(counts_seen) > 1:
         raise error(f"parts of one mask have {' and '.join(map(str, counts_seen))} {what}")
     return counts_seen[0] if counts_seen else None
-
-
-def spell(value: Any) -> str:
-    """The text of a field in an expression: lists of 0 and 1 for bits, or their shape."""
-    if isinstance(value, Tensor):
-        if value.numel() > SHOWN:
-            return "x".join(map(str, value.shape))
-        return str(value.int().tolist()).replace(" ", "")
-    return f"[{', '.join(map(spell, value))}]" if isinstance(value, tuple) else repr(value)

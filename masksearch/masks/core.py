@@ -32,7 +32,6 @@ from masksearch.masks.checks import (
     COUNTED,
     MOST_NODES,
     MOST_PLANES,
-    SHOWN,
     TABLED,
     at_least,
     check_length,
@@ -40,12 +39,12 @@ from masksearch.masks.checks import (
     grid,
     no_empty_rows,
     pack_bits,
-    spell,
     unpack_bits,
 )
 from masksearch.masks.picture import LENGTH, mask_html
 
 DenseMask = Annotated[Tensor, "layers heads queries keys"]  # bool, True = may attend
+SHOWN = 160  # largest number of bits that an expression spells out
 CELLS_AT_ONCE = 1 << 18  # cells of a chunk of rows: its int64 temporaries stay in a core's cache
 
 
@@ -332,7 +331,7 @@ class Mask:
                 words += [f"{name}=True"] if value else []
                 continue
             large |= isinstance(value, Tensor) and value.numel() > SHOWN
-            words.append(spell(value))
+            words.append(field_text(value))
         return f"{self.kind}({', '.join(words + [self.digest[:8]] * large)})"
 
     # -- lowering ----------------------------------------------------------------------------
@@ -442,7 +441,7 @@ class Mask:
         check_length(length)
         planes, index = distinct_planes(self)
         counts = [plane.mask.kept_of_head(length, plane.head, causal) for plane in planes]
-        return sum(counts[place] for place in index)
+        return sum(counts[number] for number in index)
 
     def kept_of_head(self, length: int, head: int, causal: bool) -> int:
         """As `kept`, of one head of a mask that does not tell layers apart."""
@@ -631,7 +630,7 @@ def distinct_planes(mask: Mask) -> tuple[list[Plane], list[int]]:
     """The planes of a mask, equal expressions once.
 
     Returns:
-        The planes, and for each of `mask.planes` its place among them.
+        The planes, and for each of `mask.planes` its number among them.
 
     >>> from masksearch import masks
     >>> distinct_planes(masks.per_layer([masks.star(), masks.full(), masks.star()]))[1]
@@ -640,7 +639,7 @@ def distinct_planes(mask: Mask) -> tuple[list[Plane], list[int]]:
     if mask.layers is None and mask.heads is None:
         return [Plane(mask)], [0]
     planes: list[Plane] = []
-    places: dict[Mask, int] = {}
+    numbers: dict[Mask, int] = {}
     index: list[int] = []
     layers, heads = mask.layers or 1, mask.heads or 1  # each reads all parts
     for layer in range(layers):
@@ -648,10 +647,10 @@ def distinct_planes(mask: Mask) -> tuple[list[Plane], list[int]]:
         for head in range(heads):
             single = layer_mask.of_head(head)
             several = single.heads is not None  # bits of several heads: not looked at
-            place = len(planes) if several else places.setdefault(single, len(planes))
-            if place == len(planes):
+            number = len(planes) if several else numbers.setdefault(single, len(planes))
+            if number == len(planes):
                 planes.append(Plane(single, head if several else 0))
-            index.append(place)
+            index.append(number)
     return planes, index
 
 
@@ -671,6 +670,15 @@ def family(function: Recipe) -> Recipe:
     """Decorator: as `recipe`; its mask by default joins the hand-designed ones, `FAMILIES`."""
     FAMILIES[function.__name__] = function()
     return recipe(function)
+
+
+def field_text(value: Any) -> str:
+    """The text of a field in an expression: lists of 0 and 1 for bits, or their shape."""
+    if isinstance(value, Tensor):
+        if value.numel() > SHOWN:
+            return "x".join(map(str, value.shape))
+        return str(value.int().tolist()).replace(" ", "")
+    return f"[{', '.join(map(field_text, value))}]" if isinstance(value, tuple) else repr(value)
 
 
 def family_name(mask: Mask) -> str:

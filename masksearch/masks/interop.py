@@ -6,7 +6,7 @@ All of them write True, or 1, for a pair that may attend.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import block_view
 from masksearch.masks.tables import BlockLayout as block_layout
 from masksearch.masks.tables import Table as table
-
-if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
 
 
 def to_block_layout(mask: Mask, length: int, block: int) -> Tensor:
@@ -152,42 +149,6 @@ def to_4d(
     return torch.zeros_like(cells, dtype=dtype).masked_fill_(~cells, -torch.inf)
 
 
-def from_4d(attention_mask: Tensor) -> Mask:
-    """The mask behind a 4-D attention mask that is the same for all examples.
-
-    Args:
-        attention_mask: `[batch, heads, n, n]`: bool, or a float mask that is 0 where a pair may
-            attend and -inf or `finfo.min` elsewhere.
-
-    Raises:
-        TypeError: If it is no tensor: None is how transformers leaves out a full or causal mask.
-        MaskFormatError: If it has another shape or other values, or differs between examples.
-    """
-    tensor = attention_mask
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"a 4-D mask is a tensor, got {type(tensor).__name__}")
-    if tensor.ndim != 4 or tensor.shape[2] != tensor.shape[3] or not tensor.numel():
-        raise MaskFormatError(
-            f"a 4-D mask has shape [batch, heads, n, n], got {list(tensor.shape)}; a cache gives "
-            "queries fewer rows than keys: take the mask of the whole sequence"
-        )
-    if tensor.is_floating_point():
-        kept = tensor == 0
-        if not (kept | (tensor <= torch.finfo(tensor.dtype).min)).all():
-            raise MaskFormatError(
-                "a float mask holds 0 (may attend) and -inf or finfo.min (may not); other numbers "
-                "are a bias on the scores, which no mask can stand for"
-            )
-    else:
-        kept = zeros_and_ones(tensor, "a 4-D mask")
-    if (kept != kept[:1]).any():
-        raise MaskFormatError(
-            f"the {len(kept)} examples have different masks, maybe by their padding; take the "
-            "mask of an example without padding: attention_mask[:1]"
-        )
-    return table(kept[0])
-
-
 def from_mask_mod(
     mask_mod: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     length: int,
@@ -208,72 +169,6 @@ def from_mask_mod(
     from torch.nn.attention.flex_attention import create_mask
 
     return table(create_mask(mask_mod, 1, heads, length, length, device=str(device))[0])
-
-
-def from_block_mask(block_mask: BlockMask) -> Mask:
-    """The mask of a FlexAttention `BlockMask`, exact.
-
-    Args:
-        block_mask: A block mask over as many queries as keys, the same for all examples.
-
-    Returns:
-        A block layout where all blocks are square and kept whole, else a table: the
-        `mask_mod` is then evaluated at every cell.
-
-    Raises:
-        MaskFormatError: If queries and keys differ in number, or examples in their mask.
-    """
-    from torch.nn.attention.flex_attention import create_mask, noop_mask
-
-    queries, keys = block_mask.seq_lengths
-    if queries != keys:
-        raise MaskFormatError(f"a mask has as many queries as keys, here {queries} and {keys}")
-    batch, heads = block_mask.kv_num_blocks.shape[:2]
-    tall, wide = block_mask.BLOCK_SIZE
-    columns = -(-keys // wide)
-    partial = listed(block_mask.kv_num_blocks, block_mask.kv_indices, columns)
-    full = torch.zeros_like(partial)
-    if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
-        full = listed(block_mask.full_kv_num_blocks, block_mask.full_kv_indices, columns)
-    if block_mask.mask_mod is noop_mask:
-        full, partial = full | partial, torch.zeros_like(partial)
-    if tall == wide and not partial.any():
-        return block_layout(same_examples(full), tall)
-    cells = expand_blocks(full, tall, wide, queries)
-    if partial.any():
-        device = str(partial.device)
-        rule = create_mask(block_mask.mask_mod, batch, heads, queries, keys, device=device)
-        cells = cells | expand_blocks(partial, tall, wide, queries) & rule
-    return table(same_examples(cells))
-
-
-def listed(count: Tensor, index: Tensor, columns: int) -> Tensor:
-    """The blocks of a list: the first `count` of each row of `index`.
-
-    Args:
-        count: int `[batch, heads, rows]`.
-        index: int `[batch, heads, rows, most]`, block columns.
-        columns: Number of block columns.
-
-    Returns:
-        bool `[batch, heads, rows, columns]`.
-    """
-    valid = torch.arange(index.shape[-1], device=index.device) < count[..., None]
-    table = torch.zeros(*count.shape, columns + 1, dtype=torch.bool, device=index.device)
-    table.scatter_(-1, index.long().masked_fill(~valid, columns), True)  # the rest goes beyond
-    return table[..., :columns]
-
-
-def expand_blocks(blocks: Tensor, tall: int, wide: int, length: int) -> Tensor:
-    """Blocks as cells, bool `[batch, heads, n, n]`."""
-    return blocks.repeat_interleave(tall, 2).repeat_interleave(wide, 3)[:, :, :length, :length]
-
-
-def same_examples(planes: Tensor) -> Tensor:
-    """The planes of one example, where all are equal; `[batch, heads, ..]` to `[heads, ..]`."""
-    if (planes != planes[:1]).any():
-        raise MaskFormatError(f"the {len(planes)} examples differ; take one: block_mask[:1]")
-    return planes[0].cpu()
 
 
 def zeros_and_ones(values: Tensor | NDArray[Any], what: str) -> Tensor:

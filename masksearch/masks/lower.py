@@ -79,8 +79,8 @@ def refuse_longer(mask: Mask, length: int, where: str) -> None:
         raise LengthError(
             f"{where}: a table of {mask.length} positions serves inputs of at most that many, "
             f"asked for {length}; searched tables do not stretch: truncate the inputs "
-            f"(tokenizer(.., truncation=True, max_length={mask.length})), or attach a mask of any "
-            "length, masks.nearest_family(mask).mask"
+            f"(tokenizer(.., truncation=True, max_length={mask.length})), or attach an "
+            "expression, which has any length"
         )
 
 
@@ -214,7 +214,7 @@ def flex_tiles(
     """
     mask.refuse_layers("mask_mod")
     mask.refuse_tokens()
-    planes, places = distinct_planes(mask)
+    planes, numbers = distinct_planes(mask)
     index, patterns, count = [], [], 0
     for plane in planes:
         tiles, cells = distinct_tiles(plane.mask, length, block, head=plane.head)
@@ -222,8 +222,8 @@ def flex_tiles(
         patterns.append(cells)
         count += len(cells)
     bits = torch.from_numpy(np.concatenate(patterns))
-    places = places * heads if len(places) == 1 else places
-    tile = torch.from_numpy(np.stack(index)[places]).int()
+    numbers = numbers * heads if len(numbers) == 1 else numbers
+    tile = torch.from_numpy(np.stack(index)[numbers]).int()
     all_kept = torch.from_numpy(np.packbits(np.ones((block, block), dtype=bool), axis=1))
     whole = (bits == all_kept).all(-1).all(-1)[tile].to(device)
     partial = (tile > 0).to(device) & ~whole

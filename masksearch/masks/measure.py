@@ -61,16 +61,16 @@ def hash_rows(mask: Mask, shape: HasShape) -> str:
     digest = hashlib.sha256(f"{shape.layers}x{shape.heads}x{length}x{length}".encode())
     planes, index = distinct_planes(mask)
     plane_index = np.array(index).reshape(mask.layers or 1, mask.heads or 1)
-    places: list[int] = np.broadcast_to(plane_index, (shape.layers, shape.heads)).ravel().tolist()
+    numbers: list[int] = np.broadcast_to(plane_index, (shape.layers, shape.heads)).ravel().tolist()
     aligned, packed = length * length % 8 == 0, dict[int, bytes]()  # of planes that come again
     over = np.zeros(0, dtype=bool)  # bits that do not fill a byte yet
-    for number, place in enumerate(places):
-        if place in packed:
-            digest.update(packed[place])
+    for number, plane in enumerate(numbers):
+        if plane in packed:
+            digest.update(packed[plane])
             continue
-        again = aligned and place in places[number + 1 :]
+        again = aligned and plane in numbers[number + 1 :]
         chunks = []
-        for rows in planes[place].mask.row_chunks(length, head=planes[place].head):
+        for rows in planes[plane].mask.row_chunks(length, head=planes[plane].head):
             bits = np.concatenate([over, rows.numpy().reshape(-1)])
             whole = len(bits) // 8 * 8
             chunk = np.packbits(bits[:whole]).tobytes()
@@ -78,7 +78,7 @@ def hash_rows(mask: Mask, shape: HasShape) -> str:
             chunks += [chunk] if again else []
             over = bits[whole:]
         if again:
-            packed[place] = b"".join(chunks)
+            packed[plane] = b"".join(chunks)
     digest.update(np.packbits(over).tobytes())
     return digest.hexdigest()
 
@@ -154,11 +154,11 @@ def effective_density(mask: Mask, shape: HasShape) -> float:
         mask.counts(shape.layers, shape.heads)
         layers, read = shape.layers, shape.read
     planes, index = distinct_planes(mask)
-    count = cache(lambda place, rows: kept_pairs(planes[place], shape, rows))
+    count = cache(lambda plane, rows: kept_pairs(planes[plane], shape, rows))
     heads = mask.heads or 1
     others = index * (layers - 1) if mask.layers is None else index[:-heads]
-    kept = sum(count(place, size) for place in others)
-    kept += sum(count(place, read) for place in index[-heads:])
+    kept = sum(count(plane, size) for plane in others)
+    kept += sum(count(plane, read) for plane in index[-heads:])
     of_whole, of_last = layer_pairs(shape)
     return kept / (heads * ((layers - 1) * of_whole + of_last))
 
@@ -198,14 +198,14 @@ def unit_densities(mask: Mask, shape: HasShape) -> list[list[float]]:
     of_whole, of_last = layer_pairs(shape)
 
     @cache
-    def share(place: int, read: int, pairs: int) -> float:
-        return kept_pairs(planes[place], shape, read) / pairs
+    def share(plane: int, read: int, pairs: int) -> float:
+        return kept_pairs(planes[plane], shape, read) / pairs
 
     densities = []
     for layer in range(shape.layers):
         counted = (size, of_whole) if layer < shape.layers - 1 else (shape.read or size, of_last)
         first = 0 if mask.layers is None else layer * heads
-        of_layer = [share(place, *counted) for place in index[first : first + heads]]
+        of_layer = [share(plane, *counted) for plane in index[first : first + heads]]
         densities.append(of_layer * (shape.heads // heads))
     return densities
 
@@ -387,7 +387,7 @@ def hops(mask: Mask, length: int, *, causal: bool = False) -> float:
     planes, index = distinct_planes(mask)
     heads = mask.heads or 1
     layers = [frozenset(index[at : at + heads]) for at in range(0, len(index), heads)]
-    step = cache(lambda places: Relation(join_heads([planes[at] for at in places], length)))
+    step = cache(lambda numbers: Relation(join_heads([planes[at] for at in numbers], length)))
     step(layers[0])  # first: it refuses what is no length
     if length == 1:
         return 0.0

@@ -132,7 +132,7 @@ class Table(BitMask):
             raise LengthError(
                 f"Table holds {self.length} positions, asked for {at.length}; searched tables do "
                 f"not stretch: use masks.cropped(mask, at={self.length}) for shorter inputs, "
-                "masks.nearest_family(mask).mask for longer ones"
+                "an expression for longer ones"
             )
         return self.bits_at(at, at.query, at.key)
 

@@ -206,13 +206,13 @@ class Importance:
         layers, heads = self.diagonal.mean.shape
         rows: list[dict[str, Any]] = []
         for kind, layer, head in itertools.product(kinds, range(layers), range(heads)):
-            place = {
+            plane = {
                 "layer": "all" if self.per == "model" else layer,
                 "head": head if self.per == "head" else "all",
             }
             for unit, effect, cells in kinds[kind]:
                 values = {n: part[layer, head].item() for n, part in effect._asdict().items()}
-                rows.append({"kind": kind, "unit": unit, **place, **values, "cells": cells})
+                rows.append({"kind": kind, "unit": unit, **plane, **values, "cells": cells})
         columns = ["kind", "unit", "layer", "head", "mean", "low", "high", "cells"]
         return pd.DataFrame(rows, columns=columns)
 

@@ -13,7 +13,7 @@ import numpy as np
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.fronts import arm_of
 from masksearch.analysis.pareto import learned_nothing, on_front, pareto, sparsity_of
-from masksearch.analysis.runs import Kind, MaskRuns
+from masksearch.analysis.runs import MaskGroup, MaskRuns
 from masksearch.analysis.search_curves import Compute, band_of, curves_of, without_rte
 from masksearch.analysis.stats import CLAIM_SEEDS, estimate, mean_of_searches
 from masksearch.contracts import LOW, RANDOM, Objective, Record, Shape, is_side_value
@@ -53,7 +53,7 @@ COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - spars
 }
 CACHES = ("kv_bytes", "kv_bytes_per_head")
 TRUE_FRONT = "true front"
-KINDS: dict[Kind, tuple[str, str]] = {  # colour and shape of the masks of a comparison
+KINDS: dict[MaskGroup, tuple[str, str]] = {  # colour and shape of the masks of a comparison
     "searched": (ORANGE, "s"),
     "candidate": (PINK, "^"),
     "hand-designed": (INK, "D"),
@@ -269,7 +269,7 @@ def levels_of(dense: Sequence[Point], sign: int) -> list[Level]:
 
 
 def front_of(points: Sequence[Point], sign: int) -> list[tuple[float, Estimate]]:
-    """What is saved and the score of the points that no other one beats in both, densest first."""
+    """Saving and score of the points that no other one beats in both, densest first."""
     order = sorted(points, key=lambda point: (point["saved"], sign * point["score"]))
     best = unbeaten(order, [(each["saved"], sign * each["score"]) for each in order])
     return [(point["saved"], estimate_of(point)) for point in best]
@@ -327,9 +327,9 @@ def mask_facts(
 ) -> Facts:
     """The facts of a record's mask whatever its score, with what it saves of `cost`."""
     mask, costs = record.mask, costs_of(record)
-    place = str(mask or "") if run is None else f"{run}#{record.number}"
+    named = str(mask or "") if run is None else f"{run}#{record.number}"
     return Facts(
-        place=shlex.quote(place),
+        place=shlex.quote(named),
         expression=str(mask or ""),
         short=short_text(str(mask or "")),
         fingerprint=record.fingerprint,

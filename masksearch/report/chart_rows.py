@@ -1,4 +1,4 @@
-"""What a chart is made of: the rows that chart_data.py writes into `result.json`, and that
+"""The rows that a chart is made of, which chart_data.py writes into `result.json`, and that
 charts.py and page.js read there. docs/schemas/result.schema.json describes that file for others.
 
 Sparsities are in percent; an end of an interval that is not known is None.
@@ -30,7 +30,7 @@ class Estimate(TypedDict):
 
 
 class Facts(TypedDict):
-    """What is known of a mask whatever its score."""
+    """The facts of a mask, whatever its score."""
 
     place: str  # how a command line names it: `RUN#7`, or its expression
     expression: str
@@ -152,7 +152,7 @@ Chart = FrontChart | DifferenceChart | VolumeChart
 
 
 class KeptShares(TypedDict):
-    """What a mask keeps of each layer and head, `[layers, heads]`."""
+    """The share that a mask keeps of each layer and head, `[layers, heads]`."""
 
     id: str
     name: str

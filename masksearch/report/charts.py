@@ -174,9 +174,9 @@ def point_marks(
 def sparsity_axis(chart: FrontChart) -> tuple[float, float]:
     """Both ends of the axis of a front: its sparse points and lines, and a little more."""
     shown = [each["saved"] for each in (*chart["points"], *chart["lines"])]
-    places = [place for place in shown if place > 0] or [0.0, 100.0]
-    room = MARGIN * (max(places) - min(places)) or 1.0
-    return min(places) - room, max(places) + room
+    xs = [x for x in shown if x > 0] or [0.0, 100.0]
+    room = MARGIN * (max(xs) - min(xs)) or 1.0
+    return min(xs) - room, max(xs) + room
 
 
 def score_scale(chart: FrontChart) -> alt.Scale:
@@ -184,9 +184,9 @@ def score_scale(chart: FrontChart) -> alt.Scale:
     to 1, or from 0) where all masks are."""
     scores = [each["score"] for each in (*chart["points"], *chart["lines"])]
     ends = [point[name] for point in chart["points"] for name in ("low", "high", "promised")]
-    places = [*scores, *(end for end in ends if end is not None)]
-    room = 2 * MARGIN * (max(places) - min(places)) or 0.05 * abs(places[0]) or 1.0
-    low, high = min(places) - room, max(places) + room
+    ys = [*scores, *(end for end in ends if end is not None)]
+    room = 2 * MARGIN * (max(ys) - min(ys)) or 0.05 * abs(ys[0]) or 1.0
+    low, high = min(ys) - room, max(ys) + room
     share = chart["score"]["goal"] == "higher" and max(scores) <= 1
     domain = [max(low, 0.0) if min(scores) >= 0 else low, min(high, 1.0) if share else high]
     return alt.Scale(domain=domain, zero=False, nice=False, clamp=True)
@@ -394,7 +394,7 @@ def name_layers(
     low, high = sparsity_axis(chart)
     colours = {group["name"]: group["colour"] for group in chart["groups"]}
     asked = [(mark["saved"] - low) / (high - low) for mark in marks]
-    places = separate_labels(
+    lefts = separate_labels(
         asked, 1.35 * SMALL / POINTS / (width - 0.75)
     )  # of the axes' width, about
     names = [
@@ -403,9 +403,9 @@ def name_layers(
             "score": mark["score"],
             "label": mark["label"],
             "ink": GREY if mark["nothing"] else colours.get(mark["group"], INK),
-            "at": low + place * (high - low),
+            "at": low + left * (high - low),
         }
-        for mark, place in zip(marks, places, strict=True)
+        for mark, left in zip(marks, lefts, strict=True)
     ]
     x, y = {"field": "saved", "type": "quantitative"}, {"field": "score", "type": "quantitative"}
     at, line = {"field": "at", "type": "quantitative"}, {"color": "#C8C8C8", "strokeWidth": 0.5}
@@ -435,5 +435,5 @@ def separate_labels(ideal: Sequence[float], gap: float) -> list[float]:
     steps = gap * np.arange(len(ideal))
     free = np.asarray(ideal) - steps  # of which places at least `gap` apart never fall
     right, left = np.maximum.accumulate(free), np.minimum.accumulate(free[::-1])[::-1]
-    places = np.clip((left + right) / 2, 0, 1 - steps[-1]) + steps
-    return [round(float(place), 6) for place in places]
+    xs = np.clip((left + right) / 2, 0, 1 - steps[-1]) + steps
+    return [round(float(x), 6) for x in xs]

@@ -142,7 +142,7 @@ def read_study(
         SearchError: If it cannot be read, or nothing describes it.
     """
     store = StudyStore(folder, storage, write=False, allowed=allowed)
-    facts, place, status = without_controls(store.facts()), folder / COMMAND, folder / STATUS
+    facts, called, status = without_controls(store.facts()), folder / COMMAND, folder / STATUS
     if "kind" not in facts:
         raise SearchError(
             f"nothing says what the study of {folder} is; its search was ended before it began, "
@@ -157,7 +157,7 @@ def read_study(
         store.shape(),
         facts,
         hide_secrets(store.calls()),
-        hide_secrets(read_object(place, "delete it", options=dict)) if place.is_file() else None,
+        hide_secrets(read_object(called, "delete it", options=dict)) if called.is_file() else None,
         not status.is_file() or read_object(status, "delete it", state=str)["state"] == "ended",
     )
 
@@ -210,8 +210,8 @@ def report_on(
     for line in unread:
         warnings.warn(line, stacklevel=2)
     notes: dict[str, Any] = {}
-    if len(runs) == 1 and (place := runs[0] / NOTES).is_file():
-        notes = read_object(place, "delete it")
+    if len(runs) == 1 and (written := runs[0] / NOTES).is_file():
+        notes = read_object(written, "delete it")
     groups: dict[tuple[Any, ...], list[StoredStudy]] = {}
     for study in every:
         key = (study.facts.get("protocol", ""), study.objectives, study.shape)
@@ -508,13 +508,13 @@ def dam_health(searches: Sequence[StoredStudy]) -> DamRuns:
     agreements: dict[str, Mapping[str, Any]] = {}
     for index, (name, record, result, retrained) in enumerate(runs):
         twins = [
-            place
-            for place, (_, other, table, _) in enumerate(runs)
+            number
+            for number, (_, other, table, _) in enumerate(runs)
             if other.job == record.job
             and table.probabilities.shape == result.probabilities.shape
             and table.target == result.target
         ]
-        others = [runs[place][2] for place in twins if place != index and result.units is None]
+        others = [runs[number][2] for number in twins if number != index and result.units is None]
         card = result.health(others=others, retrained=retrained)
         if card.agreement is not None and twins[0] == index:
             agreements[f"{gates_name(result)}, {100 * result.target:.3g}%"] = card.agreement

@@ -337,16 +337,16 @@ def plot_agreement(agreements: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes = figure.add_subplot()
     clean(axes, "", "overlap of two seeds' masks (IoU)")
     axes.grid(visible=False, axis="x")
-    for place, figures in enumerate(agreements.values()):
+    for number, figures in enumerate(agreements.values()):
         kinds = (
             (-0.2, "iou", "chance", "by_pair", GREY, "heads as they stand"),
             (0.2, "matched", "matched_chance", "matched_by_pair", BLUE, "heads matched"),
         )
         for shift, name, chance, pairs, colour, label in kinds:
-            x = place + shift
+            x = number + shift
             axes.bar(
                 x, figures[name], width=0.34, color=colour, alpha=0.75,
-                label=None if place else label,
+                label=None if number else label,
             )  # fmt: skip
             axes.scatter(
                 [x] * len(figures[pairs]), figures[pairs], s=14, color="white", edgecolors=INK,
@@ -354,7 +354,7 @@ def plot_agreement(agreements: Mapping[str, Mapping[str, Any]]) -> Figure:
             )  # fmt: skip
             axes.plot(
                 [x - 0.19, x + 0.19], [figures[chance]] * 2, color="black", linewidth=2, zorder=4,
-                label="chance" if shift > 0 and place == 0 else None,
+                label="chance" if shift > 0 and number == 0 else None,
             )  # fmt: skip
     names = [f"{name}\n({figures['seeds']} seeds)" for name, figures in agreements.items()]
     axes.set_xticks(range(len(names)), names, fontsize=SMALL)

@@ -84,9 +84,9 @@ def comparison_text(comparison: ComparedMasks) -> str:
     """A comparison in at most ten lines: the masks that it is about, then the others."""
     entries = comparison.entries
     seeds = {seed for entry in entries.values() for seed in entry.scores}
-    place = f" {short_path(comparison.run)}" if comparison.run is not None else ""
+    where = f" {short_path(comparison.run)}" if comparison.run is not None else ""
     lines = [
-        f"Comparison{place}: {len(entries)} masks, {len(seeds)} seeds; see .verdict(), .frame()"
+        f"Comparison{where}: {len(entries)} masks, {len(seeds)} seeds; see .verdict(), .frame()"
     ]
     by_name = {row[0].text: row for row in outcomes(comparison).rows}
     rows = [by_name[name] for name in sorted(entries, key=lambda name: not entries[name].tested)]
@@ -105,11 +105,11 @@ def comparison_text(comparison: ComparedMasks) -> str:
 
 def comparison_html(comparison: ComparedMasks) -> str:
     """A picture, the table, densest first, and the verdict, for notebooks."""
-    place = "" if comparison.run is None else f" {escape(str(comparison.run))}"
+    where = "" if comparison.run is None else f" {escape(str(comparison.run))}"
     section = Section({}, comparison.objectives, {"": comparison})
     picture = chart_html(compared_chart(section, "", "compared", Pictures(room=0)))
     return (
-        f"<div><b>Comparison{place}</b><br>{picture}{outcomes(comparison).html()}"
+        f"<div><b>Comparison{where}</b><br>{picture}{outcomes(comparison).html()}"
         f'<pre style="white-space:pre-wrap">{escape(comparison.verdict())}</pre></div>'
     )
 

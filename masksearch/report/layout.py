@@ -66,11 +66,11 @@ class TextTable:
 
     def without(self, *names: str) -> TextTable:
         """The table without the columns of these names."""
-        kept = [place for place, cell in enumerate(self.head) if cell.text not in names]
+        kept = [index for index, cell in enumerate(self.head) if cell.text not in names]
         return replace(
             self,
-            head=tuple(self.head[place] for place in kept),
-            rows=tuple(tuple(row[place] for place in kept) for row in self.rows),
+            head=tuple(self.head[index] for index in kept),
+            rows=tuple(tuple(row[index] for index in kept) for row in self.rows),
         )
 
     def only(self, *names: str) -> TextTable:

@@ -64,22 +64,21 @@ def write_report(
     """
     path = Path(path)
     before = "" if path.stem == "report" else f"{path.stem}_"  # several pages share a folder
-    places = [path.with_name(before + name) for name in (FIGURES, "tables")]
-    for each in (file for place in places for file in (place, *place.glob("*"))):
+    figures, tables = (path.with_name(before + name) for name in (FIGURES, "tables"))
+    for each in (file for folder in (figures, tables) for file in (folder, *folder.glob("*"))):
         if each.is_symlink():
             raise ValueError(f"{each} is a link, which no page follows; delete it, or take --out")
     data = result_of(sections, progress=progress, **head)
     result: dict[str, Any] = plain_data(data)
     for chart in () if progress else charts_of(result):
-        write_chart(chart, places[0])
-    for place, section in enumerate(() if progress else sections):
-        tables = paper_tables(data["sections"][place], section)
-        write_tables(places[1], section.key, tables)
-        result["sections"][place]["figures"] = draw(places[0], section)
+        write_chart(chart, figures)
+    for index, section in enumerate(() if progress else sections):
+        write_tables(tables, section.key, paper_tables(data["sections"][index], section))
+        result["sections"][index]["figures"] = draw(figures, section)
     write_text_in_one_move(
         path.with_name(before + RESULT), json.dumps(result, ensure_ascii=False, allow_nan=False)
     )
-    write_text_in_one_move(path, render_page(result, places[0]))
+    write_text_in_one_move(path, render_page(result, figures))
     return path
 
 
@@ -90,8 +89,8 @@ def paper_tables(data: Mapping[str, Any], section: Section) -> dict[str, TextTab
         for name, study in section.studies.items():
             front = front_table({name: study}, section.objectives)
             tables[f"front_{re.sub(r'[^0-9A-Za-z.-]+', '_', name)}"] = front
-    for place, comparison in enumerate(section.comparisons.values()):
-        end, shown = f"_{place}" if place else "", data["comparisons"][place]
+    for index, comparison in enumerate(section.comparisons.values()):
+        end, shown = f"_{index}" if index else "", data["comparisons"][index]
         runs = comparison.frame(per="seed").to_dict("records")
         tables[f"compared{end}"] = shown["table"]
         tables[f"compared_seeds{end}"] = TextTable(data=runs)

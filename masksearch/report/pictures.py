@@ -189,7 +189,7 @@ class Pictures:
 
     def __init__(self, room: int = BYTES, cells: int = CELLS) -> None:
         self.images: list[str] = []  # PNG in base64
-        self.places: dict[bytes, int] = {}
+        self.numbers: dict[bytes, int] = {}
         self.room, self.cells = room, cells
 
     def panels(self, mask: Mask, shape: Shape) -> list[list[int]] | None:
@@ -205,12 +205,12 @@ class Pictures:
             if self.cells < 0 or mask.needs_tokens:
                 return None
             rows = self.tables(under_causality(mask, shape), shape.length)
-            places = [[self.place(panel) for panel in row] for row in rows]
+            numbers = [[self.number_of(panel) for panel in row] for row in rows]
         except MaskSearchError:
             return None
-        if any(place is None for row in places for place in row):
+        if any(number is None for row in numbers for number in row):
             return None
-        kept = [[place for place in row if place is not None] for row in places]
+        kept = [[number for number in row if number is not None] for row in numbers]
         kept = kept[:1] if all(row == kept[0] for row in kept) else kept
         return [row[:1] for row in kept] if all(len(set(row)) == 1 for row in kept) else kept
 
@@ -224,17 +224,17 @@ class Pictures:
         share = tile_counts(mask, length, block).double() / block**2
         return (LEVELS * share.clamp(0, 1).sqrt()).ceil().numpy().astype(np.uint8)
 
-    def place(self, panel: NDArray[np.uint8]) -> int | None:
+    def number_of(self, panel: NDArray[np.uint8]) -> int | None:
         """Index of a panel's image, which is made if there is none; None without room."""
         key = hashlib.blake2b(np.packbits(panel > 0).tobytes() + panel.tobytes()).digest()
-        if key not in self.places:
+        if key not in self.numbers:
             text = png_text(panel)
             if len(text) > self.room:
                 return None
             self.room -= len(text)
-            self.places[key] = len(self.images)
+            self.numbers[key] = len(self.images)
             self.images.append(text)
-        return self.places[key]
+        return self.numbers[key]
 
 
 def png_text(levels: NDArray[np.uint8]) -> str:
@@ -285,15 +285,15 @@ def plot_proxy(card: ProxyCard) -> Figure:
     agreement.legend(fontsize=SMALL, frameon=False, loc="lower right")
 
     schedule = next(iter(card.series()))
-    places = sorted(place for place in card.cells if place[:2] == (card.proxy, schedule))
-    means = np.stack([card.cells[place].mean(axis=1).to_numpy() for place in places])
+    keys = sorted(key for key in card.cells if key[:2] == (card.proxy, schedule))
+    means = np.stack([card.cells[key].mean(axis=1).to_numpy() for key in keys])
     clean(values, "optimiser steps", TITLES.get(card.proxy, card.proxy))
     values.set_title("every mask, mean over seeds", fontsize=LABEL, color=INK)
     shades = np.linspace(0.8, 0.0, len(card.densities))
     for shade, index in zip(shades, np.argsort(card.densities), strict=True):
-        grey, steps = str(shade), [place[2] for place in places]
+        grey, steps = str(shade), [key[2] for key in keys]
         values.plot(steps, means[:, index], color=grey, linewidth=0.8)
-    budget_axis(values, [place[2] for place in places])
+    budget_axis(values, [key[2] for key in keys])
     return figure
 
 

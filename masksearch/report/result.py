@@ -104,8 +104,8 @@ def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[s
     records, proxy = section.searched, section.proxy
     searched = search_chart(section, pictures)
     comparisons: list[dict[str, Any]] = []
-    for place, (name, comparison) in enumerate(section.comparisons.items()):
-        end = f"_{place}" if place else ""
+    for index, (name, comparison) in enumerate(section.comparisons.items()):
+        end = f"_{index}" if index else ""
         comparisons.append(
             {
                 "name": name,

@@ -24,14 +24,7 @@ JUDGES = (  # options of a search that say how a mask is judged
     *("corpus", "glue", "decoder", "tasks", "evaluator", "costs", "reuse"),
     *("size", "weights", "adapt", "length", "steps", "preset", "set"),
 )
-OF_JUDGES = (
-    "",
-    "cost",
-    "text",
-    "model",
-    "training",
-    "adapt",
-)  # prefixes of settings that say so, too
+OF_JUDGES = ("", "cost")  # prefixes of settings that say so, too
 SKIPPED = ("as_json", "progress")  # options that change nothing in a study
 
 

@@ -31,8 +31,7 @@ STYLES = {
     "random": (SKY, "o"),
     "tpe": (BLUE, "s"),
     "dam": (ORANGE, "^"),
-    "evolution": (GREEN, "v"),
-    "nsga2": (PINK, "P"),
+    "nsga2": (GREEN, "v"),
     "gp": (AMBER, "X"),
     "allocate": (AMBER, "<"),
 }

@@ -84,7 +84,7 @@ def searches_table(searches: Searches, objectives: Sequence[Objective]) -> TextT
     for goals in filter(None, (objectives, without_rte(searches, objectives))):
         compared = compare_searches(curves_of(searches, goals))
         both = [volume for each in compared for volume in (each.at_trials, each.at_seconds)]
-        places = decimals_for(value for v in both for value in (v.value, v.low, v.high))
+        decimals = decimals_for(value for v in both for value in (v.value, v.low, v.high))
         for each in compared:
             score, seeds = goals[0].name, each.seeds
             whole: dict[str, Any] = {"strategy": each.strategy, "score": score}
@@ -95,7 +95,7 @@ def searches_table(searches: Searches, objectives: Sequence[Objective]) -> TextT
             difference, adjusted = DASH, DASH
             if (judged := each.finding) is not None:
                 d = judged.difference
-                difference = d.text(signed=True, decimals=places)
+                difference = d.text(signed=True, decimals=decimals)
                 whole |= {"difference": d.value, "low": d.low, "high": d.high, "level": d.level}
                 whole |= {"adjusted_p": judged.adjusted, "n_seeds": d.n}
                 if not math.isnan(d.p_value):
@@ -105,8 +105,8 @@ def searches_table(searches: Searches, objectives: Sequence[Objective]) -> TextT
                     "strategy": each.strategy,
                     "score": words(score),
                     "searches": str(seeds),
-                    "at equal trials": each.at_trials.text(decimals=places),
-                    "at equal compute": each.at_seconds.text(decimals=places),
+                    "at equal trials": each.at_trials.text(decimals=decimals),
+                    "at equal compute": each.at_seconds.text(decimals=decimals),
                     "difference": difference,
                     "adjusted p": adjusted,
                     "outcome": each.outcome,
@@ -187,7 +187,7 @@ def front_table(
     parts = dict.fromkeys(name for record in front for name in record.values)
     scores += [name for name in parts if name.startswith(f"{NLL_INCREASE}/")]
     two = sparsities_differ(front)
-    places = {name: decimals_for(record.value(name) for record in front) for name in scores}
+    decimals = {name: decimals_for(record.value(name) for record in front) for name in scores}
     data = []
     for record in front:
         origin = record.proposer if record.role == "baseline" else owners[id(record)]
@@ -197,7 +197,7 @@ def front_table(
                 "strategy": origin,
                 "trial": str(record.number),
                 **{
-                    words(name): format_estimate(record.value(name), decimals=places[name])
+                    words(name): format_estimate(record.value(name), decimals=decimals[name])
                     for name in scores
                 },
                 "sparsity": percent(sparsity_of(record)),
@@ -243,7 +243,7 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
     two = sparsities_differ(comparison.records)
     frame = comparison.frame()
     data = frame.to_dict("records")
-    places = {
+    decimals = {
         name: decimals_for(frame[[name, f"{name} low", f"{name} high"]].to_numpy().flat)
         for name in judged
     } | {name: decimals_for(frame[name]) for name in columns}
@@ -266,7 +266,7 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
             "block density": percent(row["block_density"]),
         }
         for name in (*judged, *columns):
-            cell = task_cell(row, name, places[name], interval=name in judged)
+            cell = task_cell(row, name, decimals[name], interval=name in judged)
             if name in judged and row["n_seeds"] == 1 and not comparison.seedless:
                 cell = replace(cell, text=f"{cell.text} (1 seed)")
             if row["effective_sparsity"] > 0 and row[name] == best.get(name):
@@ -274,7 +274,7 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
             cells[name] = cell
         if comparison.fronts is not None:  # what the search had said, and what is left of it
             score, chance = row["score in search"], row["p on front"]
-            cells["score in search"] = format_estimate(score, decimals=places[judged[0]])
+            cells["score in search"] = format_estimate(score, decimals=decimals[judged[0]])
             cells["P(on front)"] = DASH if math.isnan(chance) else f"{chance:.2f}"
         cells |= {} if comparison.seedless else {"seeds": str(row["n_seeds"])}
         rows.append(cells | {n: str(row[n] or DASH) for n in ("diverged", "failed")})
@@ -291,19 +291,19 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
 def tasks_table(comparison: ComparedMasks) -> TextTable:
     """One row per mask: the mean over seeds of everything else that was reported."""
     tasks, frame = comparison.tasks, comparison.frame()
-    places = {name: decimals_for(frame[name]) for name in tasks}
+    decimals = {name: decimals_for(frame[name]) for name in tasks}
     rows = [
         {"mask": row["mask"]}
-        | {name: task_cell(row, name, places[name], interval=False) for name in tasks}
+        | {name: task_cell(row, name, decimals[name], interval=False) for name in tasks}
         for row in frame.to_dict("records")
     ]
     return text_table(rows if tasks else [], text=("mask",))
 
 
-def task_cell(row: Mapping[Any, Any], name: str, places: int, interval: bool) -> Cell:
+def task_cell(row: Mapping[Any, Any], name: str, decimals: int, interval: bool) -> Cell:
     """A mean, with its interval where asked for, marked where it is at the majority's."""
     bounds = (row[f"{name} low"], row[f"{name} high"]) if interval else ()
-    text = format_estimate(row[name], *bounds, decimals=places)
+    text = format_estimate(row[name], *bounds, decimals=decimals)
     nothing = interval and row.get("learned_nothing", False)
     return Cell(text, mark="majority" if nothing or row.get(f"{name} at majority") else "")
 
@@ -316,11 +316,11 @@ def findings_table(
     rows: list[dict[str, Cell | str]] = []
     data, findings = [], comparison.findings_to_show(reference, against)
     differences = [finding.difference for finding in findings]
-    places = decimals_for(value for d in differences for value in (d.value, d.low, d.high))
+    decimals = decimals_for(value for d in differences for value in (d.value, d.low, d.high))
     for finding in findings:
         d, interval, adjusted = finding.difference, DASH, DASH
         if not math.isnan(d.p_value):
-            interval = f"[{d.low:+z.{places}f}, {d.high:+z.{places}f}] at {100 * d.level:.4g}%"
+            interval = f"[{d.low:+z.{decimals}f}, {d.high:+z.{decimals}f}] at {100 * d.level:.4g}%"
             adjusted = format_p(finding.adjusted)
         rows.append(
             {
@@ -328,7 +328,7 @@ def findings_table(
                 "against": finding.against,
                 "because it is": finding.role,
                 "outcome": finding.words,
-                "difference": format_estimate(d.value, signed=True, decimals=places),
+                "difference": format_estimate(d.value, signed=True, decimals=decimals),
                 "interval": interval,
                 "adjusted p": adjusted,
                 "common seeds": str(d.n),
@@ -389,6 +389,6 @@ def budgets_table(card: ProxyCard) -> TextTable:
     return text_table(rows, text=("schedule",))
 
 
-def digits(value: float, places: int = 3) -> str:
+def digits(value: float, decimals: int = 3) -> str:
     """A number to so many significant digits; a dash where it is not defined."""
-    return DASH if math.isnan(value) else f"{value:.{places}g}"
+    return DASH if math.isnan(value) else f"{value:.{decimals}g}"

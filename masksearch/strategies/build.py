@@ -20,9 +20,8 @@ from masksearch.gates.unit_costs import DENSITY, find_cost, with_costs
 from masksearch.gates.units import Units, read_levels, write_levels
 from masksearch.masks import window
 from masksearch.masks.measure import effective_density
-from masksearch.strategies import evolution, prune
+from masksearch.strategies import prune
 from masksearch.strategies.dam import OPTIONS, SPARSEBERT, Cut, DamStrategy, PublishedDamStrategy
-from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.prune import PruneStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space, try_space
 from masksearch.study.records import Constraint
@@ -30,7 +29,7 @@ from masksearch.user_code import load_part, load_strategy, offered
 
 
 @dataclass(frozen=True)
-class Wanted:
+class StrategyRequest:
     """A search's request: a strategy, and the other arguments of `build_strategy`."""
 
     strategy: Any
@@ -49,7 +48,7 @@ def as_switches(units: Mapping[str, Any], options: Mapping[str, Any]) -> dict[st
 
 
 @dataclass(frozen=True)
-class Kind:
+class StrategySpec:
     """Everything that searches and the command line know of a strategy.
 
     Args:
@@ -67,7 +66,7 @@ class Kind:
         prefix: Of its options in `--set`.
     """
 
-    build: Callable[[Wanted], Strategy]
+    build: Callable[[StrategyRequest], Strategy]
     options: Mapping[str, Any] | None = field(default_factory=dict)
     space: Literal["needed", "optional", "none"] = "needed"
     with_units: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] | None = None
@@ -108,65 +107,67 @@ def build_strategy(
         SpaceError: If the space has a mistake that the first draw shows.
         LayerCountError, HeadCountError: If its masks are for another model.
     """
-    kind, name = kind_of(strategy), strategy_name(strategy)
-    names = options if kind.options is None else kind.options
+    spec, name = spec_of(strategy), strategy_name(strategy)
+    names = options if spec.options is None else spec.options
     for option in options:
         if option not in names:
             raise unknown_name(f"option of strategy {name!r}:", option, names or ["(none)"])
     if budgets:
         if isinstance(space, Units):
             space.refuse_less(min(budgets))
-        options = keep_budgets(budgets, name, kind.budgets, options, evaluator)
+        options = keep_budgets(budgets, name, spec.budgets, options, evaluator)
         constraints = [*constraints, loosest(budgets, evaluator)]
-    if kind.gradients and not evaluator.offers("differentiable"):
+    if spec.gradients and not evaluator.offers("differentiable"):
         raise SearchError(
             f"strategy {name!r} needs an evaluator with differentiable(seed); "
             f"{type(evaluator).__name__} has none"
         )
-    if kind.space == "needed":
+    if spec.space == "needed":
         if space is None:
             raise SearchError(f"strategy {name!r} needs a space")
         try_space(space, evaluator.shape, budgets[0] if budgets else None)
     limits = {"constraints": constraints, "budgets": budgets}
-    return kind.build(Wanted(strategy, space, evaluator, seed, run, options, limits))
+    return spec.build(StrategyRequest(strategy, space, evaluator, seed, run, options, limits))
 
 
-def kind_of(strategy: str | BaseSampler | Strategy) -> Kind:
-    """The kind of a strategy: the arguments that it takes.
+def spec_of(strategy: str | BaseSampler | Strategy) -> StrategySpec:
+    """The spec of a strategy: the arguments that it takes.
 
     Raises:
         UnknownNameError: If there is none of that name; names the nearest.
     """
     if isinstance(strategy, BaseSampler):
-        return Kind(build_sampler)
+        return StrategySpec(build_sampler)
     if not isinstance(strategy, str):
-        return Kind(lambda search: search.strategy, space="optional")
+        return StrategySpec(lambda search: search.strategy, space="optional")
     if is_user_code(strategy):
         return OWN
-    kind: Kind | None = STRATEGIES.get(strategy) or load_part("strategies", strategy, "strategy")
-    if kind is None:
+    spec: StrategySpec | None = STRATEGIES.get(strategy) or load_part(
+        "strategies", strategy, "strategy"
+    )
+    if spec is None:
         raise unknown_name("strategy", strategy, (*STRATEGIES, *offered("strategies")))
-    return kind
+    return spec
 
 
-def every_kind() -> dict[str, Kind]:
-    """Name -> kind of every strategy that is installed."""
-    return {**STRATEGIES, **{name: kind_of(name) for name in offered("strategies")}}
+def every_spec() -> dict[str, StrategySpec]:
+    """Name -> spec of every strategy that is installed."""
+    return {**STRATEGIES, **{name: spec_of(name) for name in offered("strategies")}}
 
 
 def owners() -> dict[str, str]:
     """Prefix of options in `--set` -> the strategy that takes them, in words."""
     named = {OWN.prefix: "of your own (FILE.py:NAME)"}
-    for name, kind in every_kind().items():
-        if kind.prefix:
-            named.setdefault(kind.prefix, name)
-    for name, kind in every_kind().items():
-        if kind.gated is not None and kind.prefix != GATES:
+    for name, spec in every_spec().items():
+        if spec.prefix:
+            named.setdefault(spec.prefix, name)
+    for name, spec in every_spec().items():
+        if spec.gated is not None and spec.prefix != GATES:
             named[GATES] += f", and to {name} by gates"
     return named
 
 
-def build_own(search: Wanted) -> Strategy:
+def build_own(search: StrategyRequest) -> Strategy:
     """A user's class, or what a function returns."""
     return load_strategy(
         search.strategy,
@@ -180,7 +181,7 @@ def build_own(search: Wanted) -> Strategy:
     )
 
 
-def build_sampler(search: Wanted) -> Strategy:
+def build_sampler(search: StrategyRequest) -> Strategy:
     """One of Optuna's samplers."""
     return OptunaStrategy(
         search.space,
@@ -193,16 +194,7 @@ def build_sampler(search: Wanted) -> Strategy:
     )
 
 
-def build_evolution(search: Wanted) -> Strategy:
-    """Regularised evolution."""
-    arguments = {"seed": search.seed, **search.limits, **search.options}
-    evaluator = search.evaluator
-    return EvolutionStrategy(
-        search.space, evaluator.objectives, shape=evaluator.shape, **arguments
-    )
-
-
-def build_dam(search: Wanted) -> Strategy:
+def build_dam(search: StrategyRequest) -> Strategy:
     """DAM, with gates or switches of one's own."""
     options, evaluator, budgets = search.options, search.evaluator, search.limits["budgets"]
     config = one_shot_config(options, evaluator)
@@ -234,7 +226,7 @@ def build_dam(search: Wanted) -> Strategy:
     )
 
 
-def build_published(search: Wanted) -> Strategy:
+def build_published(search: StrategyRequest) -> Strategy:
     """DAM as it was published."""
     config = one_shot_config(search.options, search.evaluator, preset=True)
     if taken := {"penalty", "preset"} & config.keys():
@@ -247,7 +239,7 @@ def build_published(search: Wanted) -> Strategy:
     return PublishedDamStrategy(search.run, config=config)
 
 
-def build_prune(search: Wanted) -> Strategy:
+def build_prune(search: StrategyRequest) -> Strategy:
     """Edges cut by their first-order effects."""
     evaluator, within = search.evaluator, bool(search.limits["budgets"])
     if within and (cost := find_cost(evaluator)) != DENSITY:
@@ -261,11 +253,10 @@ def build_prune(search: Wanted) -> Strategy:
 
 
 GATES = "dam"  # prefix of the options `gates` and `config`
-OWN = Kind(build_own, None, "optional", prefix="strategy")
+OWN = StrategySpec(build_own, None, "optional", prefix="strategy")
 STRATEGIES = {
-    **dict.fromkeys(SAMPLERS, Kind(build_sampler)),
-    "evolution": Kind(build_evolution, evolution.OPTIONS, prefix="evolution"),
-    "dam": Kind(
+    **dict.fromkeys(SAMPLERS, StrategySpec(build_sampler)),
+    "dam": StrategySpec(
         build_dam,
         OPTIONS,
         "none",
@@ -275,7 +266,7 @@ STRATEGIES = {
         budgets="densities",
         prefix=GATES,
     ),
-    SPARSEBERT: Kind(
+    SPARSEBERT: StrategySpec(
         build_published,
         {"config": Mapping},
         "none",
@@ -285,7 +276,7 @@ STRATEGIES = {
         trials=16,
         prefix=GATES,
     ),
-    prune.NAME: Kind(
+    prune.NAME: StrategySpec(
         build_prune, prune.OPTIONS, "none", gradients=True, budgets="densities", prefix=prune.NAME
     ),
 }
@@ -408,7 +399,7 @@ def strategy_facts(
         path = Path(strategy.rpartition(":")[0])
         text = path.read_bytes() if path.is_file() else b""
         facts["strategy_source"] = hashlib.sha256(text).hexdigest()[:16]
-    file = options.get(kind_of(strategy).file)
+    file = options.get(spec_of(strategy).file)
     if isinstance(file, str | Path) and Path(file).is_file():
         facts["strategy_source"] = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
     return facts | {"strategy_options": json.dumps(dict(options), sort_keys=True, default=str)}

@@ -15,7 +15,7 @@ from masksearch.analysis.runs import (
     SOURCES,
     Candidate,
     Found,
-    Kind,
+    MaskGroup,
     check_kinds,
     join_front,
     masks_of_candidates,
@@ -27,7 +27,7 @@ from masksearch.errors import unknown_name
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import effective_density, fingerprint
 from masksearch.masks.text import names_run
-from masksearch.strategies.enqueued import Listed
+from masksearch.strategies.opening import FixedQueue
 from masksearch.study.references import read_run_record, within_budgets
 from masksearch.study.status import clock
 from masksearch.study.store import StudyStore
@@ -53,7 +53,7 @@ class Candidates:
     masks: Mapping[str, Mask]
     missing: Mapping[str, str]
     found: Mapping[str, Record]
-    kinds: Mapping[str, Kind]
+    kinds: Mapping[str, MaskGroup]
     promised: Mapping[str, float | None]
     prints: Mapping[str, str]
     budgets: Mapping[str, float]
@@ -68,7 +68,7 @@ class Candidates:
         }
         return [
             as_compared(each, judged.kind(each.name, self.masks[each.name]), self.found)
-            for each in Listed(self.masks, seeds, "compare", "compared").proposals
+            for each in FixedQueue(self.masks, seeds, "compare", "compared").proposals
             if (each.name, self.prints[each.name], each.seed) not in ended
         ] + [
             Proposal(-1, Refused(reason), {}, "compare", seeds[0], name=name, role="compared")
@@ -139,7 +139,7 @@ def read_candidates(
     """The masks that candidates stand for, and those of a front; arguments and errors are those of
     `compare`."""
     promised: dict[str, float | None] = {}
-    of_front: dict[str, Kind] = {}
+    of_front: dict[str, MaskGroup] = {}
     missing: dict[str, str] = {}
     limits: dict[str, float] = {}
     if isinstance(candidates, Mapping):  # what else is given is refused below
@@ -157,7 +157,7 @@ def read_candidates(
         }
     chosen = masks_of_candidates(candidates) if candidates or not missing else {}
     found = {n: r for n, r in candidates.items() if isinstance(r, Record) and r.role in JUDGED}
-    named: dict[str, Kind] = {**dict.fromkeys(missing, "searched"), **of_front}
+    named: dict[str, MaskGroup] = {**dict.fromkeys(missing, "searched"), **of_front}
     named |= {n: "searched" for n, r in found.items() if r.role == "trial"}
     named |= {n: "hand-designed" for n, r in found.items() if r.source == SOURCES["hand-designed"]}
     named |= check_kinds(kinds, candidates)
@@ -194,7 +194,7 @@ def remember_found(
     return sources
 
 
-def as_compared(proposal: Proposal, kind: Kind, records: Mapping[str, Record]) -> Proposal:
+def as_compared(proposal: Proposal, kind: MaskGroup, records: Mapping[str, Record]) -> Proposal:
     """A comparison's proposal with its role, and where its mask comes from."""
     source = records[proposal.name].source if proposal.name in records else ""
     role: Role = "control" if kind == "control" else "compared"

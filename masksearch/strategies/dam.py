@@ -254,15 +254,15 @@ class PublishedDamStrategy(AfterFirstJob):
         """The next training, then the next mask as soon as its gates are there."""
         if self.next >= 2 * self.jobs:
             return "done"
-        place = self.next % self.jobs
-        row = PUBLISHED[place]
+        index = self.next % self.jobs
+        row = PUBLISHED[index]
         if self.next < self.jobs:
             gates = {"preset": "sparsebert", "structure": row.structure}
             config = {"preset": "sparsebert", "penalty": row.penalty, **self.config}
             return self.propose(OneShot(gates, config), {"gates": row.name})
-        if place not in self.left:
+        if index not in self.left:
             return "wait"
-        job, reached = cut(row, self.left[place])
+        job, reached = cut(row, self.left[index])
         return self.propose(job, {"sparsity": row.sparsity / 100, **reached}, name=row.name)
 
 

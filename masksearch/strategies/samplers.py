@@ -333,6 +333,8 @@ class OptunaStrategy:
         shape: What the space is told of the model and its data (`shape_of`).
     """
 
+    learns_from_starts = True
+
     def __init__(
         self,
         space: Space,
@@ -433,8 +435,7 @@ class OptunaStrategy:
         if len(self.parameter_sets) == 2:
             warnings.warn(
                 f"strategy {self.name!r} on a conditional space is little more than random "
-                "search: it crosses only the parameters that every mask has; use 'evolution' "
-                "or 'tpe'",
+                "search: it crosses only the parameters that every mask has; use 'tpe'",
                 stacklevel=3,
             )
 
@@ -625,8 +626,3 @@ def excesses(record: Record, constraints: Sequence[Constraint]) -> dict[str, flo
                 min(excess, 0.0) if constraint.holds(value) else max(excess, STRICT)
             )
     return violations
-
-
-def violation(record: Record, constraints: Sequence[Constraint]) -> float:
-    """Sum of all excesses; 0 = every known constraint is kept."""
-    return sum(max(excess, 0.0) for excess in excesses(record, constraints).values())

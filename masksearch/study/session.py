@@ -90,7 +90,7 @@ class OpenTrial:
 
 
 @dataclass(frozen=True)
-class Call:
+class Limits:
     """How far one call goes, and which draws count.
 
     Args:
@@ -120,7 +120,7 @@ class Session:
         strategy: Proposes jobs.
         evaluator: Judges masks.
         seed: Seed of every evaluation whose proposal names none.
-        call: How far this call goes.
+        limits: How far this call goes.
         scheduler: Ends trials early; None = every trial runs to its end.
         listeners: Called with every finished record, and reports (`FollowsReports`).
         queue: Jobs that come before the strategy's (baselines; the strategy learns from those
@@ -133,16 +133,16 @@ class Session:
         strategy: Strategy,
         evaluator: Evaluator,
         seed: int,
-        call: Call,
+        limits: Limits,
         *,
         scheduler: Scheduler | None = None,
         listeners: Sequence[Listener] = (),
         queue: Sequence[Proposal] = (),
     ) -> None:
         self.store, self.strategy, self.evaluator = store, strategy, evaluator
-        self.seed, self.call = seed, call
+        self.seed, self.limits = seed, limits
         self.scheduler, self.listeners, self.queue = scheduler, listeners, deque(queue)
-        how = call.trials, call.seconds, call.title
+        how = limits.trials, limits.seconds, limits.title
         self.board = StatusBoard(store.run, evaluator.objectives, *how)
         self.started = time.monotonic()
         self.open: dict[int, OpenTrial] = {}  # by trial number
@@ -189,17 +189,19 @@ class Session:
 
     def expected(self) -> int | None:
         """Records that this call will bring, where that is known."""
-        if self.call.trials is None and self.call.strict:
+        if self.limits.trials is None and self.limits.strict:
             return None
         others = len(self.queue) + sum(not trial.counts for trial in self.open.values())
-        return others + max(0, (self.call.trials or 0) - self.counted)
+        return others + max(0, (self.limits.trials or 0) - self.counted)
 
     @property
     def seeds(self) -> list[int]:
         """Seeds of the evaluations that are to come, each once."""
         jobs = [trial.record.seed for trial in self.open.values()]
         jobs += [self.seed if job.seed is None else job.seed for job in self.queue]
-        if self.call.strict and (self.call.trials is None or self.counted < self.call.trials):
+        if self.limits.strict and (
+            self.limits.trials is None or self.counted < self.limits.trials
+        ):
             jobs.append(self.seed)
         return list(dict.fromkeys(jobs))
 
@@ -283,7 +285,10 @@ class Session:
     # -- inside --------------------------------------------------------------------------------
     def begin_trial(self) -> OpenTrial | Literal["wait", "done"]:
         """A new trial, written to the study; or why there is none."""
-        if self.call.seconds is not None and time.monotonic() - self.started >= self.call.seconds:
+        if (
+            self.limits.seconds is not None
+            and time.monotonic() - self.started >= self.limits.seconds
+        ):
             return "done"
         if self.queue:
             proposal = self.queue.popleft()
@@ -292,7 +297,7 @@ class Session:
             pending = sum(trial.counts for trial in self.open.values())
             spent = self.repeats >= SPENT or self.refusals >= REFUSALS
             if spent or (
-                self.call.trials is not None and self.counted + pending >= self.call.trials
+                self.limits.trials is not None and self.counted + pending >= self.limits.trials
             ):
                 return "wait" if pending else "done"
             answer = self.ask_strategy()
@@ -444,16 +449,16 @@ class Session:
 
     def violation(self, record: Record, *, early: bool) -> str:
         """Why a record violates a constraint; empty where it keeps all of that kind."""
-        reasons = (c.violated_by(record) for c in self.call.constraints if c.early is early)
+        reasons = (c.violated_by(record) for c in self.limits.constraints if c.early is early)
         return next(filter(None, reasons), "")
 
     def budget_for(self, record: Record) -> float:
         """The cost that a draw's mask may have at most."""
-        return float(record.params.get(BUDGET, max(self.call.budgets)))
+        return float(record.params.get(BUDGET, max(self.limits.budgets)))
 
     def beyond_budget(self, record: Record) -> str:
         """Why a draw is refused for what it costs; empty where it is not."""
-        if not self.call.budgets or record.role != "trial":
+        if not self.limits.budgets or record.role != "trial":
             return ""
         budget = self.budget_for(record)
         if keeps_budget(record, self.evaluator.objectives, budget):
@@ -462,13 +467,13 @@ class Session:
 
     def say_cautions(self) -> None:
         """Warns of what the records say against this search, each sentence once."""
-        if not self.call.strict:
+        if not self.limits.strict:
             return
         before = self.board.state.get("cautions", [])
         cautions = search_cautions(self.store.records())
-        if self.exhausted and not self.open and self.counted < (self.call.trials or 0):
+        if self.exhausted and not self.open and self.counted < (self.limits.trials or 0):
             cautions.append(
-                f"the strategy has no more masks: {self.counted} of {self.call.trials} trials"
+                f"the strategy has no more masks: {self.counted} of {self.limits.trials} trials"
             )
         if self.repeats >= SPENT:
             cautions.append(
@@ -502,7 +507,9 @@ class Session:
             SearchError: With the first failure's reason.
         """
         count = len(self.failures)
-        first = self.call.strict and (count == self.finished == FIRST_FAILURES or self.is_broken())
+        first = self.limits.strict and (
+            count == self.finished == FIRST_FAILURES or self.is_broken()
+        )
         if first or count >= ROW_OF_FAILURES:
             reason = self.failures[0].reason or "no reason given"
             reason = cut_middle(reason, LONGEST_REASON)  # it may hold a mask of every head

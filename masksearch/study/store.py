@@ -118,8 +118,8 @@ def read_address(run: Path) -> StudyAddress | None:
             f'{path} is damaged ({error!r}); it reads {{"study": "NAME"}}, with the name of a '
             'study, and with "storage" where that is not study.db'
         ) from error
-    place = storage and storage.replace(HERE, folder_in(storage, run))
-    return StudyAddress(name, place or None)
+    location = storage and storage.replace(HERE, folder_in(storage, run))
+    return StudyAddress(name, location or None)
 
 
 def write_address(run: Path, name: str, storage: str | BaseStorage | None) -> None:
@@ -169,8 +169,8 @@ def follow_storage(
     Raises:
         SearchError: If it may not; says how to name it.
     """
-    place = locate_storage(run, named)
-    file = None if place.path is None else place.path.resolve()
+    location = locate_storage(run, named)
+    file = None if location.path is None else location.path.resolve()
     if file is not None and file.is_relative_to(run.resolve()):
         return named and storable_storage(named)
     address = storable_storage(named or sqlite_url(Path(str(file))))

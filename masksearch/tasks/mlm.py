@@ -84,8 +84,8 @@ class Masking:
         first = self.starts[tokens] | apart
         first[:, 1:] |= apart[:, :-1]  # a word does not go on behind a special token
         first[:, 0] = True
-        place = torch.arange(tokens.shape[1]).expand_as(tokens)
-        begin = place.masked_fill(~first, 0).cummax(1).values  # of the token's word
+        position = torch.arange(tokens.shape[1]).expand_as(tokens)
+        begin = position.masked_fill(~first, 0).cummax(1).values  # of the token's word
         sizes = torch.zeros_like(tokens).scatter_add_(1, begin, torch.ones_like(tokens))
         order = draw.gather(1, begin).argsort(dim=1, stable=True)
         size, begin = sizes.gather(1, begin).gather(1, order), begin.gather(1, order)

@@ -185,21 +185,21 @@ class SentencePairTask(MlmTask):
                 torch.where(wrong, middle - left, size),
             )
             left, right = swapped
-        place = torch.arange(self.corpus.length)
+        position = torch.arange(self.corpus.length)
         one, two = (1 + sizes[0])[:, None], (2 + sizes[0] + sizes[1])[:, None]  # the two [SEP]
         source = torch.where(
-            place < one, left[:, None] + place - 1, right[:, None] + place - one - 1
+            position < one, left[:, None] + position - 1, right[:, None] + position - one - 1
         )
         special = self.corpus.special
         ids = windows.ids[source.clamp(0, len(windows.ids) - 1).numpy()]
         tokens = torch.from_numpy(ids.astype(np.int64))
         tokens[:, 0] = special["cls"]
-        tokens.masked_fill_((place == one) | (place == two), special["sep"])
-        tokens.masked_fill_(place > two, special["pad"])
+        tokens.masked_fill_((position == one) | (position == two), special["sep"])
+        tokens.masked_fill_(position > two, special["pad"])
         return {
             **self.masking(tokens, self.masking.count(sizes[0] + sizes[1]), masking),
-            "attention_mask": (place <= two).long(),
-            "token_type_ids": ((place > one) & (place <= two)).long(),
+            "attention_mask": (position <= two).long(),
+            "token_type_ids": ((position > one) & (position <= two)).long(),
             "next_sentence_label": wrong.long(),
         }
 
@@ -314,9 +314,9 @@ class TextWindows:
         """Where the second segment of each window begins: with a random sentence; anywhere, where
         the window holds only one. int64 `[windows]`."""
         begin, inside = self.begin[windows], self.inside[windows]
-        place = (draw * inside).long()
+        index = (draw * inside).long()
         sentence = self.sentences[
-            (self.first[windows] + 1 + place).clamp(max=len(self.sentences) - 1)
+            (self.first[windows] + 1 + index).clamp(max=len(self.sentences) - 1)
         ]
         anywhere = begin + 1 + (draw * (self.end[windows] - begin - 1)).long()
         return torch.where(inside > 0, sentence, anywhere)

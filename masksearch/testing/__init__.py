@@ -38,7 +38,7 @@ from masksearch.contracts import (
 )
 from masksearch.errors import EmptyRowError, HeadCountError, LengthError
 from masksearch.masks.core import Mask, Points
-from masksearch.strategies.enqueued import Listed
+from masksearch.strategies.opening import FixedQueue
 
 Status = Literal["done", "stopped", "reused", "failed"]
 STATUSES: tuple[Status, ...] = ("done", "done", "stopped", "reused", "failed", "done")
@@ -325,7 +325,7 @@ class ListedTrials:
     heard: list[tuple[int, int]] = field(default_factory=list)  # trial and step of each report
 
     def __post_init__(self) -> None:
-        self.listed = Listed({f"w{reach}": masks.window(reach) for reach in range(4)}, [0])
+        self.listed = FixedQueue({f"w{reach}": masks.window(reach) for reach in range(4)}, [0])
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """The next window."""

@@ -165,8 +165,8 @@ def training_state(
     if device.type == "cuda":
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     for name, optimiser in optimisers.items():
-        for place, entry in optimiser.state_dict()["state"].items():
-            tensors |= {f"{name}.{place}.{key}": value for key, value in entry.items()}
+        for number, entry in optimiser.state_dict()["state"].items():
+            tensors |= {f"{name}.{number}.{key}": value for key, value in entry.items()}
     return tensors
 
 
@@ -190,8 +190,8 @@ def restore_state(
         entries: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith(f"{name}."):
-                _, place, part = key.split(".")
-                entries.setdefault(int(place), {})[part] = value
+                _, number, part = key.split(".")
+                entries.setdefault(int(number), {})[part] = value
         optimiser.load_state_dict({**optimiser.state_dict(), "state": entries})
 
 

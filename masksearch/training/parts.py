@@ -143,7 +143,7 @@ def initial_spread(width: int) -> float:
 
 
 # -- the groups ----------------------------------------------------------------------------------
-class Usual(int):
+class Default(int):
     """A default that differs from the same number given by name."""
 
 

@@ -85,7 +85,7 @@ def test_a_space_of_few_masks_says_so_and_known_masks_are_no_trials(tmp_path, dr
     assert any("warning: " in line for line in status_lines(study.run, read_status(study.run)))
 
 
-@pytest.mark.parametrize("strategy", ["random", "tpe", "nsga2", "qmc", "evolution"])
+@pytest.mark.parametrize("strategy", ["random", "tpe", "nsga2", "qmc"])
 @pytest.mark.nightly
 def test_search_ends_when_its_space_is_spent(tmp_path, monkeypatch, strategy):
     monkeypatch.setattr("masksearch.study.session.SPENT", 25)

@@ -107,6 +107,7 @@ def test_reuse_wraps_before_costs(tmp_path):
         ({"corpus": "a", "decoder": "b"}, "--corpus belongs to encoders; give one"),
         ({"decoder": "a", "set": ["rows=4"]}, "CausalEvaluator has no setting 'rows'"),
         ({"corpus": "a", "set": ["rows=4"]}, "MlmEvaluator has no setting 'rows'"),
+        ({"corpus": "a", "set": ["training.warmup=.1"]}, "unknown prefix of --set 'training'"),
         ({"corpus": "a", "set": ["dropuot=.1"]}, "'dropuot'; did you mean 'dropout'?"),
         ({"weights": "a"}, "--weights needs --corpus"),
         ({"weights": "a", "adapt": "none"}, "--adapt needs --weights with --glue"),
@@ -120,22 +121,6 @@ def test_reuse_wraps_before_costs(tmp_path):
 )
 def test_options_that_do_not_go_together_are_refused(options, message, refused):
     assert message in refused(**options)
-
-
-def test_settings_of_older_commands_keep_their_prefix(refused):
-    both = [judge(corpus="a", set=[each]) for each in ("warmup=.1", "training.warmup=.1")]
-    assert both[0] == both[1] != judge(corpus="a")
-    assert judge(corpus="a", set=["training.steps=7"]).steps == 7
-    older = {"adapt.epochs": 2, "adapt.steps": 3, "adapt.lr": 0.1, "adapt.keep": True}
-    newer = {"epochs": 2, "recover_steps": 3, "recover_lr": 0.1, "keep_recovered": True}
-    texts = ([f"{n}={json.dumps(each)}" for n, each in names.items()] for names in (older, newer))
-    first, second = (judge(corpus="a", glue="b", set=text) for text in texts)
-    assert first == second != judge(corpus="a", glue="b")
-    assert judge(decoder="a", set=["adapt.tokens=9"]).evaluator.recover_tokens == 9
-    assert judge(corpus="a", set=["half=final"]).split == "holdout"
-    assert judge(decoder="a", set=["account=vllm"]).cache_layout == "vllm"
-    assert "gives steps a second time" in refused(corpus="a", steps=3, set=["training.steps=7"])
-    assert "did you mean 'warmup'?" in refused(corpus="a", set=["training.warmpu=1"])
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,8 @@ def test_settings_reach_the_strategy_that_they_name(command, tmp_path):
         "merge_heads": True,
     }
     space = "masksearch.spaces:distances"
-    given = ("--set", "evolution.population=9", "--set", "downstream_steps=3")
-    assert options(space, "--strategy", "evolution", *given) == {"population": 9}
+    given = ("--set", "prune.rounds=9", "--set", "downstream_steps=3")
+    assert options("--strategy", "prune", *given) == {"rounds": 9}
     given = ("--set", "strategy.step=2", "--set", "strategy.name=x")
     assert options(space, "--strategy", "mine.py:Mine", *given) == {"step": 2, "name": "x"}
 

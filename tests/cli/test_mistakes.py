@@ -31,15 +31,15 @@ MISTAKES = {
     "missing space file": (["search", "nowhere.py:space"], "no such file"),
     "no function": (["search", "my_space.py:spac"], "did you mean 'space'"),
     "no colon": (["search", "my_space.py"], "needs the name of .*: my_space.py:space"),
-    "setting of another strategy": (["search", "my_space.py:space", "--set", "evolution.sample=3"],
-        "--set evolution.sample belongs to strategy evolution; the strategy is 'tpe'"),
+    "setting of another strategy": (["search", "my_space.py:space", "--set", "prune.rows=3"],
+        "--set prune.rows belongs to strategy prune; the strategy is 'tpe'"),
     "setting of dam": (
         ["search", "--strategy", "allocate", "--local", "star()", "--set", "dam.density=0.1"],
         "--set dam.density belongs to strategy dam, and to allocate by gates",
     ),
     "setting that is unknown": (
-        ["search", "my_space.py:space", "--strategy", "evolution", "--set", "evolution.sampl=3"],
-        "unknown setting of evolution 'sampl'; did you mean 'sample'",
+        ["search", "--strategy", "prune", "--set", "prune.row=3"],
+        "unknown setting of prune 'row'; did you mean 'rows'",
     ),
     "halving setting, before the evaluator is built": (
         ["search", "my_space.py:space", "--halving", "2", "--set", "halving.metrc=x", *NOWHERE],
@@ -80,8 +80,8 @@ MISTAKES = {
     "dam setting that is no number": (["search", "--strategy", "dam", "--set", "dam.gate_lr=fast"],
         "--set dam.gate_lr takes a number, got 'fast'"),
     "setting of a strategy that is no whole number": (
-        ["search", "my_space.py:space", "--strategy", "evolution", "--set", "evolution.sample=.5"],
-        "--set evolution.sample takes a whole number",
+        ["search", "--strategy", "prune", "--set", "prune.rows=.5"],
+        "--set prune.rows takes a whole number",
     ),
     "length without corpus": (["compare", "star", "--length", "8"], "needs --corpus"),
     "missing corpus": (["compare", "star", "--corpus", "nowhere"], "nowhere"),

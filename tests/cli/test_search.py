@@ -38,7 +38,7 @@ def job(tmp_path):
 @pytest.mark.slow
 def test_resume_repeats_the_command_with_another_budget(command, monkeypatch, tmp_path, job):
     monkeypatch.chdir(tmp_path)
-    parts = ["--strategy", "evolution", "--seed", 3, "--baselines", "--constraint", "sparsity>=.2"]
+    parts = ["--strategy", "tpe", "--seed", 3, "--baselines", "--constraint", "sparsity>=.2"]
     command(*job, *parts, "--trials", 4, "--run", "part")
     monkeypatch.chdir(tmp_path.parent)  # resuming works from anywhere
     command("resume", tmp_path / "part", "--trials", 9)

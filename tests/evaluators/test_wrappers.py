@@ -53,7 +53,7 @@ def test_a_damaged_file_is_run_again_with_a_warning(tmp_path, caplog):
     log = tmp_path / "log"
     evaluator = Cached(ToyEvaluator(log=log), tmp_path / "kept")
     first = judged(evaluator, masks.window(2), tmp_path)
-    path = evaluator.place(masks.window(2), 0)
+    path = evaluator.path_of(masks.window(2), 0)
     for text in (path.read_text()[:-9], "[]", json.dumps({"reports": [[1, None]]})):
         path.write_text(text)
         with caplog.at_level(logging.WARNING, logger="masksearch"):

@@ -12,14 +12,14 @@ from pathlib import Path
 
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.masks import Mask, window
-from masksearch.strategies.enqueued import Listed
+from masksearch.strategies.opening import FixedQueue
 
 STEPS = 4
 
 
-def listed(count: int) -> Listed:
+def listed(count: int) -> FixedQueue:
     """The strategy that proposes window(0), window(1), ... by the names w0, w1, ..."""
-    return Listed({f"w{reach}": window(reach) for reach in range(count)}, [0])
+    return FixedQueue({f"w{reach}": window(reach) for reach in range(count)}, [0])
 
 
 def begin_ray(**resources: int) -> None:

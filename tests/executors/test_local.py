@@ -21,7 +21,7 @@ from masksearch.contracts import Evaluate, OneShot, Proposal, Record, Report
 from masksearch.errors import SearchError
 from masksearch.executors.environment import catch_interrupt
 from masksearch.executors.job import JobRun
-from masksearch.strategies.enqueued import Listed
+from masksearch.strategies.opening import FixedQueue
 from masksearch.testing import ExecutorContract
 
 
@@ -234,7 +234,7 @@ def test_the_environment_and_folder_of_a_worker_are_the_drivers(tmp_path, monkey
 
 @pytest.mark.slow
 def test_suspect_runs_in_a_process_of_its_own(tmp_path):
-    class Again(Listed):
+    class Again(FixedQueue):
         def ask(self):
             proposal = super().ask()
             return proposal if isinstance(proposal, str) else replace(proposal, starts=2)
@@ -252,7 +252,7 @@ def test_worker_that_cannot_load_the_evaluator_ends_the_search(tmp_path):
 
 
 def test_strategy_that_waits_for_nothing_is_an_error(tmp_path):
-    class Waiting(Listed):
+    class Waiting(FixedQueue):
         def ask(self):
             return "wait"
 

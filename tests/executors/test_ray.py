@@ -29,7 +29,7 @@ from masksearch.contracts import Record
 from masksearch.errors import SearchError, install_command
 from masksearch.executors.ray import tolerate_losses
 from masksearch.loggers.files import CsvLogger
-from masksearch.strategies.enqueued import Listed
+from masksearch.strategies.opening import FixedQueue
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.user_code import load_function
 
@@ -209,9 +209,9 @@ def sorted_by_end(logger: CsvLogger) -> list[str]:
 
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:strategy 'nsga2' on a conditional space")
-@pytest.mark.parametrize("strategy", ["tpe", "evolution", "nsga2", "qmc", "gp"])
+@pytest.mark.parametrize("strategy", ["tpe", "nsga2", "qmc", "gp"])
 def test_every_strategy_equals_local_with_one_slot(cluster, tmp_path, strategy):
-    how = {"strategy": strategy, "trials": 26 if strategy == "evolution" else 12}
+    how = {"strategy": strategy, "trials": 12}
     local, on_ray = (
         [(r.status, *essence(r)) for r in study.records()]
         for study in searched(tmp_path, slots=1, scheduler=ParetoHalving(rungs=(2,)), **how)
@@ -276,7 +276,7 @@ def test_on_report_ends_a_trial(cluster, tmp_path):
 @pytest.mark.nightly
 @pytest.mark.parametrize("problem", [SearchError("enough"), KeyboardInterrupt()], ids=repr)
 def test_what_a_strategy_raises_comes_out_as_it_is(cluster, tmp_path, problem):
-    class Angry(Listed):
+    class Angry(FixedQueue):
         def tell(self, record):
             raise problem
 
@@ -309,7 +309,7 @@ def test_an_evaluator_that_cannot_be_loaded_stops_the_search(cluster, tmp_path):
 def test_a_full_disk_ends_the_search_and_the_trial_stays_open(cluster, tmp_path):
     told: list[int] = []
 
-    class Telling(Listed):
+    class Telling(FixedQueue):
         def tell(self, record: Record) -> None:
             told.append(record.number)
             super().tell(record)
@@ -374,7 +374,7 @@ def test_user_code_that_was_named_by_path(cluster, tmp_path):
     evaluator, mask = load_function(f"{file}:proxy")(), load_function(f"{file}:mine")()
     evaluator = type(mask).allows.__globals__["Proxy"]()
     file.unlink()
-    run = Run(tmp_path / "run", evaluator, strategy=Listed({"mine": mask}, [0]))
+    run = Run(tmp_path / "run", evaluator, strategy=FixedQueue({"mine": mask}, [0]))
     assert [(r.status, dict(r.values)) for r in run.records] == [("done", {"loss": 7.0})], (
         run.records
     )

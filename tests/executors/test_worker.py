@@ -204,9 +204,9 @@ def test_an_attempt_finds_the_newest_file_of_all_before_it_and_takes_none_after(
     job = JobRun(proposal, Troubled(), tmp_path, losses)
     job.start()
     before = ["only", "only0-10", "only0-2"] + ["only1-0"] * bool(starts)
-    assert sorted(path.name for path in job.place.glob("only*")) == before
-    assert (job.place / "deep" / "state").read_text() == ("1-0/" if starts else "0-10/")
-    assert not (job.place / "time_limit.txt").exists()
+    assert sorted(path.name for path in job.path.glob("only*")) == before
+    assert (job.path / "deep" / "state").read_text() == ("1-0/" if starts else "0-10/")
+    assert not (job.path / "time_limit.txt").exists()
     assert (tmp_path / "trials/5/3-0/deep/state").read_text() == "3-0/"
 
 

@@ -143,7 +143,7 @@ def test_csv_of_another_search_is_refused(tmp_path):
 class Flaky(RecordLogger):
     """Fails while `down`."""
 
-    place = "flaky log"
+    sink = "flaky log"
 
     def __init__(self, memory: Path | None = None) -> None:
         super().__init__(OBJECTIVES, memory)

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_trees import HEADS, LAYERS, token_masks
 
-import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.errors import (
@@ -161,7 +160,6 @@ def test_table_lies_where_the_ids_lie():
         (lambda: (special(1) | masks.star()).sparsity(128), TokensNeededError, "known: call mask"),
         (lambda: special(1).mask_mod(128), TokensNeededError, "known: call mask"),
         (lambda: flex_block_mask(special(1), 128), TokensNeededError, "known: call mask"),
-        (lambda: ms.masks.nearest_family(special(1), 16), TokensNeededError, "known: call mask"),
         (lambda: masks.to_4d(special(1), 16), TokensNeededError, "known: call mask"),
     ],
 )  # fmt: skip

@@ -156,8 +156,8 @@ def find_needles(
             rest = [needle(*pair) for pair in pairs(room // size + 1)]
         names = ",".join(dict.fromkeys(key for key, _ in wanted))
         question = f"\nWhat is the secret of{names}? The secret of{names} is"
-        places = depths if values > 1 else range(len(wanted))  # of one key as they stand
-        answers = [value for _, (_, value) in sorted(zip(places, wanted, strict=False))]
+        order = depths if values > 1 else range(len(wanted))  # of one key as they stand
+        answers = [value for _, (_, value) in sorted(zip(order, wanted, strict=False))]
         return Prompt(list(zip(depths, sentences, strict=True)), question, answers, rest)
 
     return make
@@ -301,17 +301,17 @@ def task_rows(text: NextTokenText, split: Split, name: str, count: int) -> NextT
                 f"a row of {name} takes {text.length - left} tokens at least, and a sequence has "
                 f"{text.length}; give a larger length, or leave {name} out of tasks"
             )
-        places: Sequence[int] = range(left + 1)
+        cuts: Sequence[int] = range(left + 1)
         if prompt.filler:  # what is planted stands between its sentences
             rest = [ids(sentence) for sentence in prompt.filler]
             rest *= left // sum(map(len, rest)) + 1
             body = list(itertools.chain.from_iterable(rest))
-            places = list(itertools.accumulate(map(len, rest), initial=0))
+            cuts = list(itertools.accumulate(map(len, rest), initial=0))
         done = 0
         for at, sentence in planted:
-            place = places[bisect_right(places, round(at * left)) - 1]
-            start += [*body[done:place], *sentence]
-            done = place
+            cut = cuts[bisect_right(cuts, round(at * left)) - 1]
+            start += [*body[done:cut], *sentence]
+            done = cut
         context = [*start, *body[done:left]]
         tokens[row] = [*context, *end]
         at = len(context) + len(ids(prompt.question))

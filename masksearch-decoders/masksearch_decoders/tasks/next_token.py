@@ -234,8 +234,8 @@ def repeat_distances(tokens: Tensor) -> Tensor:
     """
     distances = torch.zeros_like(tokens)
     pairs = tokens[:, :-1] * (int(tokens.max()) + 1) + tokens[:, 1:]
-    ordered, place = pairs.sort(dim=1, stable=True)
+    ordered, index = pairs.sort(dim=1, stable=True)
     same = ordered[:, 1:] == ordered[:, :-1]
-    gaps = torch.where(same, place[:, 1:] - place[:, :-1], 0)
-    distances.scatter_(1, place[:, 1:] + 1, gaps)
+    gaps = torch.where(same, index[:, 1:] - index[:, :-1], 0)
+    distances.scatter_(1, index[:, 1:] + 1, gaps)
     return distances

@@ -125,8 +125,8 @@ def gathered(states: Tensor, part: GatherPart, units: Tensor, unit: int) -> Tens
 
 def add(states: Tensor, part: GatherPart, units: Tensor, results: Tensor) -> None:
     """Adds results to their units; the reverse of `gathered`."""
-    place = part.of(states)
-    place.index_add_(1, units, results.reshape(place.shape[0], -1, place.shape[2]))
+    target = part.of(states)
+    target.index_add_(1, units, results.reshape(target.shape[0], -1, target.shape[2]))
 
 
 def bias_of(part: GatherPart, seen: Tensor | None, unit: int, like: Tensor) -> Tensor | None:
@@ -235,8 +235,8 @@ def write(
     count = units.shape[0] // part.pieces
     for start in range(0, count, step):  # as much as overlaps with nothing
         end = min(count, start + step)
-        place = windows(part.of(states), first + start, step, part.pieces, end - start, unit)
-        place.add_(results[:, :, start * unit : end * unit])
+        target = windows(part.of(states), first + start, step, part.pieces, end - start, unit)
+        target.add_(results[:, :, start * unit : end * unit])
 
 
 def attend(

@@ -277,9 +277,9 @@ class Planner:
         cells = patterns.reshape(-1, self.parts, self.unit, self.parts, self.unit)[:, rows]
         cells = cells.reshape(len(patterns), -1, self.parts, self.unit).transpose(0, 2, 1, 3)
         result = np.where(cells.all((2, 3)), KEPT, np.where(cells.any((2, 3)), -1, DROPPED))
-        places = np.argwhere(result < 0)
-        packed = np.packbits(cells[places[:, 0], places[:, 1]], axis=2)
-        for (tile, part), bits in zip(places, packed, strict=True):
+        unnamed = np.argwhere(result < 0)
+        packed = np.packbits(cells[unnamed[:, 0], unnamed[:, 1]], axis=2)
+        for (tile, part), bits in zip(unnamed, packed, strict=True):
             name = self.known.setdefault(bits.tobytes(), len(self.cells))
             if name == len(self.cells):
                 self.cells.append(bits)
@@ -446,14 +446,14 @@ def cut_parts(
             some = slice(first, first + together)
             source = None if bundle.alike else (bundle, some)
             count = min(together, pieces - first)
-            places = bundle.queries[some].flatten(), bundle.keys[some].flatten()
+            indices = bundle.queries[some].flatten(), bundle.keys[some].flatten()
             rest = None
             if run is not None:
                 query, key = run.query + first * run.query_step, run.key + first * run.key_step
                 rest = replace(run, query=query, key=key)
             for start in range(0, groups, at_once):
                 group = None if at_once == groups else slice(start, start + at_once)
-                yield GatherPart(group, count, *places, bias, rest, source)
+                yield GatherPart(group, count, *indices, bias, rest, source)
 
 
 # -- what is given with a plan -----------------------------------------------------------------

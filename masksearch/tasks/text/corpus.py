@@ -264,11 +264,11 @@ def tokenize_text(
     spelled = f"trained:{vocabulary}" if opened is None else opened.to_str()
     key = short_hash(FORMAT, read.__name__, *source_key(path, held_out), spelled)
 
-    def write(place: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=place) as scratch:
+    def write(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
             files, held_files = local_text(path, held_out, Path(scratch))
             made = opened or train_tokenizer(files, vocabulary, whole=bool(held_files))
-            write_tokens(place, made, files, held_files, read)
+            write_tokens(folder, made, files, held_files, read)
 
     stored = cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
     return stored if opened is None else stored._replace(tokenizer=opened)
@@ -326,8 +326,8 @@ def deal_stretches(
         inner: Tokens of a sequence.
     """
     starts = np.arange(0, len(ids), inner)
-    for places in (begins.paragraphs, begins.documents) if begins is not None else ():
-        starts = places if len(places) >= FEW else starts
+    for finer in (begins.paragraphs, begins.documents) if begins is not None else ():
+        starts = finer if len(finer) >= FEW else starts
     ends = np.append(starts[1:], len(ids))
     firsts = (ids[a : min(b, a + HASHED)] for a, b in zip(starts, ends, strict=True))
     final = [in_holdout(first.astype("<i4").tobytes()) for first in firsts]
@@ -360,11 +360,11 @@ def read_test_text(
             "search has seen"
         )
 
-    def write(place: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=place) as scratch:
+    def write(folder: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
             file = Path(scratch) / "test.txt"
             texts = files if hub is None else [hub.write(file, "test") or file]
-            write_tokens(place, tokenizer, [], texts, read)
+            write_tokens(folder, tokenizer, [], texts, read)
 
     named = hub.key() if hub else [content_hash(files)]
     key = short_hash(FORMAT, "test", read.__name__, *named, tokenizer.to_str())

@@ -238,7 +238,7 @@ def load_hub(name: str, config: str | None, remedy: str, *, streaming: bool = Fa
 
 
 @contextmanager
-def hub_problems(place: str, remedy: str) -> Iterator[None]:
+def hub_problems(name: str, remedy: str) -> Iterator[None]:
     """Says in one line what the libraries raise for a data set."""
     import pyarrow as pa
 
@@ -247,7 +247,7 @@ def hub_problems(place: str, remedy: str) -> Iterator[None]:
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its client's
     except ImportError as error:
         raise DataError(
-            f"{place} needs the package datasets: {install_command('hub')}; or {remedy}"
+            f"{name} needs the package datasets: {install_command('hub')}; or {remedy}"
         ) from error
     try:
         yield
@@ -256,7 +256,7 @@ def hub_problems(place: str, remedy: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, HTTPError, pa.ArrowException) as error:
         problem = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
-            f"{place} cannot be read: {problem}; check its name and configuration, or {remedy}"
+            f"{name} cannot be read: {problem}; check its name and configuration, or {remedy}"
         ) from error
 
 

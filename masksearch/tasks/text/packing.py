@@ -121,8 +121,8 @@ def encode_stream(
             ids = encode(tokenizer, chunk)
             ends = count + np.cumsum([len(one) for one in ids], dtype=np.int64)
             starts = np.concatenate([[count], ends[:-1]])
-            for least, places in begins.items():
-                places.append(starts[np.array(marks) >= least])
+            for least, marked in begins.items():
+                marked.append(starts[np.array(marks) >= least])
             flat = np.fromiter(chain.from_iterable(ids), dtype=id_type(tokenizer))
             file.write(flat.tobytes())
             count += len(flat)
@@ -227,7 +227,7 @@ class IdLists:
         sizes: NDArray[np.int64] = np.diff(self.ends, prepend=0).astype(np.int64)
         return sizes
 
-    def place(self, index: int) -> slice:
+    def span(self, index: int) -> slice:
         """Where a list stands in `flat`."""
         return slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
 
@@ -235,5 +235,5 @@ class IdLists:
         return len(self.ends)
 
     def __getitem__(self, index: int) -> list[int]:
-        ids: list[int] = self.flat[self.place(range(len(self))[index])].tolist()
+        ids: list[int] = self.flat[self.span(range(len(self))[index])].tolist()
         return ids

@@ -161,10 +161,10 @@ def load_tokenizer(name: str | Path) -> Any:
     from transformers import AutoTokenizer
 
     path = Path(name).expanduser()
-    place, local = (path, True) if path.is_dir() else (name, not hub_answers())
+    source, local = (path, True) if path.is_dir() else (name, not hub_answers())
     how: dict[str, Any] = {"trust_remote_code": False, "local_files_only": local}
     try:
-        loaded = AutoTokenizer.from_pretrained(str(place), **how)
+        loaded = AutoTokenizer.from_pretrained(str(source), **how)
     except Exception as error:  # of a tokenizer.json the library raises plain Exception
         raise DataError(
             f"no tokenizer {str(name)!r}: neither a file, nor a folder or a name on the Hub that "

@@ -1,11 +1,12 @@
-"""A user's proposals: parameters that are drawn first, and masks that are judged as they are."""
+"""The opening of a search: parameters that a user gave, baselines, and lists of masks."""
 
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from optuna.distributions import (
@@ -16,16 +17,15 @@ from optuna.distributions import (
 )
 from optuna.trial import FixedTrial
 
+from masksearch.analysis.runs import SOURCES, MaskGroup, group_of_mask
 from masksearch.contracts import Evaluate, Evaluator, Proposal, Record, Role, Shape, Strategy
 from masksearch.errors import MaskSearchError, SearchError
 from masksearch.gates.unit_costs import DENSITY, find_cost
 from masksearch.masks.baselines import equal_cost_baselines
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
-from masksearch.strategies.evolution import EvolutionStrategy
 from masksearch.strategies.samplers import (
     CheckedTrial,
-    OptunaStrategy,
     Space,
     describe_kind,
     drawn_kinds,
@@ -38,11 +38,11 @@ from masksearch.user_code import BUDGET, call_user, describe_error
 ORIGIN = "enqueued"
 
 
-class Enqueued:
+class WarmStart:
     """Proposes given draws first, then what another strategy proposes.
 
-    Samplers and evolution learn from them, as from draws of their own. Other strategies are not
-    told of them, and number their draws as if there were none.
+    Strategies that say so (`learns_from_starts`) learn from them, as from draws of their own.
+    Others are not told of them, and number their draws as if there were none.
 
     Args:
         strategy: Comes after them.
@@ -94,9 +94,87 @@ class Enqueued:
         self.strategy.tell(replace(record, number=record.number - self.shift))
 
 
+@dataclass(frozen=True)
+class Opening:
+    """All that a search judges before, and beside, the draws of its strategy.
+
+    Args:
+        given: Draws of the parameters that a user gave, numbered from 0.
+        baselines: Name -> mask, judged beside the trials.
+        starts: Those baselines that are draws of the space, too, numbered from 0.
+        group: Of all baselines; None = as each is known.
+        noted: The names of the starts with which the search began, as the study has them.
+    """
+
+    given: Sequence[Proposal] = ()
+    baselines: Mapping[str, Mask] = field(default_factory=dict)
+    starts: Sequence[Proposal] = ()
+    group: MaskGroup | None = None
+    noted: str = ""
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The facts that must not change between two searches on one run folder."""
+        params = [each.params for each in self.given]
+        given = json.dumps(params, default=repr) if params else ""
+        return {"enqueue": given, "starts": self.noted}
+
+    def before(self, strategy: Strategy) -> Strategy:
+        """The strategy, behind the draws of the opening."""
+        some = self.given or self.starts
+        return WarmStart(strategy, self.given, self.starts) if some else strategy
+
+    def queue(self, seed: int) -> list[Proposal]:
+        """The baselines, evaluated with that seed."""
+        drawn = {each.name: each for each in self.starts}
+        listed = FixedQueue(self.baselines, [seed], "baselines", "baseline").proposals
+        return [
+            replace(
+                drawn.get(each.name, replace(each, number=-1)),
+                seed=seed,
+                source=SOURCES[self.group or group_of_mask(self.baselines[each.name])],
+            )
+            for each in listed
+        ]
+
+
+def plan_opening(
+    given: Sequence[Proposal],
+    baselines: Mapping[str, Mask] | None,
+    strategy: Strategy,
+    space: Space | None,
+    evaluator: Evaluator,
+    budgets: Sequence[float],
+    begun: Mapping[str, str] | None,
+) -> Opening:
+    """The opening of a search; one that goes on has the starts that it began with.
+
+    Args:
+        given: As `draw_enqueued` gives them.
+        baselines: A user's; None = with budgets the hand-designed masks within them, unless the
+            search began without.
+        strategy: Comes after them.
+        space: Of the search.
+        evaluator: Judges the masks.
+        budgets: Of the search.
+        begun: The facts of the study that goes on; None = it is new.
+    """
+    if baselines is not None or not budgets or (begun is not None and not begun.get("starts")):
+        return Opening(given, baselines or {})
+    drawn_by_hand = hand_designed(evaluator, budgets)
+    offered = draw_starts(space, evaluator, budgets, drawn_by_hand) if learns(strategy) else {}
+    noted = begun["starts"] if begun else json.dumps([*offered])
+    starts = [
+        replace(offered[name], number=number)
+        for number, name in enumerate(json.loads(noted))
+        if name in offered
+    ]
+    return Opening(given, drawn_by_hand, starts, "hand-designed", noted)
+
+
 def learns(strategy: Strategy) -> bool:
     """Whether a strategy learns from draws of its space that are not its own."""
-    return isinstance(strategy, OptunaStrategy | EvolutionStrategy)
+    return getattr(strategy, "learns_from_starts", False)
 
 
 def hand_designed(evaluator: Evaluator, budgets: Iterable[float]) -> dict[str, Mask]:
@@ -244,7 +322,7 @@ def can_be_drawn(kind: BaseDistribution, value: Any) -> bool:
     return kind.step is None or math.isclose(steps, round(steps), abs_tol=1e-9)
 
 
-class Listed:
+class FixedQueue:
     """Proposes every mask on every seed, seed by seed.
 
     Args:

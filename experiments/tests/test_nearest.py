@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from experiment_scripts import load_script
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -11,8 +12,9 @@ from torch import Tensor
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.masks.lower import lower
-from masksearch.masks.nearest import expression_bits
 
+nearest = load_script("06_dam_text/nearest.py")
+nearest_family, expression_bits = nearest.nearest_family, nearest.expression_bits
 N = 32
 WORD = 5.0  # bits of a name or an operator, of which there are about 32
 small = st.integers(1, 6)
@@ -90,7 +92,7 @@ def test_structured_tables_are_found_again(mask: masks.Mask):
     table = mask.dense(N)
     if not table.any(-1).all():
         return  # the repair of empty rows has its own test
-    found = masks.nearest_family(masks.table(table))
+    found = nearest_family(masks.table(table))
     assert found.bits <= description_bits(mask, table) + 1e-9
     assert found.iou == 1
     assert found.missing == found.extra == 0
@@ -103,7 +105,7 @@ def test_structured_tables_are_found_again(mask: masks.Mask):
 def test_result_is_consistent_for_any_table(mask: masks.Mask, share: float, seed: int):
     flipped = torch.rand(N, N, generator=torch.Generator().manual_seed(seed)) < share
     table = mask.dense(N)[0, 0] ^ flipped
-    found = masks.nearest_family(masks.table(table))
+    found = nearest_family(masks.table(table))
     dense = lower(found.mask, Shape(N, 1, 1))[0, 0]  # refuses empty rows
     cells = [(bool(table[i, j]), bool(dense[i, j])) for i in range(N) for j in range(N)]
     assert found.missing == cells.count((True, False))
@@ -128,7 +130,7 @@ def test_no_part_with_whole_numbers_does_better(mask: masks.Mask, share: float, 
         single += [masks.block_columns(size, last) for last in range(1, min(size, 5))]
         single += [masks.columns(size)]
     single += [masks.window(0), *(one & masks.causal() for one in single)]
-    found = masks.nearest_family(masks.table(table))
+    found = nearest_family(masks.table(table))
     assert found.bits <= min(description_bits(one, table) for one in single) + 1e-9
 
 
@@ -145,7 +147,7 @@ def test_no_part_with_whole_numbers_does_better(mask: masks.Mask, share: float, 
     ids=str,
 )
 def test_flipped_cells_do_not_hide_the_mask(mask: masks.Mask):
-    found = masks.nearest_family(noisy(mask))
+    found = nearest_family(noisy(mask))
     assert found.mask == mask
     assert found.explained
     assert 0.4 < found.iou < 1
@@ -161,7 +163,7 @@ def parts_of(mask: masks.Mask) -> set[masks.Mask]:
 @pytest.mark.slow
 def test_later_leaves_are_named_alone_and_beside_a_window(mask, beside):
     union = mask if beside is None or mask == LATER["a_shape"] else mask | beside
-    found = masks.nearest_family(masks.table(union.dense(N) ^ LITTLE[:, :1]))
+    found = nearest_family(masks.table(union.dense(N) ^ LITTLE[:, :1]))
     assert parts_of(found.mask) == parts_of(union)
     assert found.explained
     assert found.bits == pytest.approx(description_bits(union, union.dense(N) ^ LITTLE[:, :1]))
@@ -171,7 +173,7 @@ def test_later_leaves_are_named_alone_and_beside_a_window(mask, beside):
 @pytest.mark.parametrize("names", [("columns", "a_shape"), ("vertical_slash", "first columns")])
 def test_later_leaves_are_named_per_head(names: tuple[str, str]):
     heads = masks.per_head([LATER[name] for name in names])
-    found = masks.nearest_family(masks.table(heads.dense(N) ^ LITTLE))
+    found = nearest_family(masks.table(heads.dense(N) ^ LITTLE))
     assert found.mask == heads
     assert found.explained
 
@@ -180,7 +182,7 @@ def test_later_leaves_are_named_per_head(names: tuple[str, str]):
 @pytest.mark.slow
 def test_random_tables_are_not_explained(density: float):
     generator = torch.Generator().manual_seed(round(100 * density))
-    found = masks.nearest_family(masks.table(torch.rand(2, N, N, generator=generator) < density))
+    found = nearest_family(masks.table(torch.rand(2, N, N, generator=generator) < density))
     assert not found.explained
     assert len(found.text) < 80  # noise is not listed shift by shift
     lower(found.mask, Shape(N, 1, 2))
@@ -190,24 +192,24 @@ def test_random_tables_are_not_explained(density: float):
 def test_heads_and_layers_have_masks_of_their_own_only_where_they_differ():
     heads = masks.per_head([masks.window(2), masks.stride(4), masks.star()])
     layers = masks.per_layer([masks.window(2), heads])
-    assert masks.nearest_family(masks.table(heads.dense(16))).mask == heads
-    assert masks.nearest_family(masks.table(layers.dense(16))).mask == layers
+    assert nearest_family(masks.table(heads.dense(16))).mask == heads
+    assert nearest_family(masks.table(layers.dense(16))).mask == layers
     alike = masks.per_layer([heads, heads])
-    assert masks.nearest_family(masks.table(alike.dense(16))).mask == heads
-    assert masks.nearest_family(masks.table(masks.star().dense(16, 2, 3))).mask == masks.star()
+    assert nearest_family(masks.table(alike.dense(16))).mask == heads
+    assert nearest_family(masks.table(masks.star().dense(16, 2, 3))).mask == masks.star()
 
 
 def test_the_random_keys_of_bigbird_stay_unnamed():
-    assert masks.nearest_family(masks.table(masks.bigbird().dense(64))).text == "window(2) | " + (
+    assert nearest_family(masks.table(masks.bigbird().dense(64))).text == "window(2) | " + (
         "global_tokens(1)"
     )
 
 
 @pytest.mark.slow
 def test_a_named_table_stretches():
-    found = masks.nearest_family(noisy(masks.longformer(3, 1)))
+    found = nearest_family(noisy(masks.longformer(3, 1)))
     assert torch.equal(found.mask.dense(256), masks.longformer(3, 1).dense(256))
-    assert torch.equal(masks.nearest_family(masks.bigbird(), 64).mask.dense(16), (
+    assert torch.equal(nearest_family(masks.bigbird(), 64).mask.dense(16), (
         masks.window(2) | masks.global_tokens(1)).dense(16))  # fmt: skip
 
 
@@ -220,7 +222,7 @@ def test_a_named_table_stretches():
     ],
 )  # fmt: skip
 def test_empty_rows_get_the_diagonal(mask: masks.Mask, text: str):
-    found = masks.nearest_family(masks.table(mask.dense(N)))
+    found = nearest_family(masks.table(mask.dense(N)))
     assert found.text == text
     assert found.explained
     assert found.extra == N
@@ -230,7 +232,7 @@ def test_empty_rows_get_the_diagonal(mask: masks.Mask, text: str):
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("kept", [0, 1])
 def test_tiny_uniform_tables(size: int, kept: int):
-    found = masks.nearest_family(masks.table(torch.full((size, size), bool(kept))))
+    found = nearest_family(masks.table(torch.full((size, size), bool(kept))))
     assert found.explained == bool(kept)
     assert found.iou == kept
     lower(found.mask, Shape(size, 1, 1))

@@ -1,5 +1,8 @@
 """Aging evolution over define-by-run spaces, for any number of objectives.
 
+masksearch search my_space.py:space --strategy experiments/rivals/evolution.py:evolution
+ms.search(space, judge, strategy=as_strategy("evolution"), strategy_options={"population": 20}, ..)
+
 A child replays its parent's parameters through the space with one of them changed, so the
 parameters of whichever branch the space takes are inherited, and those that a changed branch
 brings along are drawn at random: conditional spaces evolve.
@@ -32,12 +35,19 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from masksearch.analysis.pareto import crowding, gains_of, nondominated_ranks
-from masksearch.contracts import Evaluate, Objective, Proposal, Record, Shape, generator
-from masksearch.strategies.samplers import Parameters, Space, draw_job, drawn_kinds, violation
+from masksearch.contracts import (
+    Evaluate,
+    Evaluator,
+    Objective,
+    Proposal,
+    Record,
+    Shape,
+    generator,
+)
+from masksearch.strategies.samplers import Parameters, Space, draw_job, drawn_kinds, excesses
 from masksearch.study.records import Constraint, drawn_distributions
 from masksearch.study.store import quiet
 
-OPTIONS = {"population": int, "sample": int}  # name -> type
 FAR = 0.2  # share of mutations of an integer that go anywhere
 WIDTH = 0.1  # standard deviation of a float's mutation, as a share of its range
 REACH = 0.3  # the most that a float's mutation moves it, as a share of its range
@@ -211,6 +221,8 @@ class EvolutionStrategy:
     Proposals carry the draw of their `parent` and the `changed` parameter in their strategy_state.
     """
 
+    learns_from_starts = True
+
     def __init__(
         self,
         space: Space,
@@ -316,6 +328,30 @@ class EvolutionStrategy:
         )
 
 
+def evolution(
+    space: Space,
+    objectives: Sequence[Objective],
+    *,
+    seed: int,
+    evaluator: Evaluator,
+    constraints: Sequence[Constraint] = (),
+    budgets: Sequence[float] = (),
+    population: int = 24,
+    sample: int | None = None,
+) -> EvolutionStrategy:
+    """The strategy of a search, as `strategy=` takes it; see `EvolutionStrategy`."""
+    return EvolutionStrategy(
+        space,
+        objectives,
+        seed=seed,
+        population=population,
+        sample=sample,
+        constraints=constraints,
+        budgets=budgets,
+        shape=evaluator.shape,
+    )
+
+
 def identity(drawn: Proposal | Record) -> set[str]:
     """The parameters, and the mask if there is one, as texts that are the same after storing."""
     texts = {json.dumps(dict(drawn.params), sort_keys=True, default=repr)}
@@ -335,3 +371,8 @@ def by_rank_and_crowding(
         lonely = crowding(gains[front])
         ordered += [youngest_first[at] for at in front[np.argsort(-lonely, kind="stable")]]
     return ordered
+
+
+def violation(record: Record, constraints: Sequence[Constraint]) -> float:
+    """Sum of all excesses; 0 = every known constraint is kept."""
+    return sum(max(excess, 0.0) for excess in excesses(record, constraints).values())

@@ -2,18 +2,25 @@
 
 import json
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from toy import built
+from toy import ToyEvaluator, built
+from toy import space as conditional
 
+import masksearch as ms
+from experiments.rivals import as_strategy
+from experiments.rivals.evolution import fitted_value, near_value, random_value
 from masksearch import masks
-from masksearch.contracts import Evaluate, Objective, Record, Refused, Shape, generator
-from masksearch.strategies.evolution import fitted_value, near_value, random_value
+from masksearch.contracts import Evaluate, Objective, Record, Refused, Shape, Strategy, generator
 from masksearch.study.records import Constraint
+from masksearch.testing import StrategyContract, assert_law
 
+EVOLUTION = as_strategy("evolution")
 ONE = (Objective("loss", "min", 10.0),)
 TWO = (*ONE, Objective("sparsity", "max", 0.0))
 MASK = Evaluate(masks.window(1))
@@ -45,15 +52,48 @@ def record(number, loss, sparsity=0.5):
 
 def ranked(records, objectives):
     """The numbers of possible parents, best first."""
-    strategy = built("evolution", nested, objectives, population=len(records))
+    strategy = built(EVOLUTION, nested, objectives, population=len(records))
     for each in records:
         strategy.tell(each)
     return [each.number for each in strategy.rank_parents()]
 
 
+def flat(trial):
+    return masks.window(trial.suggest_int("reach", 0, 11)) | masks.global_tokens(
+        trial.suggest_int("count", 1, 5)
+    )
+
+
+SPARSE = Constraint("sparsity", ">=", 0.3)
+MAKERS: dict[str, Callable[[], Strategy]] = {
+    "conditional": lambda: built(EVOLUTION, conditional, TWO, population=8),
+    "flat": lambda: built(EVOLUTION, flat, TWO, population=8),
+    "constrained": lambda: built(EVOLUTION, flat, TWO, constraints=(SPARSE,), population=8),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+class TestStrategy(StrategyContract):
+    @pytest.mark.slow
+    def test_resumed_copy_asks_what_the_original_asks(self, make):
+        assert_law(make, 50, any_order=True)
+
+
+@pytest.mark.slow
+def test_a_search_learns_from_given_draws_and_keeps_budgets(tmp_path):
+    """As a strategy of one's own: `--strategy FILE.py:evolution`."""
+    judge, given = ToyEvaluator(), [{"reach": 1, "count": 2}, {"reach": 2, "count": 1}]
+    how = {"strategy": EVOLUTION, "strategy_options": {"population": 2}, "budget": 0.9}
+    run = {"enqueue": given, "trials": 8, "baselines": {}, "progress": None, "run": tmp_path}
+    records = ms.search(flat, judge, **how, **run).records()
+    assert {record.origin for record in records} == {"enqueued", "evolution"}
+    assert all(record.params["budget"] == 0.9 for record in records)
+    assert all("parent" in record.strategy_state for record in records[2:])
+
+
 @pytest.mark.slow
 def test_child_differs_from_its_parent_in_one_parameter_and_what_hangs_on_it():
-    strategy, drawn, children = built("evolution", nested, ONE, population=6), {}, 0
+    strategy, drawn, children = built(EVOLUTION, nested, ONE, population=6), {}, 0
     for _ in range(60):
         proposal = strategy.ask()
         drawn[proposal.number] = dict(proposal.params)
@@ -72,7 +112,7 @@ def test_child_differs_from_its_parent_in_one_parameter_and_what_hangs_on_it():
 
 @pytest.mark.slow
 def test_first_draws_are_random_and_later_ones_have_parents_among_the_latest():
-    strategy = built("evolution", nested, ONE, population=5)
+    strategy = built(EVOLUTION, nested, ONE, population=5)
     for number in range(40):
         proposal = strategy.ask()
         assert ("parent" in proposal.strategy_state) == (number >= 5)
@@ -83,7 +123,7 @@ def test_first_draws_are_random_and_later_ones_have_parents_among_the_latest():
 
 @pytest.mark.slow
 def test_parameters_are_not_proposed_twice_while_others_are_near():
-    strategy, seen = built("evolution", nested, ONE, population=6), []
+    strategy, seen = built(EVOLUTION, nested, ONE, population=6), []
     for _ in range(80):
         proposal = strategy.ask()
         seen.append(json.dumps(proposal.params, sort_keys=True))
@@ -99,7 +139,7 @@ def test_children_are_new_masks_where_most_changes_cross_no_threshold():
         return masks.per_head([masks.full() if each else masks.star() for each in full])
 
     many = Shape(length=16, layers=1, heads=40)
-    strategy, drawn = built("evolution", thresholds, ONE, shape=many, population=6), set()
+    strategy, drawn = built(EVOLUTION, thresholds, ONE, shape=many, population=6), set()
     for number in range(60):
         proposal = strategy.ask()
         drawn.add(proposal.job.mask)
@@ -110,7 +150,7 @@ def test_children_are_new_masks_where_most_changes_cross_no_threshold():
 @pytest.mark.slow
 def test_failed_and_stopped_records_have_no_children_beside_a_scored_one():
     limit = Constraint("sparsity", ">=", 0.9)
-    strategy = built("evolution", nested, ONE, population=4, constraints=(limit,))
+    strategy = built(EVOLUTION, nested, ONE, population=4, constraints=(limit,))
     parents = set()
     for number in range(30):
         proposal = strategy.ask()
@@ -126,7 +166,7 @@ def test_failed_and_stopped_records_have_no_children_beside_a_scored_one():
 
 def test_stopped_records_breed_by_their_violation_where_nothing_was_scored():
     limit = Constraint("sparsity", ">=", 0.9)
-    strategy = built("evolution", nested, ONE, population=4, sample=4, constraints=(limit,))
+    strategy = built(EVOLUTION, nested, ONE, population=4, sample=4, constraints=(limit,))
     for sparsity in (0.1, 0.7, 0.3, 0.2):
         strategy.tell(finished(strategy.ask(), "stopped", sparsity=sparsity))
     assert strategy.ask().strategy_state["parent"] == "1"
@@ -134,14 +174,14 @@ def test_stopped_records_breed_by_their_violation_where_nothing_was_scored():
 
 def test_feasible_parent_wins_over_a_better_one_that_violates_a_limit():
     limit = Constraint("latency", "<=", 5)
-    strategy = built("evolution", nested, ONE, population=2, sample=2, constraints=(limit,))
+    strategy = built(EVOLUTION, nested, ONE, population=2, sample=2, constraints=(limit,))
     strategy.tell(finished(strategy.ask(), loss=0.1, latency=9.0))
     strategy.tell(finished(strategy.ask(), loss=0.9, latency=4.0))
     assert strategy.ask().strategy_state["parent"] == "1"
 
 
 def test_without_any_parent_draws_stay_random():
-    strategy = built("evolution", nested, ONE, population=2)
+    strategy = built(EVOLUTION, nested, ONE, population=2)
     for _ in range(8):
         proposal = strategy.ask()
         assert "parent" not in proposal.strategy_state
@@ -166,7 +206,7 @@ def test_space_that_raises_is_refused_with_its_reason():
         trial.suggest_int("reach", 0, 3)
         raise KeyError("no such family")
 
-    job = built("evolution", broken, ONE).ask().job
+    job = built(EVOLUTION, broken, ONE).ask().job
     assert isinstance(job, Refused)
     assert "no such family" in job.reason
 
@@ -180,7 +220,15 @@ def test_space_that_raises_is_refused_with_its_reason():
 )
 def test_wrong_sizes_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        built("evolution", nested, ONE, **arguments)
+        built(EVOLUTION, nested, ONE, **arguments)
+
+
+def test_hand_designed_parents_of_evolution_do_not_age():
+    old = built(EVOLUTION, nested, ONE, population=2)
+    record = Record(0, "done", MASK, values={"loss": 0.1}, measures={"sparsity": 0.5})
+    for number, role in enumerate(["baseline", "trial", "baseline", "trial", "trial"]):
+        old.tell(replace(record, number=number, role=role, params={"reach": number}))
+    assert sorted(parent.number for parent in old.rank_parents()) == [0, 2, 3, 4]
 
 
 # -- values near a parent's ----------------------------------------------------------------------
