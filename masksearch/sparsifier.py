@@ -73,7 +73,7 @@ AGAIN = (  # rates by simulation: docs/statistics.md
     " The same call with {} seeds trains the missing ones alone; after such a second look equal "
     "masks are called better in 4.3 %, after one in 2.5 %."
 )
-MODEL, RESULT, RUN = "dense", "result.json", "run"
+MODEL, RESULT, RUN, CALL = "dense", "result.json", "run", "sparsify.json"
 BEGUN = (MODEL, "cache", "search")  # in its run folder, of a call that has trained something
 SEARCH, PLAIN, JUDGED = "search", "as-it-is", "compare"  # there too
 UNTRAINED = "as it is"  # a score before a recovery
@@ -165,7 +165,8 @@ def sparsify(
             argument of `sparsify` itself.
     """
     (limit,), out, chosen = read_budgets(budget), Path(out).expanduser(), dict(settings or {})
-    for name, number, least in (("recover_steps", recover_steps, 0), ("seeds", seeds, 1)):
+    numbers = (("recover_steps", recover_steps, 0), ("seeds", seeds, 1), ("trials", trials, 1))
+    for name, number, least in numbers:
         if number is not None and (whole(number) is None or number < least):
             raise ValueError(f"{name} is a whole number from {least} on, got {number!r}")
     for name in chosen.keys() & {"recover_steps", "adapt"}:
@@ -176,7 +177,8 @@ def sparsify(
     run, asked = out / RUN, {"seeds": seeds, "trials": trials}
     about = {"model": str(model), "data": str(data), "task": repr(task), "budget": limit}
     about |= {"strategy": strategy, "options": repr(strategy_options), "seed": seed}
-    claim_folder(out, about | {"recover_steps": recover_steps, "settings": repr(chosen)})
+    about |= {"recover_steps": recover_steps, "settings": repr(chosen)}
+    check_folder(out, about)
     if (ended := read_ended(out, asked)) is not None:
         return ended
     if isinstance(task, Columns):
@@ -206,6 +208,7 @@ def sparsify(
     gates = options.get("config", {}).get("steps", 0) * len(searches)
     counts = len(hand_designed(start, [limit])), (trials - (not drawn)) * len(searches)
     say(describe_work(start, seed, counts, gates, len(judged)))
+    write_text_in_one_move(run / CALL, json.dumps(about, indent=1) + "\n")
     full = replace(start, weights=dense_model(start, run, seed), keep_recovered=True)
     how: dict[str, Any] = {"executor": executor, "progress": progress}
     studies = {
@@ -304,13 +307,13 @@ def save(
     return Sparsified(answer, advice.mask, out, comparison, study)
 
 
-def claim_folder(out: Path, about: Mapping[str, Any]) -> None:
-    """Refuses a folder of something else, and writes what this call is about into a new one.
+def check_folder(out: Path, about: Mapping[str, Any]) -> None:
+    """Refuses a folder of something else, or of another call.
 
     Raises:
         DataError: If the folder holds other files, or was begun with other arguments.
     """
-    path = out / RUN / "sparsify.json"
+    path = out / RUN / CALL
     if not path.is_file() and out.exists():
         if not out.is_dir() or any(out.iterdir()):
             raise DataError(f"{out} holds something else already; give a new folder")
@@ -321,7 +324,6 @@ def claim_folder(out: Path, about: Mapping[str, Any]) -> None:
             f"{out} was begun with {other[0]}={before.get(other[0])}, got "
             f"{about[other[0]]}; give a new folder, or the same call again"
         )
-    write_text_in_one_move(path, json.dumps(about, indent=1) + "\n")
 
 
 def read_ended(out: Path, asked: Mapping[str, Any]) -> Sparsified | None:

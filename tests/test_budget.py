@@ -2,20 +2,26 @@
 
 import statistics
 from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import optuna
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 from toy import ToyEvaluator, Windows
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Objective
+from masksearch.analysis.pareto import keeps_budget
+from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.errors import ResumeError, SearchError
 from masksearch.gates.discretise import at_sparsity
 from masksearch.masks.measure import effective_density, pair_weights
+from masksearch.study.records import parse_constraint
 from masksearch.study.status import read_status, status_lines
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.user_code import load_function, shape_of
@@ -45,6 +51,62 @@ def looking(trial):
 
 def cost(mask, shape=SHAPE):
     return effective_density(mask, shape)
+
+
+def spelled(share: Fraction) -> float | None:
+    """A share as it is typed, where it has an end in decimals."""
+    digits = Decimal(share.numerator) / Decimal(share.denominator)
+    return float(digits) if Fraction(digits) == share else None
+
+
+@given(st.sampled_from([5, 10, 16, 20, 25, 40, 50, 100]), st.integers(1, 99), st.booleans())
+def test_a_limit_that_equals_a_masks_cost_to_the_last_digit_is_kept(length, size, near):
+    size = min(size, length - 1)
+    mask, shape = masks.window(size) if near else masks.columns(size), ms.Shape(length, 1, 1)
+    pairs = Fraction(int(mask.dense(length).sum()), length**2)
+    if (share := spelled(pairs)) is None:
+        return
+    sparsity = spelled(1 - pairs)
+    measured = mask.sparsity(length), 1 - effective_density(mask, shape)
+    for name, value in zip(("sparsity", "effective_sparsity"), measured, strict=True):
+        record = Record(0, "done", Evaluate(mask), measures={name: value})
+        assert not parse_constraint(f"{name} >= {sparsity}").violated_by(record)
+        assert parse_constraint(f"{name} > {sparsity}").violated_by(record)
+        assert parse_constraint(f"{name} >= {sparsity + 1e-6}").violated_by(record)
+        assert keeps_budget(record, Tied.objectives, share)
+        assert not keeps_budget(record, Tied.objectives, share * (1 - 1e-5))
+
+
+@dataclass(frozen=True)
+class Tied(ToyEvaluator):
+    """Every mask has the same score."""
+
+    protocol = "tied"
+
+    def __call__(self, mask, *, seed, workdir):
+        yield ms.Report(1, {"loss": 0.5})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("strategy", ["random", "tpe", "nsga2"])
+def test_a_tie_goes_to_the_sparser_mask_and_claims_nothing(strategy, tmp_path):
+    limit = cost(masks.window(1))
+    study = ms.search(
+        looking, Tied(), run=tmp_path / "run", strategy=strategy, trials=6, budget=limit,
+        progress=None,
+    )  # fmt: skip
+    assert {str(each.mask) for each in study.within(limit)} == {"window(0)", "window(1)"}
+    assert str(study.best().mask) == "window(0)"
+    given_ = {"found": str(study.run), "dense": masks.full(), "near": masks.window(1)}
+    how = {"seeds": range(3), "budget": limit, "kinds": {"near": "hand-designed"}}
+    found = ms.compare(given_, Tied(), run=tmp_path / "c", **how)
+    assert all(entry.scores.keys() == {0, 1, 2} for entry in found.entries.values())
+    assert "not distinguishable from" in found.verdict()
+    assert "better" not in found.verdict().split("\n")[0]
+    advice = found.recommend(limit)
+    assert advice.outcome == "not told apart"
+    assert 1 - found.entries[advice.name].sparsity <= limit + 1e-12
 
 
 def costs(study):

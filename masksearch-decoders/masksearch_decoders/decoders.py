@@ -210,8 +210,8 @@ def convert_gguf(path: Path, cache: Path | None = None) -> Path:
 
     Raises:
         DataError: If there is no such file, the packages gguf or accelerate are missing,
-            transformers cannot read the file (not every architecture has a reader), or the folder
-            cannot be written.
+            transformers cannot read the file (not every architecture has a reader) or all of it,
+            or the folder cannot be written.
     """
     path = path.expanduser().resolve()
     if not path.is_file():
@@ -241,6 +241,7 @@ def convert_gguf(path: Path, cache: Path | None = None) -> Path:
                     "packages gguf and accelerate (pip install gguf accelerate); or give a folder "
                     "with config.json and model.safetensors"
                 ) from error
+            refuse_dropped(path, made)
             made.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             partial.rename(target)
@@ -250,6 +251,38 @@ def convert_gguf(path: Path, cache: Path | None = None) -> Path:
             "MASKSEARCH_CACHE to a folder that can be written and has room"
         ) from error
     return target
+
+
+def refuse_dropped(path: Path, model: PreTrainedModel) -> None:
+    """Refuses a GGUF file of which transformers' reader drops what llama.cpp computes with.
+
+    Args:
+        path: The file.
+        model: What was read of it.
+
+    Raises:
+        DataError: Names tensors (such as the scales of Llama 3's positions), or how positions are
+            turned.
+    """
+    from gguf import GGUFReader
+
+    file = GGUFReader(path)
+    settings = {name.partition(".")[2]: field.contents() for name, field in file.fields.items()}
+    ropes = model.config.rope_parameters or {}
+    whole, near = (ropes.get(kind, ropes) for kind in ("full_attention", "sliding_attention"))
+    own, dropped = {id(each) for each in model.state_dict(keep_vars=True).values()}, ""
+    theta, factor = settings.get("rope.freq_base_swa"), settings.get("rope.scaling.factor", 1.0)
+    if len(file.tensors) > len(own):
+        dropped = f"{len(file.tensors) - len(own)} of its {len(file.tensors)} tensors"
+    elif factor != 1 and "factor" not in whole:
+        dropped = f"positions that are scaled by {factor:g}"
+    elif theta is not None and abs(theta / near["rope_theta"] - 1) > 1e-6:
+        dropped = f"the base {theta:g} of positions in sliding layers"
+    if dropped:
+        raise DataError(
+            f"{path}: transformers' reader drops {dropped}, and would compute another model; give "
+            "the folder with config.json and model.safetensors that the file was made from"
+        )
 
 
 def open_decoder(name_or_folder: str | Path) -> StoredDecoder:

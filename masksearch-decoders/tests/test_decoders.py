@@ -1,6 +1,7 @@
 """Decoders with random weights and stored ones, and logits that are made in pieces."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from tiny_checkpoint import tiny_checkpoint
 from tiny_decoder import letter_decoder, tiny_decoder
 from tiny_encoders import weights_come_from_the_seed
+from tiny_gguf import FULL, LLAMA3, NEAR, SAME, SLIDE, build, tokenizer_folder
 from transformers import AutoModel, AutoModelForCausalLM, Gemma3nForCausalLM, Gemma3nTextConfig
 
 import masksearch as ms
@@ -229,3 +231,27 @@ def test_a_llama_is_read_by_transformers(cache: Path, tmp_path: Path) -> None:
     ids = torch.arange(12)[None]
     with torch.no_grad():
         assert torch.allclose(stored.decoder()(ids).logits, model.eval()(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "dropped"),
+    [
+        ("llama", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}, "1 of its 39 tensors"),
+        ("llama, all", {"rope_parameters": SAME}, "28 of its 67 tensors"),  # biases
+        ("llama, linear", {}, "positions that are scaled by 4"),
+        ("qwen2, yarn", {}, "positions that are scaled by 4"),
+        (
+            "gemma3",
+            {"rope_parameters": {FULL: SAME, SLIDE: NEAR}},
+            "the base 5000 of positions in",
+        ),
+    ],
+)
+def test_a_file_that_transformers_reads_in_part_is_refused(
+    name: str, changes: dict[str, Any], dropped: str, cache: Path, tmp_path: Path
+) -> None:
+    model, folder = build(name, **changes), tokenizer_folder(tmp_path / "tokens", "gpt-2")
+    path = to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
+    with pytest.raises(ms.errors.DataError, match=f"{dropped}.* give the folder with config"):
+        open_decoder(path)
+    assert not [each for each in cache.iterdir() if each.is_dir() and each.suffix == ""]

@@ -6,11 +6,16 @@ import builtins
 import errno
 import json
 import re
+import tempfile
 import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader, GGUFWriter
+from gguf import GGUFReader, GGUFWriter, Keys
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_gguf import (
     FULL,
     LINEAR,
@@ -90,6 +95,54 @@ def test_the_output_layer_is_that_of_the_tensors_whatever_the_configuration_says
         to_gguf(model, tmp_path / "model.gguf", tokenizer=folder)
 
 
+def turned_by_llama_cpp(path, arch, width):
+    """Angle of each pair per position and factor of attention, as llama.cpp computes them from a
+    file: ggml_rope_yarn and rope_yarn_corr_dims in ggml's ops.cpp, llm_build_rope's settings."""
+    file, keys = GGUFReader(path), Keys.Rope
+    read = lambda key, default: (  # noqa: E731
+        default if (field := file.get_field(key.format(arch=arch))) is None else field.contents()
+    )
+    kind, factor = read(keys.SCALING_TYPE, "none"), read(keys.SCALING_FACTOR, 1.0)
+    base, scales = read(keys.FREQ_BASE, 10000.0), {e.name: e.data for e in file.tensors}
+    own = base ** (-np.arange(0, width, 2) / width)
+    own = own / scales.get("rope_freqs.weight", np.ones(width // 2))
+    if kind != "yarn":
+        return own / factor, 1.0
+    original = read(keys.SCALING_ORIG_CTX_LEN, None)
+    ends = [
+        width * np.log(original / (beta * 2 * np.pi)) / (2 * np.log(base)) for beta in (32.0, 1.0)
+    ]
+    low, high = max(0, np.floor(ends[0])), min(width - 1, np.ceil(ends[1]))
+    ramp = 1 - np.clip((np.arange(width // 2) - low) / max(0.001, high - low), 0, 1)
+    return own / factor * (1 - ramp) + own * ramp, 1 + 0.1 * np.log(factor)
+
+
+@settings(max_examples=25)
+@given(
+    st.sampled_from([LINEAR, LLAMA3, YARN]),
+    st.floats(1, 64),
+    st.sampled_from([64, 1000, 8192]),
+    st.sampled_from([500.0, 1e4, 5e5]),
+    st.sampled_from(["llama", "qwen2"]),
+)
+def test_positions_are_turned_as_transformers_turns_them(scaling, factor, original, theta, name):
+    asked = scaling | {"factor": factor, "rope_theta": theta}
+    if "original_max_position_embeddings" in scaling:
+        asked |= {"original_max_position_embeddings": original}
+    model = build(name, num_hidden_layers=1, rope_parameters=asked)
+    with tempfile.TemporaryDirectory() as place:
+        folder, path = Path(place), Path(place) / "m.gguf"
+        if name == "qwen2" and scaling is LLAMA3:
+            with pytest.raises(NativeError, match="turns qwen2 otherwise"):
+                to_gguf(model, path, tokenizer=tokenizer_folder(folder, "gpt-2"))
+            return
+        to_gguf(model, path, tokenizer=tokenizer_folder(folder, "gpt-2"))
+        angles, attention = turned_by_llama_cpp(path, name, 16)
+    turned = model.model.rotary_emb
+    assert turned.inv_freq.tolist() == pytest.approx(angles.tolist(), rel=1e-5)
+    assert turned.attention_scaling == pytest.approx(attention)
+
+
 REFUSED = {
     "is a mamba; to_gguf knows llama, qwen2,": ("granite", {},
         lambda config: setattr(config, "model_type", "mamba")),
@@ -115,6 +168,12 @@ REFUSED = {
         {"rope_parameters": {FULL: LINEAR, SLIDE: LINEAR}}, None),
     "llama.cpp turns llama otherwise": ("llama",
         {"rope_parameters": YARN | {"attention_factor": 2.0}}, None),
+    "'factor': None}; it takes default or linear or llama3 or yarn, the last with a": ("llama",
+        {"rope_parameters": YARN | {"factor": None}}, None),
+    "'factor': 0.5}; it takes default": ("qwen2", {"rope_parameters": YARN | {"factor": 0.5}},
+        None),
+    "{'rope_type': 'dynamic', 'rope_theta'": ("llama",
+        {"rope_parameters": LINEAR | {"rope_type": "dynamic"}}, None),
     "llama.cpp turns granite_swa otherwise": ("granite", {"layer_rope_theta": [1e4, 0, 1e4, 1e4]},
         None),
     "the token 300, and the model 300 embeddings": ("llama", {"vocab_size": 300}, None),

@@ -15,7 +15,6 @@ import functools
 import importlib.metadata
 import json
 import math
-import operator
 import os
 import platform
 import re
@@ -44,7 +43,7 @@ from masksearch.contracts import (
 from masksearch.errors import MaskFormatError, SearchError, check_name, without_controls
 from masksearch.files import path_inside
 from masksearch.masks.core import Mask
-from masksearch.masks.measure import MEASURES
+from masksearch.masks.measure import MEASURES, ROUNDING
 from masksearch.masks.text import load_mask, save_mask
 from masksearch.study.storage import hide_secrets
 from masksearch.training.parts import read_settings
@@ -378,8 +377,6 @@ def command_output(*command: str) -> str:
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 PATTERN = re.compile(rf"\s*([\w/]+)\s*(<=|>=|<|>)\s*({NUMBER})\s*")
 
-SIGNS = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
-
 
 @dataclass(frozen=True)
 class Constraint:
@@ -409,12 +406,13 @@ class Constraint:
         return self.measured or self.name in MEASURES
 
     def holds(self, value: float) -> bool:
-        """Whether a value keeps the limit.
+        """Whether a value keeps the limit, but for rounding.
 
         >>> Constraint("sparsity", ">=", 0.9).holds(0.95)
         True
         """
-        return bool(SIGNS[self.sign](value, self.limit))
+        excess, room = self.excess(value), ROUNDING * abs(self.limit)
+        return excess <= room if "=" in self.sign else excess < -room
 
     def excess(self, value: float) -> float:
         """By how much a value violates the limit; Optuna's sign: feasible at 0 and below."""

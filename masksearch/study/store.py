@@ -266,6 +266,7 @@ class StudyStore:
         self.locks: list[LockFile | ServerLock] = []
         self.owner = ""  # who holds the server's lock, once the study says it
         self.study: optuna.Study | None = None
+        self.created = False  # here, and not found
         self.goals: tuple[Objective, ...] = ()
         self.ids: list[int] = []  # the storage's own number of every trial
         self.finished = 0  # trials so far
@@ -288,7 +289,8 @@ class StudyStore:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.close(undo=kind is not None and issubclass(kind, Exception))
+        lost = kind is ServerUnreachableError  # and was waited for
+        self.close(undo=kind is not None and issubclass(kind, Exception) and not lost)
 
     # -- the study ---------------------------------------------------------------------------
     def create(self, objectives: Sequence[Objective], facts: Mapping[str, str]) -> bool:
@@ -331,6 +333,7 @@ class StudyStore:
                 self.study = optuna.create_study(
                     storage=self.storage, study_name=self.name, directions=directions(objectives)
                 )
+            self.created = True
         study = self.optuna_study()
 
         def describe(_: bool) -> None:
@@ -476,6 +479,9 @@ class StudyStore:
         """Lets another process write; to undo is to remove what was made here, where no trial has
         begun."""
         made = self.missing if undo and self.locks and not self.ids else []
+        if undo and self.created and not self.ids:
+            with suppress(SearchError):  # a server that went away
+                self.forget()
         for path in made:
             with suppress(OSError):  # a folder
                 path.unlink()

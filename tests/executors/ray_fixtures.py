@@ -93,6 +93,22 @@ class Troubled(Evaluator):
 
 
 @dataclass(frozen=True)
+class Erratic(Evaluator):
+    """By the mask's reach on 16 positions: a loss, NaN, infinity, or an error."""
+
+    shape = Shape(length=16, layers=2, heads=2)
+    objectives = (Objective("loss", "min", 100.0), Objective("sparsity", "max", 0.0))
+    protocol = "erratic"
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        reach = int(mask.dense(16)[0, 0, 0].sum()) - 1
+        yield Report(1, {"loss": 50.0})
+        if reach % 4 == 3:
+            raise ValueError(f"reach {reach} is broken")
+        yield Report(2, {"loss": (float(reach), float("nan"), float("inf"))[reach % 4]})
+
+
+@dataclass(frozen=True)
 class SeesCards(Evaluator):
     """Writes the cards that its process sees into a file of the diary, and waits for the others.
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from ray_fixtures import STEPS, Troubled, Unloadable, begin_ray, listed
+from ray_fixtures import STEPS, Erratic, Troubled, Unloadable, begin_ray, listed
 from toy import PlainTrials, ToyEvaluator, space
 from toy_sentences import sentence_judge, write_sentences
 
@@ -205,6 +205,42 @@ def test_compare_equals_local(cluster, tmp_path):
 def sorted_by_end(logger: CsvLogger) -> list[str]:
     """Trial numbers in the order in which they ended."""
     return [line.split(",")[0] for line in logger.path.read_text().splitlines()[1:]]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("strategy", ["random", "tpe", "nsga2"])
+def test_what_has_no_finite_loss_fails_as_on_one_machine(cluster, tmp_path, strategy):
+    how = {"judge": Erratic(), "drawn": one_window, "slots": 1, "strategy": strategy}
+    local, on_ray = searched(tmp_path, trials=10, **how)
+    assert [*map(essence, on_ray.records())] == [*map(essence, local.records())]
+    for record in on_ray.records():
+        reach = record.params["reach"]
+        assert (record.status == "failed") == (reach % 4 > 0)
+        if record.status == "failed":
+            known = (
+                f"reach {reach} is broken",
+                f"loss = {('nan', 'inf')[reach % 4 - 1]} at step 2",
+            )
+            assert known[reach % 4 < 3] in record.error
+    scored = [record.params["reach"] for record in on_ray.records() if record.scored]
+    assert on_ray.best().params["reach"] == min(scored)
+    assert {record.number for record in on_ray.frontier()} <= {
+        record.number for record in on_ray.records() if record.scored
+    }
+    before = [*map(essence, on_ray.records())]
+    again = search(
+        one_window,
+        Erratic(),
+        run=on_ray.run,
+        executor=RayTune(slots=1),
+        strategy=strategy,
+        trials=12,
+    )
+    assert [*map(essence, again.records())][: len(before)] == before
+
+
+def one_window(trial):
+    return masks.window(trial.suggest_int("reach", 0, 12))
 
 
 @pytest.mark.nightly

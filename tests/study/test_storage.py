@@ -369,6 +369,22 @@ def test_postgresql_study_has_one_driver(server, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["postgresql", "journal"])
+def test_a_refused_search_leaves_no_study_where_others_lie(request, tmp_path, kind):
+    journal = f"journal:{tmp_path / 'shared.log'}"
+    place = journal if kind == "journal" else request.getfixturevalue("server").url()
+    made(tmp_path / f"first-{kind}", place, trials=1).close()
+    with pytest.raises(SearchError, match="refused"), made(tmp_path / f"bad-{kind}", place):
+        raise SearchError("refused")
+    assert [*tmp_path.glob("bad-*")] == []
+    with StudyStore(tmp_path / f"first-{kind}", place) as store:
+        names = optuna.get_all_study_names(store.storage)
+        assert f"first-{kind}" in names
+        assert f"bad-{kind}" not in names
+        assert len(store.records()) == 1
+
+
+@pytest.mark.slow
 def test_postgresql_says_what_is_wrong(server, tmp_path):
     with pytest.raises(
         SearchError, match=r"password authentication failed .*; check the user"

@@ -352,12 +352,14 @@ def add_rope(
     thetas = {theta, *getattr(config, "layer_rope_theta", ())}
     if (
         kind not in family.ropes
+        or (kind == "yarn" and whole.get("factor", 0.0) < 1)
         or any(abs(whole.get(key, value) - value) > 1e-6 for key, value in usual.items())
         or {"mscale", "mscale_all_dim"} & {*whole}
         or (FULL in ropes and near["rope_type"] != "default")
         or len(thetas if two_thetas else thetas | {near["rope_theta"]}) > 1
     ):
         kinds = f"it takes {' or '.join(family.ropes)}"
+        kinds += ", the last with a factor from 1 on" * (family.ropes[-1] == "yarn")
         raise NativeError(f"llama.cpp turns {family.arch} otherwise than {ropes}; {kinds}")
     writer.add_rope_dimension_count(width)
     writer.add_rope_freq_base(theta)
