@@ -28,7 +28,7 @@ from masksearch.evaluators.tuning import TaskScores, TokenRows, begin_at, pad_ro
 from masksearch.files import short_hash
 from masksearch.models.encoders import READ_OUT, ReadOut, SequenceClassifier
 from masksearch.models.pretrained import begin_tuned
-from masksearch.tasks.glue.read import GlueData, glue_place, load_glue
+from masksearch.tasks.glue.read import GlueData, glue_source, load_glue
 from masksearch.tasks.glue.tasks import (
     COLUMNS,
     Convention,
@@ -93,7 +93,7 @@ class GlueEvaluator(FineTuning):
     def __post_init__(self) -> None:
         refuse_missing(self, "glue")
         super().__post_init__()
-        object.__setattr__(self, "glue", glue_place(self.glue))
+        object.__setattr__(self, "glue", glue_source(self.glue))
         object.__setattr__(self, "tasks", tuple(self.tasks))
         check_name("GLUE convention", self.convention, get_args(Convention))
         names = self.downstream
