@@ -64,7 +64,7 @@ def test_evaluator_that_cannot_travel_is_refused_before_the_first_trial(
         ms.search(space, evaluator, run=run, trials=2, executor=ms.Local(slots=2), progress=None)
     assert "__getstate__" in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert not run.exists()  # a search without a trial leaves nothing behind
+    assert not run.exists()
 
 
 @pytest.mark.ray
