@@ -228,7 +228,9 @@ def test_whatever_an_evaluator_raises_fails_its_trial_alone(tmp_path, error, wor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("who", ["the evaluator", "a listener"])
+@pytest.mark.parametrize(
+    "who", ["the evaluator", pytest.param("a listener", marks=pytest.mark.nightly)]
+)
 def test_a_change_of_the_working_folder_moves_nothing(tmp_path, monkeypatch, who):
     (tmp_path / "else").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -262,7 +264,7 @@ def strings(data, text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["search", "compare"])
+@pytest.mark.parametrize("kind", ["search", pytest.param("compare", marks=pytest.mark.nightly)])
 def test_no_control_character_of_a_folder_is_shown(tmp_path, command, kind):
     run = tmp_path / "run"
     if kind == "search":
@@ -323,7 +325,7 @@ def test_a_damaged_file_is_named_with_its_remedy(tmp_path, command, name, harm):
     assert re.fullmatch(rf"error: {re.escape(str(path))} is damaged \(.*\); {remedy}.*\n", said)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_mask_file_has_a_bound_on_its_parts(tmp_path):
     leaf = {"kind": "full"}
     level = leaf
@@ -337,7 +339,7 @@ def test_a_mask_file_has_a_bound_on_its_parts(tmp_path):
     assert time.process_time() - began < 5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_files_of_tables_hold_no_formula(tmp_path):
     candidates = {"=cmd()": masks.star(), "dense": masks.full()}
     compared = ms.compare(candidates, ToyEvaluator(), run=tmp_path / "run", progress=None)

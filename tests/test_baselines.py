@@ -82,7 +82,9 @@ def test_samplers_learn_from_those_that_the_space_holds(tmp_path):
     assert own[0].params != split(free)[1][0].params  # TPE has a model from its first draw on
 
 
-@pytest.mark.parametrize("after", [3, 16, 21])
+@pytest.mark.parametrize(
+    "after", [16, *(pytest.param(number, marks=pytest.mark.nightly) for number in (3, 21))]
+)
 def test_a_killed_search_goes_on_as_if_it_had_not_been(after, tmp_path):
     how = {"strategy": "tpe", "trials": 4, **TOLD}
     whole = ms.search(ROLES, Judge(), run=tmp_path / "whole", **how)

@@ -222,6 +222,7 @@ class Checkpoint(Answers):
         return super().__call__(mask, seed=0, workdir=workdir)
 
 
+@pytest.mark.nightly
 def test_rows_decide_between_fronts_where_every_seed_gives_the_same(study, tmp_path):
     judged = judge_front(study, Checkpoint(), tmp_path)
     fronts = judged.fronts

@@ -264,6 +264,7 @@ def test_head_windows_are_within_every_budget_by_less_than_a_distance(lengths, o
     assert space(FixedTrial(trial.params | {"budget": budget})) == mask
 
 
+@pytest.mark.nightly
 @given(LENGTHS, st.sampled_from([None, 1, 3]), st.floats(0.0, 1.0), st.integers(0, 999))
 @example({8: 1}, 1, 0.9375, 346)  # where one pass over the roles left enough for another
 @settings(deadline=None, max_examples=40)
@@ -288,6 +289,7 @@ def test_head_roles_spend_every_budget_until_it_pays_for_no_other_role(lengths, 
     assert module.head_roles(None, shape)(again) == mask
 
 
+@pytest.mark.nightly
 @given(LENGTHS, st.sampled_from([None, 1, 3]), st.floats(0.05, 1.0), st.randoms())
 @settings(deadline=None, max_examples=10)
 def test_head_roles_hold_every_hand_designed_mask_of_whole_heads(lengths, read, budget, random):

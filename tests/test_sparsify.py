@@ -124,7 +124,7 @@ def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(place, t
     assert verify(found.folder)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_fine_tuned_checkpoint_is_taken_as_it_is_and_calls_are_repeated(place, tmp_path):
     sparsify(place, tmp_path / "first")
     dense = tmp_path / "first" / "run" / "dense"
@@ -143,7 +143,7 @@ def test_a_fine_tuned_checkpoint_is_taken_as_it_is_and_calls_are_repeated(place,
         sparsify(place, tmp_path / "out", model=dense, seed=1, **how)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_several_budgets_get_a_folder_each(place: Path, tmp_path: Path, command: Any) -> None:
     more = ("--budget", "0.8", "--seeds", "1", "--json")
     out, err = command(*words_of(place, tmp_path / "out", *more))

@@ -84,7 +84,7 @@ def test_sides_take_turns_and_ratios_are_of_one_round(load, monkeypatch):
     assert times["own"] == [1.0, 1.0, 10.0, 10.0, 10.0]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_short_calls_are_repeated_and_long_rounds_stop(load, monkeypatch):
     rounds = load("rounds")
     now, count = 0.0, 0

@@ -16,7 +16,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -39,7 +38,7 @@ from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, Batch
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.tuning import TaskScores, pad_ids
+from masksearch.evaluators.tuning import TaskScores, pad_ids, read_once
 from masksearch.files import short_hash
 from masksearch.models.encoders import Head, Output, draw_linear, span_output
 from masksearch.tasks.text.corpus import TokenSource
@@ -113,11 +112,10 @@ class SquadEvaluator(FineTuning):
         """How paragraphs are cut."""
         return WindowSize(self.length, self.max_question, self.stride)
 
-    @cached_property
+    @property
     def constant_score(self) -> float:
         """F1 of answers to the held-out questions that need no question."""
-        data = self.tokens()
-        return trivial(data.questions, nullable=data.nullable)["f1/majority"]
+        return self.tokens().trivial["f1/majority"]
 
     def task_settings(self) -> dict[str, object]:
         """Hash of the questions, and how they are cut and decoded."""
@@ -137,12 +135,13 @@ class SquadEvaluator(FineTuning):
 
     def data(self) -> SquadData:
         """The questions as text, read once a process."""
-        data: SquadData = read_task(load_squad, self.files)
+        data: SquadData = read_once(read_task, load_squad, self.files)
         return data
 
     def tokenize(self, name: str) -> SquadTokens:
         """The tokenized questions."""
-        return read_tokens(self.source, self.files, self.window)
+        tokens: SquadTokens = read_once(read_tokens, self.source, self.files, self.window)
+        return tokens
 
     def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
         """A span predictor."""
@@ -168,7 +167,7 @@ class SquadEvaluator(FineTuning):
         raw = question_scores(texts, gold, nullable=data.nullable)
         counted = after_threshold(raw, gold, nulls, self.null_threshold)
         rows = {metric: np.array(list(each.values())) for metric, each in counted.items()}
-        values |= trivial(data.questions, nullable=data.nullable)
+        values |= data.trivial
         if self.split != "all":
             values |= {f"{metric}{LOW}": lower_bound(each) for metric, each in rows.items()}
         taken = [scores[question] > self.null_threshold and data.nullable for question in gold]
@@ -192,13 +191,15 @@ class SquadEvaluator(FineTuning):
 
 @dataclass(frozen=True, eq=False)
 class SquadTokens:
-    """Training and held-out questions as windows, and the held-out ones as text."""
+    """Training and held-out questions as windows; the held-out ones as text, and what answers
+    that need no question score on them."""
 
     train: SquadWindows
     dev: SquadWindows
     questions: Sequence[Question]
     nullable: bool
     digest: str
+    trivial: dict[str, float]
 
 
 def trivial(questions: Sequence[Question], *, nullable: bool) -> dict[str, float]:
@@ -213,10 +214,9 @@ def trivial(questions: Sequence[Question], *, nullable: bool) -> dict[str, float
     return {f"{name}/majority": max(kind[name] for kind in kinds) for name in ("exact", "f1")}
 
 
-@lru_cache(maxsize=4)
 def read_tokens(source: TokenSource, files: TaskFiles, window: WindowSize) -> SquadTokens:
-    """The tokenized questions, made once a process."""
-    data: SquadData = read_task(load_squad, files)
+    """The tokenized questions."""
+    data: SquadData = read_once(read_task, load_squad, files)
     train = make_windows(source, data.train, window)
     if train.misplaced:
         log.warning(
@@ -229,7 +229,8 @@ def read_tokens(source: TokenSource, files: TaskFiles, window: WindowSize) -> Sq
             f"{files.path}: no training question is left, as no answer stands where it says"
         )
     dev = make_windows(source, data.dev, window, training=False)
-    return SquadTokens(train, dev, data.dev, data.nullable, data.digest)
+    least = trivial(data.dev, nullable=data.nullable)
+    return SquadTokens(train, dev, data.dev, data.nullable, data.digest, least)
 
 
 # -- the head ---------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from functools import cached_property, lru_cache
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -31,7 +30,7 @@ from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.tuning import TaskScores, pad_ids
+from masksearch.evaluators.tuning import TaskScores, pad_ids, read_once
 from masksearch.files import short_hash
 from masksearch.models.encoders import Head, Output, draw_linear
 from masksearch.tasks.splits import sample_rows, take_split
@@ -85,7 +84,7 @@ class SwagEvaluator(FineTuning):
         super().__post_init__()
         make_absolute(self, "swag", "swag_held_out")  # workers may run in another folder
 
-    @cached_property
+    @property
     def constant_score(self) -> float:
         """Accuracy of always naming the most frequent place."""
         labels = self.tokens().dev.labels.tolist()
@@ -105,12 +104,13 @@ class SwagEvaluator(FineTuning):
 
     def data(self) -> SwagData:
         """The items as text, read once a process."""
-        data: SwagData = read_task(load_swag, self.files)
+        data: SwagData = read_once(read_task, load_swag, self.files)
         return data
 
     def tokenize(self, name: str) -> SwagTokens:
         """The tokenized items."""
-        return read_tokens(self.source, self.files)
+        tokens: SwagTokens = read_once(read_tokens, self.source, self.files)
+        return tokens
 
     def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
         """A scorer of choices."""
@@ -358,10 +358,9 @@ class SwagTokens:
     rows_digest: str  # of the held-out items
 
 
-@lru_cache(maxsize=4)
 def read_tokens(source: TokenSource, files: TaskFiles) -> SwagTokens:
-    """The tokenized items, made once a process."""
-    data: SwagData = read_task(load_swag, files)
+    """The tokenized items."""
+    data: SwagData = read_once(read_task, load_swag, files)
     train, dev = (make_choices(source, part) for part in (data.train, data.dev))
     return SwagTokens(train, dev, data.digest, short_hash(*map(repr, data.dev)))
 

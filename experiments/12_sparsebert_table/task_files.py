@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -146,10 +145,9 @@ def two_parts(
     )
 
 
-@lru_cache(maxsize=8)
 def read_task(load: Callable[..., Any], files: TaskFiles) -> Any:
-    """Reads a task's files with `load`, once a process; the log says where the training
-    and the held-out rows come from."""
+    """Reads a task's files with `load`; the log says where the training and the held-out rows
+    come from."""
     data = load(files)
     log.info("%s: %s", files.path, data.source)
     return data

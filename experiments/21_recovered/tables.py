@@ -87,14 +87,16 @@ def chosen(lines: Sequence[Line], arm: str, budget: float) -> Line | None:
         lines: Of one seed.
         arm: A search's; "hand" or "hand, longer": the hand-designed mask that search rows prefer
             after a full recovery; "hand, best": the best one on judging rows, an optimistic bound;
-            a control's.
+            "hand, fixed": the amendment's, after the longer schedule; a control's.
         budget: Of the mask; 1 of dense attention.
     """
     full = judged(lines, "full", "test")
     if arm == "hand, best":
         return best(full[name] for name in by_score(full, budget))
-    steps = "longer" if arm == "hand, longer" else "full"
-    if arm.startswith("hand"):
+    steps = "longer" if arm in ("hand, longer", "hand, fixed") else "full"
+    if arm == "hand, fixed":
+        name = f"{PLAN['amendment']['mask']} {budget}"
+    elif arm.startswith("hand"):
         if not by_score(judged(lines, "full", "search"), budget):
             return None
         name = preferred(lines, budget)
@@ -189,8 +191,17 @@ def by_seed(lines: dict[int, list[Line]], arm: str, budget: float) -> list[float
 
 
 def hours(lines: dict[int, list[Line]]) -> float:
-    """The seconds of all runs, which shared two cores with others, in hours."""
-    return sum(line["seconds"] or 0 for own in lines.values() for line in own) / 3600
+    """The seconds of the plan's runs, which shared two cores with others, in hours; without those
+    of the amendment."""
+    plan = PLAN["amendment"]
+    late = ("longer", f"{plan['mask']} {plan['budget']}")
+    own = [
+        line
+        for seed, each in lines.items()
+        for line in each
+        if seed not in plan["seeds"] or (line.get("steps"), line.get("name")) != late
+    ]
+    return sum(line["seconds"] or 0 for line in own) / 3600
 
 
 def scores(lines: dict[int, list[Line]], steps: str = "") -> pd.DataFrame:

@@ -50,6 +50,7 @@ def test_searches_train_and_score_on_rows_that_share_no_sentence(scripts, tmp_pa
     assert judge.labels == pytest.approx([label - 2.5 for label in dev.labels], abs=1e-3)
 
 
+@pytest.mark.nightly
 def test_names_of_drawn_masks_are_those_that_were_judged(scripts):
     """What is hand-designed grows; what this experiment has judged does not."""
     shape, run = ms.Shape(64, 6, 12, lengths={28: 1}), scripts["run"]

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from split_evaluators import squad, swag
 from toy_questions import squad_json, swag_rows, task_judge, write_squad, write_swag
 
+import masksearch as ms
+from masksearch import masks
 from masksearch.errors import DataError
 
 KINDS = ("squad", "swag")
@@ -75,3 +78,11 @@ def test_rows_are_a_seeded_sample(kind: str, tmp_path: Path) -> None:
     assert part.digest != whole.digest
     assert part == read(kind, path, rows=7, dev_rows=3)
     assert groups_of(kind, part.dev) <= groups_of(kind, whole.dev)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [squad, swag])
+def test_the_files_travel_to_worker_processes(make: Any, tmp_path: Path) -> None:
+    how = {"run": tmp_path / "run", "seeds": [1], "executor": ms.Local(), "progress": None}
+    compared = ms.compare({"star": masks.star()}, make(tmp_path), **how)
+    assert [record.reason for record in compared.records] == [""]

@@ -280,7 +280,7 @@ def test_few_trials_are_spread_over_the_sizes(tmp_path):
     assert len(study.records()[-1].params) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_too_few_trials_to_choose_anything_are_said(tmp_path):
     with pytest.warns(UserWarning, match=r"judges about 8 masks before it chooses.*trials is 3"):
         search(tmp_path / "few", how={"trials": 3})
@@ -316,7 +316,7 @@ def test_scores_from_a_table_and_from_gates(tmp_path):
         units.scores_of(table[:1, :1])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_constraint_or_budget_ends_the_rounds(tmp_path):
     three = 0.45 * STAR.sparsity(8)  # 3 of 6 full, not 4
     within = {"constraints": [f"sparsity >= {three}"]}
@@ -328,7 +328,7 @@ def test_constraint_or_budget_ends_the_rounds(tmp_path):
         assert max(r.values["score"] for r in scored if len(r.params) < 6) == 15.0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_goes_on_where_it_was_interrupted(tmp_path):
     whole = judge(Landscape(), method="greedy", tries=1)
     for trials in (9, 11, 99):
@@ -407,8 +407,8 @@ def test_gates_that_all_heads_share_score_layers():
     assert allocation(PLANTED, unit="layer", method="gates", gates={"heads": 1}).ask()
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:DAM", "ignore:nothing learned")
-@pytest.mark.slow
 def test_gates_fill_a_budget_whatever_their_odds(tmp_path):
     """A strong push closes all of them: odds below one."""
     config = {"steps": 20, "dense_warmup": 0.1, "gate_lr": 0.5, "strength": 5.0}

@@ -313,7 +313,7 @@ def test_a_search_judges_the_mask_of_each_budget(place, tmp_path, method, judged
     assert len(records) <= judged  # a mask that is known already is not asked for again
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kv_heads_within_their_bytes(place, tmp_path):
     judge = evaluator(place, cost="kv_bytes_per_head")
     options = {"unit": "kv_head", "budgets": [0.5]}
@@ -366,7 +366,7 @@ def test_windows_of_a_decoder_that_looks_up_what_it_was_told():
         assert found < min(losses[each] for each in inside if len({*each}) == 1) - 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_gates_choose_among_several_windows(tmp_path):
     how = {"weights": RECALL, "held_out_sequences": 32, "device": "cpu", "cost": "kv_bytes"}
     windows = [*map(masks.window, (7, 14, 28))]

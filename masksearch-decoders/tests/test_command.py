@@ -99,7 +99,7 @@ def vllm_share(out):
     return float(re.search(r"vllm (\d\.\d+)", out)[1])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_windows_alone_are_written_as_a_configuration(allocate, place, tmp_path):
     words = ("model", "text", "--length", 24, "--run", tmp_path / "run", "--budget", 0.6)
     words += ("--serve", "llama.cpp", "--local", "window(4)", "--serving")

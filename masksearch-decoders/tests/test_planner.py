@@ -53,7 +53,7 @@ def test_plan_is_searched_judged_on_unseen_text_and_served(tmp_path):
         assert torch.allclose(served, ms.attach(model, plan.mask)(tokens).logits, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_plan_is_the_same_where_its_masks_are_judged_two_at_a_time(tmp_path):
     alone = allocate(tmp_path / "alone", method="greedy")
     beside = allocate(tmp_path / "beside", method="greedy", executor=ms.Local(slots=2))
@@ -64,7 +64,7 @@ def test_plan_is_the_same_where_its_masks_are_judged_two_at_a_time(tmp_path):
 WINDOWS = ["window(1)", "window(3)", "window(7)"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_several_windows_are_never_worse_than_one_on_the_text_of_the_search(tmp_path):
     plan = allocate(tmp_path, 0.5, local=WINDOWS)
     records = {record.name: record for record in ms.open_study(tmp_path).records()}
@@ -371,7 +371,7 @@ def test_a_model_in_memory_is_refused(place, tmp_path):
         md.allocate(model, "text", run=tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:on texts of 200 tokens")
 def test_masks_are_searched_by_the_most_that_they_add_to_text_and_tasks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

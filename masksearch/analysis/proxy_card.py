@@ -394,7 +394,7 @@ def rate_budgets(
 
     Args:
         cells: Measure, schedule and budget -> a value for each mask and seed.
-        reference: The place that the others are compared with.
+        reference: The cells that the others are compared with.
         proxy: The measure that is cheap.
         objectives: Say which measures are better where they are lower.
         draws: Of masks and seeds.

@@ -83,7 +83,7 @@ def band_of(
     curves: Mapping[int, Sequence[Snapshot]], by: Compute, most: int | None = None
 ) -> dict[float, Interval]:
     """Trials or seconds, rising from where every search has a mask to where the shortest one ends
-    -> `mean_of_searches` of their hypervolumes; at `most` places, evenly over them, or at all."""
+    -> `mean_of_searches` of their hypervolumes; at `most` points, evenly over them, or at all."""
     begin = max((begun(curve, by) for curve in curves.values()), default=0.0)
     end = min((ended(curve, by) for curve in curves.values()), default=0.0)
     steps = {float(getattr(state, by)) for curve in curves.values() for state in curve}

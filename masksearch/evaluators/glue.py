@@ -29,7 +29,7 @@ from masksearch.files import short_hash
 from masksearch.models.encoders import READ_OUT, ReadOut, SequenceClassifier
 from masksearch.models.pretrained import begin_tuned
 from masksearch.tasks.glue.columns import Columns
-from masksearch.tasks.glue.read import GlueData, describe_rows, glue_place, load_glue
+from masksearch.tasks.glue.read import GlueData, describe_rows, glue_source, load_glue
 from masksearch.tasks.glue.tasks import (
     COLUMNS,
     Convention,
@@ -105,7 +105,7 @@ class GlueEvaluator(FineTuning):
                 )
             folder = Path(glue).expanduser().resolve()
             glue, tasks = folder.parent, (own.read(folder),)
-        object.__setattr__(self, "glue", glue_place(glue))
+        object.__setattr__(self, "glue", glue_source(glue))
         object.__setattr__(self, "tasks", tasks)
         check_name("GLUE convention", self.convention, get_args(Convention))
         names = self.downstream

@@ -17,6 +17,7 @@ import shutil
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -361,6 +362,13 @@ def deal_rows(count: int) -> tuple[list[int], list[int]]:
 
 
 # -- rows --------------------------------------------------------------------------------------
+@lru_cache(maxsize=16)
+def read_once(read: Callable[..., Any], *given: Any) -> Any:
+    """Reads with a function once a process. Files of a user call it where the package's own keep
+    a cache: a function with a cache of its own does not travel to workers."""
+    return read(*given)
+
+
 @dataclass(frozen=True)
 class TokenRow:
     """A tokenized example: `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`."""

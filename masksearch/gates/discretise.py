@@ -60,7 +60,7 @@ def lasting_edges(weights: Tensor | None, length: int) -> Tensor:
 
 
 def ranking(probabilities: Tensor, per: Per = "mask", *, weights: Tensor | None = None) -> Tensor:
-    """Every edge's place in the order in which edges are kept.
+    """Every edge's rank in the order in which edges are kept.
 
     First the best key of each row, then all other edges, the likelier first. Ties go to the nearer
     offset (earlier keys before later ones), then to the first layer, head and query: with Toeplitz
@@ -156,7 +156,7 @@ def at_sparsity(
 def kept_by_weight(
     ranks: Tensor, edges: int, density: float, weights: Tensor, within: bool
 ) -> Tensor:
-    """How many edges in the order of `places` have that share of the weight.
+    """How many edges in the order of `ranks` have that share of the weight.
 
     Args:
         ranks: int64 `[layers, heads, n, n]`, as `ranking` gives them.

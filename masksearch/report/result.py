@@ -111,6 +111,7 @@ def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[s
                 "name": name,
                 "key": f"compared{end}",
                 "judged_again": comparison.fronts is not None,
+                "seedless": comparison.seedless,
                 "margin": comparison.margin,
                 "chart": compared_chart(section, name, f"compared{end}", pictures),
                 "table": comparison_table(comparison),

@@ -331,7 +331,7 @@ def findings_table(
                 "difference": format_estimate(d.value, signed=True, decimals=decimals),
                 "interval": interval,
                 "adjusted p": adjusted,
-                "common seeds": str(d.n),
+                **({} if d.seedless else {"common seeds": str(d.n)}),
                 "rows": f"{d.n_rows:,}" if d.n_rows else DASH,
                 "sparser by": DASH
                 if math.isnan(finding.gap)

@@ -126,7 +126,7 @@ def test_space_is_spent_with_several_slots(tmp_path, monkeypatch):
     assert len(study.records()) < 100
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_strategy_that_ends_early_says_so(tmp_path):
     from optuna.samplers import GridSampler
 

@@ -480,7 +480,7 @@ def test_margins_are_decided_as_the_package_does():
             assert (min(p_values) <= 0.025) == claim
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_masks_whose_loss_is_the_margin():
     draws, cases = np.random.default_rng(0), [(n, s) for n in (1, 9, 18, 30) for s in (3, 5)]
     false: dict[str, list[str]] = {}

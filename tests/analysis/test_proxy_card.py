@@ -293,6 +293,7 @@ def test_tau_within_bands_matches_the_loop_over_pairs_of_drawn_masks(case):
     assert alone == pytest.approx(theirs, nan_ok=True)
 
 
+@pytest.mark.nightly
 def test_intervals_hold_the_truth_about_as_often_as_they_say():
     """Normal pairs have tau = 2/pi asin(rho); 100 samples of 40 masks, one seed."""
     random, truth, held = np.random.default_rng(1), 2 / math.pi * math.asin(0.7), 0

@@ -104,7 +104,7 @@ def test_a_model_without_attention_has_no_cache_to_count():
         kv_bytes(masks.full(), transformers.Mamba2Config(), 16)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:.*fewer than 16 show no plan")
 def test_plans_are_of_the_layers_that_attend(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))

@@ -142,6 +142,7 @@ def test_a_comparison_recommends_within_a_budget_and_says_why(folder, tmp_path, 
     assert "within that budget" in command.refused("attach", folder, compared, "--budget", 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("baselines", "says"), [({}, False), ({"star": masks.star()}, True)])
 def test_a_mask_of_a_run_says_whether_a_hand_designed_one_was_evaluated(
     folder, tmp_path, run, baselines, says

@@ -35,7 +35,7 @@ def test_masks_of_three_searches_with_one_name_are_all_compared(job, command):
     assert set(ms.Comparison.open("runs/c").entries) == {"random", "random (y/x)", "random (z/x)"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_within_a_budget_a_run_meets_what_is_drawn_at_that_cost(job, command):
     words = ["compare", "runs/x", "--budget", 0.5, "--seeds", 1, *job, "--run", "runs/b"]
     command(*words)

@@ -109,7 +109,9 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("slots", "full"), [(1, errno.EFBIG), (2, errno.EDQUOT)])
+@pytest.mark.parametrize(
+    ("slots", "full"), [(1, errno.EFBIG), pytest.param(2, errno.EDQUOT, marks=pytest.mark.nightly)]
+)
 def test_full_disk_at_a_checkpoint_stops_the_search_and_loses_nothing(
     tmp_path, slots, full, whole
 ):

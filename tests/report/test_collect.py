@@ -192,7 +192,9 @@ def test_searches_that_differ_in_their_seed_share_a_band(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "left_out"), [(1, "tpe"), (2, "tpe1")])
+@pytest.mark.parametrize(
+    ("seeds", "left_out"), [pytest.param(1, "tpe", marks=pytest.mark.nightly), (2, "tpe1")]
+)
 def test_an_unfinished_search_is_named_and_left_out_at_equal_compute(tmp_path, seeds, left_out):
     def search(name, seed, **more):
         told = {"strategy": name, "seed": seed, "trials": 5, "progress": None}

@@ -87,7 +87,7 @@ def test_fields_of_an_evaluator_are_hidden_in_study_and_page(tmp_path, monkeypat
     assert SECRET not in everywhere(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_secrets_of_earlier_versions_are_not_shown(tmp_path):
     run = tmp_path / "run"
     ms.search(space, ToyEvaluator(), run=run, trials=1, strategy="random", progress=None)

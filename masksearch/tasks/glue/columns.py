@@ -21,7 +21,7 @@ from masksearch.tasks.tables import ENDINGS, read_table
 MOST_CLASSES = 20  # more numbers than that are scores
 MOST_NAMES = 0.05  # of the labels, where the others are scores: these are mistakes
 DEV_FILES = tuple(f"{n}{end}" for n in ("dev", "validation", "valid", "test") for end in ENDINGS)
-Labels = Mapping[str, str]  # place, in words -> label
+Labels = Mapping[str, str]  # where it stands, in words -> label
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,9 @@ def read_labels(path: Path, task: GlueTask) -> Labels:
     columns, rows = read_table(path)
     *_, at = find_columns(f"{path}, line 1", columns, (*task.texts, task.label), task)
     labels = {f"{path}, line {line}": cells[at].strip() for line, cells in rows.items()}
-    for place, label in labels.items():
+    for where, label in labels.items():
         if not label:
-            raise DataError(f"{place}: no label; remove the line, or label it")
+            raise DataError(f"{where}: no label; remove the line, or label it")
     return labels
 
 
@@ -85,9 +85,9 @@ def understand(task: GlueTask, train: Labels, judged: Labels) -> GlueTask:
             labels are one.
     """
     spelled = {**train, **judged}
-    values = {place: class_value(label) for place, label in spelled.items()}
+    values = {where: class_value(label) for where, label in spelled.items()}
     numbers = {value for value in values.values() if isinstance(value, Decimal)}
-    others = [place for place, value in values.items() if isinstance(value, str)]
+    others = [where for where, value in values.items() if isinstance(value, str)]
     fractions = not all(float(number).is_integer() for number in numbers)
     scores = fractions or len(numbers) >= MOST_CLASSES
     if scores and 0 < len(others) <= MOST_NAMES * len(values):
@@ -96,21 +96,21 @@ def understand(task: GlueTask, train: Labels, judged: Labels) -> GlueTask:
             f"{len(values) - len(others)} of {len(values)} labels are; mend or remove the row "
             "(where numbers are names of classes, spell them with letters)"
         )
-    learnt = {values[place] for place in train}
-    hidden = [place for place in judged if values[place] == -1]
+    learnt = {values[where] for where in train}
+    hidden = [where for where in judged if values[where] == -1]
     if hidden and all(isinstance(value, str) or value >= 0 for value in learnt):
         raise task.hidden_label(hidden[0])
     if not others and (fractions or len(numbers) > MOST_CLASSES):
         ends = float(min(numbers)), float(max(numbers))
         return replace(task, labels=(), metrics=SCORE_METRICS, score_range=ends)
     names: dict[Decimal | str, str] = {}
-    for place, value in values.items():
-        names[value] = min(names.get(value, spelled[place]), spelled[place], key=len)
+    for where, value in values.items():
+        names[value] = min(names.get(value, spelled[where]), spelled[where], key=len)
     if len(names) < 2:
         raise DataError(
             f"{task.name}: all rows have the label {min(names.values())!r}; give rows of two"
         )
-    lacking = sorted(names[value] for value in {values[place] for place in judged} - learnt)
+    lacking = sorted(names[value] for value in {values[where] for where in judged} - learnt)
     doubts = [f"no training row has the label {name!r}" for name in lacking]
     folded: dict[str, str] = {}
     for name in names.values():

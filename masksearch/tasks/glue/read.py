@@ -136,20 +136,20 @@ def differences(task: GlueTask) -> dict[str, object]:
 
 def task_files(folder: Path, task: GlueTask) -> dict[str, Path]:
     """A task's files: "train", then its development sets by name."""
-    place = folder / task.name
-    if not place.is_dir():
-        raise DataError(f"no folder {place}: {explain_folder(folder)}")
-    train = place / "train.tsv"
+    path = folder / task.name
+    if not path.is_dir():
+        raise DataError(f"no folder {path}: {explain_folder(folder)}")
+    train = path / "train.tsv"
     files = {"train": train if train.is_file() else train.with_suffix(".csv")}
     if not files["train"].is_file():
         raise DataError(f"no file {train} (or .csv); put the training rows of {task.name} there")
     for name, candidates in task.dev_files.items():
-        there = [place / file for file in candidates if (place / file).is_file()]
+        there = [path / file for file in candidates if (path / file).is_file()]
         if there:
             files[name] = there[0]
         elif name == next(iter(task.dev_files)):
             raise DataError(
-                f"{place} holds no {' or '.join(candidates)}; put the development set of "
+                f"{path} holds no {' or '.join(candidates)}; put the development set of "
                 f"{task.name} there, on which a mask is scored"
             )
     return files
@@ -162,10 +162,10 @@ def labelled_test_files(folder: Path, task: GlueTask) -> dict[str, Path]:
     Raises:
         DataError: If there is none, or its labels are hidden.
     """
-    place = folder / task.name
+    path = folder / task.name
     by_task = {}
     for name, candidates in task.dev_files.items():
-        spelled = [place / file.replace("dev", "test") for file in candidates if "dev" in file]
+        spelled = [path / file.replace("dev", "test") for file in candidates if "dev" in file]
         for file in [file for file in spelled if file.is_file()][:1]:
             try:
                 read_rows(file, task)
@@ -173,7 +173,7 @@ def labelled_test_files(folder: Path, task: GlueTask) -> dict[str, Path]:
                 raise DataError(f"{HIDDEN_TESTS} ({error})") from error
             by_task[name] = file
     if task.name not in by_task:
-        raise DataError(f"{place} holds no test set with labels: {HIDDEN_TESTS}")
+        raise DataError(f"{path} holds no test set with labels: {HIDDEN_TESTS}")
     return by_task
 
 
@@ -202,25 +202,25 @@ def read_rows(path: Path, task: GlueTask) -> Rows:
     """
     columns, rows = read_table(path, task.fields, task.broken_lines)
     needed, own = (*task.texts, task.label), TASKS.get(task.name) != task
-    places = needed if task.fields else find_columns(f"{path}, line 1", columns, needed, task)
+    indices = needed if task.fields else find_columns(f"{path}, line 1", columns, needed, task)
     texts: list[tuple[str, ...]] = []
     labels: list[float] = []
     for line, cells in rows.items():
-        *text, label = (cells[int(place)] for place in places)
+        *text, label = (cells[int(index)] for index in indices)
         texts.append(tuple(map(tidy, text)) if own else tuple(text))
         labels.append(task.class_number(label, f"{path}, line {line}"))
     return Rows(texts, labels)
 
 
 def find_columns(
-    place: str, columns: Sequence[str], needed: Sequence[Column], task: GlueTask
+    where: str, columns: Sequence[str], needed: Sequence[Column], task: GlueTask
 ) -> list[int]:
     """The places of needed columns among those of a table, which `place` names in the error."""
     missing = [str(column) for column in needed if column not in columns]
     if missing:
         hint = " (test sets hold no labels and cannot be scored here)"
         raise DataError(
-            f"{place}: no column {', '.join(missing)}{did_you_mean(missing[0], columns)}; "
+            f"{where}: no column {', '.join(missing)}{did_you_mean(missing[0], columns)}; "
             f"{task.name} needs the columns {', '.join(map(str, needed))}, found "
             f"{', '.join(columns)}{hint if missing == [needed[-1]] else ''}"
         )
@@ -242,17 +242,17 @@ def describe_rows(task: GlueTask, rows: Rows) -> str:
     return f"{len(counts)} classes: {', '.join(counts[:SHOWN])}{more}"
 
 
-def glue_place(place: Path | str) -> Path | str:
+def glue_source(source: Path | str) -> Path | str:
     """A GLUE folder as it can be stored: absolute, or a name on the Hub left as it is.
 
-    >>> glue_place("hf:nyu-mll/glue")
+    >>> glue_source("hf:nyu-mll/glue")
     'hf:nyu-mll/glue'
     """
-    folder = hub_folder(str(place)) if is_hub(place) else None
-    return absolute_source(place) if folder is None else f"{PREFIX}{folder}"
+    folder = hub_folder(str(source)) if is_hub(source) else None
+    return absolute_source(source) if folder is None else f"{PREFIX}{folder}"
 
 
-def read_hub(place: str, task: GlueTask, *, test: bool = False) -> tuple[dict[str, Rows], str]:
+def read_hub(source: str, task: GlueTask, *, test: bool = False) -> tuple[dict[str, Rows], str]:
     """Reads a task in the Hub's form.
 
     A local folder holds one folder a configuration (`cola`, `sst2`, `mrpc`, ..), in it
@@ -260,7 +260,7 @@ def read_hub(place: str, task: GlueTask, *, test: bool = False) -> tuple[dict[st
     `Dataset.save_to_disk` writes it).
 
     Args:
-        place: `"hf:<owner>/<name>"` or `"hf:<folder>"`.
+        source: `"hf:<owner>/<name>"` or `"hf:<folder>"`.
         task: One with a `hub` form.
         test: Whether the test sets are read in place of the development sets.
 
@@ -278,16 +278,16 @@ def read_hub(place: str, task: GlueTask, *, test: bool = False) -> tuple[dict[st
     splits = {"train": "train", **task.hub_splits}
     if test:
         splits = {name: split.replace("validation", "test") for name, split in splits.items()}
-    folder = hub_folder(place)
+    folder = hub_folder(source)
     if folder is None:
-        tables = load_hub(place.removeprefix(PREFIX), form.config, LOCAL_GLUE)
+        tables = load_hub(source.removeprefix(PREFIX), form.config, LOCAL_GLUE)
     else:
         tables = open_folder(folder / form.config, list(splits.values()))
     required = list(splits.values())[:2]  # further development sets are optional
     missing = [split for split in required if split not in tables]
     if missing:
         raise DataError(
-            f"{place}, configuration {form.config}: no split {', '.join(missing)}; it holds "
+            f"{source}, configuration {form.config}: no split {', '.join(missing)}; it holds "
             f"{', '.join(tables) or 'none'}"
         )
     parts = {}
@@ -295,7 +295,7 @@ def read_hub(place: str, task: GlueTask, *, test: bool = False) -> tuple[dict[st
         if split in tables:
             try:
                 parts[name] = read_columns(
-                    f"{place} {form.config}/{split}", tables[split], form, task
+                    f"{source} {form.config}/{split}", tables[split], form, task
                 )
             except DataError as error:
                 if name == "train" or not test:
@@ -331,24 +331,24 @@ def open_folder(folder: Path, splits: list[str]) -> dict[str, Any]:
     return tables
 
 
-def read_columns(place: str, table: Any, form: HubForm, task: GlueTask) -> Rows:
-    """Texts and labels of one split; `place` names it in errors."""
-    find_columns(place, table.column_names, (*form.texts, form.label), task)
+def read_columns(where: str, table: Any, form: HubForm, task: GlueTask) -> Rows:
+    """Texts and labels of one split; `where` names it in errors."""
+    find_columns(where, table.column_names, (*form.texts, form.label), task)
     if len(table) == 0:
-        raise DataError(f"{place} is empty; {task.name} needs at least one row")
+        raise DataError(f"{where} is empty; {task.name} needs at least one row")
     names = getattr(table.features[form.label], "names", None)
     if names and form.names and tuple(names) != form.names:
         raise DataError(
-            f"{place}: the classes are {', '.join(names)}, but {task.name} has "
+            f"{where}: the classes are {', '.join(names)}, but {task.name} has "
             f"{', '.join(form.names)} in this order; reorder the labels"
         )
     columns = [list(table[column]) for column in form.texts]
     for column, texts in zip(form.texts, columns, strict=True):
         bad = next((at for at, text in enumerate(texts) if not isinstance(text, str)), None)
         if bad is not None:
-            raise DataError(f"{place}, row {bad}: {column} is {texts[bad]!r}, not a text")
+            raise DataError(f"{where}, row {bad}: {column} is {texts[bad]!r}, not a text")
     labels = [
-        task.class_number(label, f"{place}, row {number}")
+        task.class_number(label, f"{where}, row {number}")
         for number, label in enumerate(table[form.label])
     ]
     return Rows(list(zip(*columns, strict=True)), labels)

@@ -161,12 +161,12 @@ class GlueTask:
         """The metric that a search goes by: the first of the official ones."""
         return self.metrics[0]
 
-    def class_number(self, label: Any, place: str) -> float:
+    def class_number(self, label: Any, where: str) -> float:
         """Class number of a label, or the score of a regression.
 
         Args:
             label: As it is spelled in a file, or a number of the Hub.
-            place: Where it stands, for the error.
+            where: Where it stands, for the error.
 
         Raises:
             DataError: If it is hidden, unknown, no number or out of range.
@@ -179,27 +179,27 @@ class GlueTask:
             if (value := class_value(str(label))) in values:
                 return values.index(value)
             if value == -1:
-                raise self.hidden_label(place)
+                raise self.hidden_label(where)
             raise DataError(
-                f"{place}: unknown label {label!r}; {self.name} has {', '.join(map(str, classes))}"
+                f"{where}: unknown label {label!r}; {self.name} has {', '.join(map(str, classes))}"
             )
         try:
             score = float(label)
         except (TypeError, ValueError):
-            raise DataError(f"{place}: score {label!r} is not a number") from None
+            raise DataError(f"{where}: score {label!r} is not a number") from None
         low, high = self.score_range
         if not low <= score <= high:
             if score == -1:
-                raise self.hidden_label(place)
+                raise self.hidden_label(where)
             raise DataError(
-                f"{place}: score {score:g} is outside {low:g} .. {high:g}; mend or remove the row"
+                f"{where}: score {score:g} is outside {low:g} .. {high:g}; mend or remove the row"
             )
         return score
 
-    def hidden_label(self, place: str) -> DataError:
+    def hidden_label(self, where: str) -> DataError:
         """An error for a row whose label is not told."""
         return DataError(
-            f"{place}: the label is hidden (-1); {self.name} can only be trained and scored on "
+            f"{where}: the label is hidden (-1); {self.name} can only be trained and scored on "
             "labelled rows: use the training or development set, not the test set"
         )
 
