@@ -179,9 +179,10 @@ def test_one_set_of_options_names_a_table_of_ones_own_for_every_job(place, tmp_p
         ],
     )
     for job in jobs:
-        _, err = command(*job)
+        out, err = command(*job)
         assert understood in err
         assert "#0" not in err.partition(understood)[0]  # before anything is judged
+    assert f"masksearch attach MODEL {run}-2 --budget SHARE --time --out FOLDER" in out
     compared = Comparison.open(f"{run}-2")
     assert compared.entries["dense"].score.value > 0.5
     moved = (tmp_path / "run").rename(tmp_path / "moved")

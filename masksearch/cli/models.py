@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 ATTACHED = "Which mask, on which model"
 PLAN = "masksearch-plan"  # kind of a file
 LONGEST = 4096  # positions that are explained where nothing is said
+PAYS = 512  # tokens of the shortest inputs on which whole models gained: benchmarks/README.md
 CONFIG = "config.json"  # of a model's folder
 
 
@@ -123,7 +124,7 @@ def attach(options: AttachOptions) -> None:
     if options.out is not None:
         written = save_pretrained(whole, options.out, found=plan)
         copy_tokenizer(folder, written)
-        say(f"model and mask: {written}")
+        say(f"model and mask: {written}\n{how_to_use(written)}")
         if names_run(mask) and options.budget is None:
             from masksearch.study.references import rival_note
 
@@ -134,6 +135,17 @@ def attach(options: AttachOptions) -> None:
                 "it judges masks are in its cache: evaluator.adapted(mask, seed=0) "
                 "(docs/adapting.md)"
             )
+
+
+def how_to_use(folder: Path) -> str:
+    """The last words of a command that has written a model with its mask."""
+    opened = f"ms.load_pretrained({str(folder)!r})"
+    return (
+        f"  open it: {opened}; transformers alone refuses it\n"
+        f"  time it here: print(*ms.measure_speed({opened}, length=512)); pairs become seconds "
+        f"from about {PAYS} tokens on\n"
+        "  serve it: docs/inference.md (a pipeline, ONNX, a smaller cache)"
+    )
 
 
 def find_folder(model: str) -> Path:
@@ -331,3 +343,4 @@ def sparsify(options: SparsifyOptions) -> None:
             print_comparison(found.comparison, as_json=False)
             typer.echo(f"budget {limit:g}: {found.answer}")
             typer.echo(f"  model and mask: {found.folder}   page: {found.folder / 'report.html'}")
+            typer.echo(how_to_use(found.folder))
