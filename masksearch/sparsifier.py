@@ -206,6 +206,7 @@ def sparsify(
     say(describe_work(start, seed, counts, gates, len(judged)))
     write_text_in_one_move(run / CALL, json.dumps(about, indent=1) + "\n")
     full = replace(start, weights=dense_model(start, run, seed), keep_recovered=True)
+    full.on("holdout").provide_models(seed)  # refused here, not after the search
     how: dict[str, Any] = {"executor": executor, "progress": progress}
     studies = {
         f"{strategy}, seed {number}" if len(searches) > 1 else strategy: search(

@@ -41,7 +41,7 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import SearchError, check_name, outside_level
-from masksearch.evaluators.assembled import NO_CORPUS, Trained
+from masksearch.evaluators.assembled import NO_CORPUS, TrainingBase
 from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import keys_of_rows
@@ -101,7 +101,9 @@ PROTOCOL = "causal-1"  # of these scores: protocol ids are hashes of it and of a
 
 
 @dataclass(frozen=True)
-class CausalEvaluator(TextConfig, ModelConfig, MachineConfig, AdaptConfig, Trained, Evaluator):
+class CausalEvaluator(
+    TextConfig, ModelConfig, MachineConfig, AdaptConfig, TrainingBase, Evaluator
+):
     """Judges a mask by what a decoder loses under it on held-out text.
 
     With `weights` the decoder is a checkpoint, and by default nothing is trained: the mask is put

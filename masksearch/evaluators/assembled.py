@@ -1,6 +1,6 @@
 """Evaluators that train a model share this: which rows are scored, data in memory, rates.
 
-class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, Trained, Evaluator): ...
+class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, TrainingBase, ..): ...
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NO_CORPUS = "there is no corpus; give a text file or a folder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained(TrainingConfig):
+class TrainingBase(TrainingConfig):
     """The settings of a training, and which held-out rows are scored.
 
     Args:

@@ -29,7 +29,7 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import DataError, SearchError, check_name
-from masksearch.evaluators.assembled import NO_CORPUS, Trained
+from masksearch.evaluators.assembled import NO_CORPUS, TrainingBase
 from masksearch.evaluators.mlm import (
     MlmEvaluator,
     check_encoder,
@@ -77,7 +77,14 @@ RECOVERED = "recovered"  # folder of recovered models in that of the cache
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(
-    TextConfig, ModelConfig, EncoderConfig, MachineConfig, AdaptConfig, Trained, Evaluator, ABC
+    TextConfig,
+    ModelConfig,
+    EncoderConfig,
+    MachineConfig,
+    AdaptConfig,
+    TrainingBase,
+    Evaluator,
+    ABC,
 ):
     """Pre-trains like `MlmEvaluator`, then fine-tunes copies of the encoder under the mask.
 

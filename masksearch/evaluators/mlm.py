@@ -35,7 +35,7 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import NonFiniteLossError, check_name
-from masksearch.evaluators.assembled import NO_CORPUS, Trained
+from masksearch.evaluators.assembled import NO_CORPUS, TrainingBase
 from masksearch.files import short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import keys_of_rows
@@ -81,7 +81,7 @@ PRETRAINED = "pretrained"  # and of that of a finished one
 
 
 @dataclass(frozen=True)
-class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, Trained, Evaluator):
+class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, TrainingBase, Evaluator):
     """Trains a small BERT from scratch under the mask; the score is its held-out loss.
 
     The weights, the order of the data and what is hidden derive from the seed alone, so that

@@ -34,7 +34,7 @@ from masksearch.contracts import (
     Shape,
     mixed_seed,
 )
-from masksearch.evaluators.assembled import Trained
+from masksearch.evaluators.assembled import TrainingBase
 from masksearch.files import text_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import keys_of_rows
@@ -58,7 +58,7 @@ GRADED: dict[str, Any] = {  # four heads: two parts, near and far
 
 
 @dataclass(frozen=True)
-class PlantedEvaluator(Trained, Evaluator):
+class PlantedEvaluator(TrainingBase, Evaluator):
     """Trains a small BERT under the mask on a planted process, then on two downstream tasks.
 
     Pre-training is masked prediction; the pre-trained model is then fine-tuned, from the same

@@ -1,6 +1,6 @@
 """Settings that several evaluators have, in groups: a model's data, its training, its machine.
 
-class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, Trained, Evaluator): ...
+class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, TrainingBase, ..): ...
 
 An evaluator inherits the fields of the groups that it reads. So each setting is declared,
 described and checked once, here, and type checkers know those of every evaluator. Nothing here
