@@ -319,9 +319,10 @@ NO_CLAIM = [
             "is DAM's best mask that leaves out 80 %.",
             "keeps the better of searched and hand-designed.",
             "Serve a decoder with a smaller cache",
+            "In this text each word follows from the ninth before it, so the plan is one window.",
             "makes masks its parameters, adds DAM, budgets and fair comparisons",
             "| question | answer | figure, 95 % interval | from |",
-            "from about 256 tokens on",
+            "from about 512 tokens on",
             "try q8_0 first: it halves the bytes",
             "Where a model trains on under its mask, from 20 % of the pairs, try [heads of full "
             "attention](docs/does_search_pay.md) first.",

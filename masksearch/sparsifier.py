@@ -48,7 +48,6 @@ from masksearch.strategies.opening import hand_designed
 from masksearch.study.records import read_budgets
 from masksearch.study.status import clock
 from masksearch.tasks.glue.columns import Columns
-from masksearch.tasks.glue.read import describe_rows
 from masksearch.tasks.glue.tasks import GlueTask
 from masksearch.training.checkpoints import DENSE
 from masksearch.user_code import load_function
@@ -181,9 +180,6 @@ def sparsify(
     check_folder(out, about)
     if (ended := read_ended(out, asked)) is not None:
         return ended
-    if isinstance(task, Columns):
-        folder = Path(data).expanduser().resolve()
-        data, task = folder.parent, task.read(folder)
     fields = {**DEFAULTS, "cache": run / "cache", "read_out": "own", **chosen, "adapt": "none"}
     if recover_steps:
         fields |= {"adapt": "recover", "recover_steps": recover_steps}
@@ -204,7 +200,7 @@ def sparsify(
     judged = range(FIRST_SEED, FIRST_SEED + (seeds or SEEDS if recover_steps else 1))
     say = partial(print, "sparsify:", file=sys.stderr if progress else StringIO(), flush=True)
     (name,) = start.downstream
-    say(f"{name}: {describe_rows(start.glue_task(name), start.data(name).train)}")
+    say(start.describe(name))
     gates = options.get("config", {}).get("steps", 0) * len(searches)
     counts = len(hand_designed(start, [limit])), (trials - (not drawn)) * len(searches)
     say(describe_work(start, seed, counts, gates, len(judged)))

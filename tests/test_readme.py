@@ -125,7 +125,13 @@ def test_the_jobs_give_the_verdict_that_is_shown(folder):
     [saved] = ms.saved_masks(folder / "sparse-llama").values()
     assert saved == ms.open_study(folder / "runs/try").best(sparsity=0.8).mask
     assert ms.load_pretrained(folder / "sparse-llama")
-    run(folder, commands(block("bash", "masksearch allocate"))[0])
+    [_, sparsify] = commands(block("bash", "masksearch attach"))
+    out, err = run(folder, sparsify)
+    assert "sparsify: SST-2: 2 classes: " in err
+    assert "budget 0.12: dam is taken, by the better mean." in out
+    assert ms.load_pretrained(folder / "sparse-bert")
+    out, _ = run(folder, commands(block("bash", "masksearch allocate"))[0])
+    assert re.search(r"budget 0\.25: window\(\d+\) in all 2 units", out)  # as the page says
     served = AutoModelForCausalLM.from_pretrained(folder / "served")
     plan = Plan.load(folder / "runs/allocate/plan.json")
     assert plan.found["cache"]["kv_bytes"] <= 0.25

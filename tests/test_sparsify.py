@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -154,6 +155,54 @@ def test_several_budgets_get_a_folder_each(place: Path, tmp_path: Path, command:
     assert err.count("a dense model (") == 1  # which both share
 
 
+@pytest.mark.slow
+def test_one_set_of_options_names_a_table_of_ones_own_for_every_job(place, tmp_path, command):
+    table = ["--data", str(place / "reviews"), "--text", "text", "--label", "label"]
+    table += ["--weights", str(place / "checkpoint"), "--adapt", "none", "--length", "16"]
+    settings = (f"{name}={value}" for name, value in QUICK.items() if name not in ("length",))
+    table += [f"--set={each}" for each in settings if "gates" not in each]
+    understood = "reviews: 3 classes: bad 60, good 60, so so 60\n"
+    space, run = "masksearch.spaces:distances", str(tmp_path / "run")
+    jobs = (
+        ["check", space, *table],
+        ["search", space, "--trials", "2", "--seed", "1", "--run", run, *table],
+        [
+            "compare",
+            f"{run}#0",
+            "--controls",
+            "dense",
+            "--seeds",
+            "1",
+            "--run",
+            f"{run}-2",
+            *table,
+        ],
+    )
+    for job in jobs:
+        out, err = command(*job)
+        assert understood in err
+        assert "#0" not in err.partition(understood)[0]  # before anything is judged
+    assert f"masksearch attach MODEL {run}-2 --budget SHARE --time --out FOLDER" in out
+    compared = Comparison.open(f"{run}-2")
+    assert compared.entries["dense"].score.value > 0.5
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    command("resume", str(moved), "--trials", "3")  # from another folder, by absolute paths
+    assert len(ms.open_study(moved).records()) == 3
+    judge = GlueEvaluator(
+        None, place / "reviews", tasks=(Columns(("text",), "label"),),
+        weights=place / "checkpoint", adapt="none",
+    )  # fmt: skip
+    assert judge.describe("reviews") + "\n" == understood
+    read = Columns(("text",), "label").read(place / "reviews")
+    assert judge == replace(judge, glue=place, tasks=(read,))
+
+
+def test_columns_are_one_task(place):
+    own = Columns(("text",), "label")
+    with pytest.raises(ValueError, match="is one task; got 2 tasks: give Columns alone, or"):
+        GlueEvaluator(None, place / "reviews", tasks=(own, "SST-2"), weights=place / "checkpoint")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -168,7 +217,9 @@ def test_several_budgets_get_a_folder_each(place: Path, tmp_path: Path, command:
             "line 1: no column stars; reviews needs",
         ),
         (["--glue", "D", "--tasks", "STS"], "STS-B"),
-        (["--glue", "D", "--tasks", "STS-B", "--label", "x"], "--glue has no use for --label"),
+        (["--glue", "D", "--tasks", "STS-B", "--label", "x"], "--label needs --data FOLDER"),
+        (["--glue", "D"], "give --glue FOLDER --tasks NAME, or --data FOLDER"),
+        (["--tasks", "STS-B"], "--tasks needs --glue FOLDER"),
         (["--data", "D", "--text", "text", "--label", "label", "--set", "epoch=1"], "epochs"),
     ],
 )

@@ -13,12 +13,15 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import typer
+
 from masksearch.cli.options import (
     EVALUATOR,
     MODEL,
     EvaluatorOptions,
     JudgeOptions,
     OptionsError,
+    TaskOptions,
 )
 from masksearch.contracts import Evaluator, Executor, Record
 from masksearch.errors import check_name, without_controls
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 
 EXECUTORS = ("local", "ray")
 COSTS = ("latency", "memory")  # of `WithCost`
+TASK = [each.name for each in fields(TaskOptions)]
 FIELDS = [  # options that are fields of evaluators, under their names
     each.name
     for each in fields(EvaluatorOptions)
@@ -86,12 +90,12 @@ def split_names(text: str) -> list[str]:
 def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evaluator:
     """The evaluator itself: the user's own, a decoder's, GLUE's, that of masked language
     modelling on a corpus, or the planted one."""
-    judging = ("corpus", "glue", "decoder", "evaluator", "preset", *FIELDS)
+    judging = ("corpus", *TASK, "decoder", "evaluator", "preset", *FIELDS)
     values = {n: value for n in judging if (value := getattr(options, n)) is not None}
     if "evaluator" in values:
         return own_evaluator(values, texts)
     if "decoder" in values:
-        other = ("corpus", "glue", "tasks", "preset")
+        other = ("corpus", *TASK, "preset")
         if stray := [name for name in other if name in values]:
             raise OptionsError(
                 f"--decoder names the text that a decoder is judged by, and --{stray[0]} belongs "
@@ -100,29 +104,52 @@ def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evalua
         text = values.pop("decoder")
         judged: Evaluator = load_part("parts", "--decoder", "option")(text, values, texts)
         return judged
-    tuned = "weights" in values and "glue" in values
+    task = read_task(options)
+    tuned = "weights" in values and task
     if "adapt" in values and ("corpus" in values or not tuned):
         raise OptionsError(
-            "--adapt needs --weights with --glue, and no --corpus: it says how masks are put on a "
-            "fine-tuned checkpoint"
+            "--adapt needs --weights with --glue or --data, and no --corpus: it says how masks "
+            "are put on a fine-tuned checkpoint"
         )
     if "corpus" not in values and not tuned:
         return planted_evaluator(values, texts)
-    if "tasks" in values and "glue" not in values:
-        raise OptionsError("--tasks needs --glue FOLDER")
     from masksearch.evaluators.glue import GlueEvaluator
     from masksearch.evaluators.mlm import MlmEvaluator
 
-    kind: Any = GlueEvaluator if "glue" in values else MlmEvaluator
+    kind: Any = GlueEvaluator if task else MlmEvaluator
     corpus, preset = values.pop("corpus", None), values.pop("preset", None)
-    if "tasks" in values:
-        names = split_names(values["tasks"])
-        values["tasks"] = tuple(load_object(n) if ".py:" in n else n for n in names)
+    values = {n: value for n, value in values.items() if n not in TASK} | task
     values |= further_settings(kind, texts)
     made: Evaluator = (
         kind(corpus, **values) if preset is None else kind.preset(preset, corpus, **values)
     )
+    if isinstance(made, GlueEvaluator) and options.data is not None:
+        typer.echo(made.describe(*made.downstream), err=True)
     return made
+
+
+def read_task(options: TaskOptions) -> dict[str, Any]:
+    """The folder and the tasks that options name, as fields of `GlueEvaluator`; empty = none.
+
+    Raises:
+        OptionsError: If they do not go together; says which.
+    """
+    from masksearch.tasks.glue.columns import Columns
+
+    glue, data = options.glue, options.data
+    if glue is not None and data is not None:
+        raise OptionsError("give --glue FOLDER --tasks NAME, or --data FOLDER --text A --label Y")
+    for name, folder in (("tasks", "glue"), ("text", "data"), ("label", "data")):
+        if getattr(options, name) is not None and getattr(options, folder) is None:
+            raise OptionsError(f"--{name} needs --{folder} FOLDER")
+        if data is not None and folder == "data" and getattr(options, name) is None:
+            raise OptionsError(f"--data needs --{name} COLUMN")
+    if data is not None:
+        columns = Columns(tuple(options.text or ()), str(options.label))
+        return {"glue": data, "tasks": (columns,)}
+    names = [load_object(n) if ".py:" in n else n for n in split_names(options.tasks or "")]
+    fields_given = {"glue": glue, "tasks": tuple(names)}
+    return {name: value for name, value in fields_given.items() if value}
 
 
 def own_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Evaluator:
@@ -167,7 +194,7 @@ def planted_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Ev
     names = ("steps", "size")
     if stray := sorted(set(values) - set(names)):
         raise OptionsError(
-            f"--{stray[0]} needs --corpus FILE_OR_FOLDER (or --weights with --glue); "
+            f"--{stray[0]} needs --corpus FILE_OR_FOLDER (or --weights with --glue or --data); "
             "without a corpus the planted one is used, which takes "
             f"{', '.join('--' + name for name in (*sorted(names), 'set'))}"
         )
@@ -186,7 +213,7 @@ def further_settings(kind: Any, texts: Mapping[str, str]) -> dict[str, Any]:
         OptionsError: If the setting has an option, or the value is not of its type.
         UnknownNameError: If the evaluator has no such setting; names the nearest.
     """
-    options, hints = (*FIELDS, "corpus", "glue"), setting_hints(kind)
+    options, hints = (*FIELDS, *TASK, "corpus"), setting_hints(kind)
     settings: dict[str, Any] = {}
     for name, text in texts.items():
         if name in options:

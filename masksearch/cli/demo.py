@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,13 +24,19 @@ from torch import Tensor
 
 from masksearch import masks
 from masksearch.analysis.pareto import hypervolume
+from masksearch.attention.attach import detach
 from masksearch.cli.resuming import resumable
 from masksearch.contracts import Objective, Record, generator
 from masksearch.driver import Study, compare, search
 from masksearch.errors import DataError, SearchError
+from masksearch.evaluators.mlm import MlmEvaluator
 from masksearch.evaluators.planted import PlantedEvaluator
 from masksearch.executors.local import Local
 from masksearch.masks.core import Mask
+from masksearch.masks.leaves import Full
+from masksearch.models.checkpoints import quiet
+from masksearch.models.pretrained import hugging_face_model, use_their_epsilon
+from masksearch.models.saving import save_tokenizer
 from masksearch.report.collect import NOTES, report_on
 from masksearch.strategies.build import spec_of
 from masksearch.tasks.planted.graded import GradedProcess
@@ -233,8 +240,8 @@ def describe_reached(process: GradedProcess, studies: Mapping[str, Sequence[Stud
 
 
 def write_data(folder: Path, *, steps: int = 500) -> list[str]:
-    """Writes small data for the commands of the README: `text/`, `glue/SST-2/`, `glue/MRPC/`, and
-    with masksearch-decoders `llama/`, a decoder that has learnt the text.
+    """Writes small data for the commands of the README: `text/`, `glue/SST-2/`, `glue/MRPC/`,
+    `bert/`, an encoder that has learnt the text, and with masksearch-decoders a decoder, `llama/`.
 
     The text has articles of 20 lines. A line is 17 words; each of the last eight follows from the
     word nine places before it. SST-2's label 1 says that they do, and with label 0 none of the
@@ -242,7 +249,7 @@ def write_data(folder: Path, *, steps: int = 500) -> list[str]:
 
     Args:
         folder: It is made where there is none.
-        steps: Of the decoder's training; 250 find the word nine places before.
+        steps: Of each training; 250 find the word nine places before.
 
     Returns:
         What was written, a line each.
@@ -250,7 +257,8 @@ def write_data(folder: Path, *, steps: int = 500) -> list[str]:
     Raises:
         DataError: If there is something already.
     """
-    text, glue, llama = paths = [folder / name for name in ("text", "glue", "llama")]
+    names = ("text", "glue", "bert", "llama")
+    text, glue, bert, llama = paths = [folder / name for name in names]
     if taken := [path for path in paths if path.exists()]:
         raise DataError(f"{taken[0]} exists, and --data replaces nothing: name another folder")
     for part, (name, count) in enumerate(LINES.items()):
@@ -275,11 +283,30 @@ def write_data(folder: Path, *, steps: int = 500) -> list[str]:
     written = [
         f"{text}: {sum(LINES.values()):,} lines of planted text, for --corpus",
         f"{glue}: {' and '.join(HEADERS)} over the same pairs of words, for --glue",
+        write_bert(bert, text, steps),
     ]
     if (write_llama := load_part("parts", "llama", "model")) is not None:
         [words] = spell(torch.arange(-1, SENTENCES.vocabulary)[None])
         written.append(write_llama(llama, text, words, steps))
     return written
+
+
+def write_bert(folder: Path, text: Path, steps: int) -> str:
+    """Trains a BERT of 2 layers on a text, and writes it with its tokenizer.
+
+    Returns:
+        What was written, in a line.
+    """
+    learnt: dict[str, Any] = {"steps": steps, "batch": 32, "lr": 4e-3, "reports": 1}
+    evaluator = MlmEvaluator(text, size="2x64x4", length=SENTENCES.length + 1, **learnt)
+    model: Any = evaluator.build_model(0)
+    use_their_epsilon(model)
+    with quiet(), TemporaryDirectory() as workdir:
+        [*evaluator.pretrain(model, Full(), seed=0, workdir=Path(workdir))]
+        detach(model)
+        hugging_face_model(model).save_pretrained(folder)
+    save_tokenizer(evaluator.task().corpus, model.config, folder)
+    return f"{folder}: a BERT of 2 layers, trained on the text, for --weights and sparsify"
 
 
 def spell(tokens: Tensor) -> list[list[str]]:

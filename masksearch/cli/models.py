@@ -12,7 +12,6 @@ import typer
 
 from masksearch.cli.options import (
     COMPARED,
-    EVALUATOR,
     MASK_TEXT,
     MODEL,
     OUTPUT,
@@ -24,11 +23,11 @@ from masksearch.cli.options import (
     MaskArgument,
     OptionsError,
     Slots,
+    TaskOptions,
     argument,
     described,
     described_values,
     flag,
-    glue_folder,
     option,
     takes,
 )
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
 ATTACHED = "Which mask, on which model"
 PLAN = "masksearch-plan"  # kind of a file
 LONGEST = 4096  # positions that are explained where nothing is said
+PAYS = 512  # tokens of the shortest inputs on which whole models gained: benchmarks/README.md
 CONFIG = "config.json"  # of a model's folder
 
 
@@ -124,7 +124,7 @@ def attach(options: AttachOptions) -> None:
     if options.out is not None:
         written = save_pretrained(whole, options.out, found=plan)
         copy_tokenizer(folder, written)
-        say(f"model and mask: {written}")
+        say(f"model and mask: {written}\n{how_to_use(written)}")
         if names_run(mask) and options.budget is None:
             from masksearch.study.references import rival_note
 
@@ -135,6 +135,17 @@ def attach(options: AttachOptions) -> None:
                 "it judges masks are in its cache: evaluator.adapted(mask, seed=0) "
                 "(docs/adapting.md)"
             )
+
+
+def how_to_use(folder: Path) -> str:
+    """The last words of a command that has written a model with its mask."""
+    opened = f"ms.load_pretrained({str(folder)!r})"
+    return (
+        f"  open it: {opened}; transformers alone refuses it\n"
+        f"  time it here: print(*ms.measure_speed({opened}, length=512)); pairs become seconds "
+        f"from about {PAYS} tokens on\n"
+        "  serve it: docs/inference.md (a pipeline, ONNX, a smaller cache)"
+    )
 
 
 def find_folder(model: str) -> Path:
@@ -240,24 +251,12 @@ def save_layout(mask: Mask, out: Path, block: int, length: int) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparsifyOptions:
+class SparsifyOptions(TaskOptions):
     """Options of sparsify."""
 
     model: str = argument(
         "A trained encoder: a folder, or a name on the Hugging Face Hub; fine-tuned or not.",
         *(MODEL, "MODEL"),
-    )
-    glue: str | None = glue_folder()
-    tasks: str | None = option("With --glue: the task's name.", *(EVALUATOR, "none", "NAME"))
-    data: Path | None = option(
-        "In place of --glue: a folder of your own with train.tsv and dev.tsv (or .csv).",
-        *(EVALUATOR, "none", "FOLDER"),
-    )
-    text: list[str] | None = option(
-        "With --data: a column of texts; a second one for pairs.", *(EVALUATOR, "none", "COLUMN")
-    )
-    label: str | None = option(
-        "With --data: the column of labels, classes or scores.", *(EVALUATOR, "none", "COLUMN")
     )
     budget: list[float] = option(
         "Largest share of the non-padding query-key pairs that is kept; repeatable, a folder "
@@ -300,29 +299,23 @@ def sparsify(options: SparsifyOptions) -> None:
         masksearch sparsify bert-base-uncased --glue glue/ --tasks STS-B --budget 0.12 --out sparse
         masksearch sparsify my-bert --data reviews/ --text review --label stars --budget .2 --out x
     """
-    own = options.data is not None
-    if own == (options.glue is not None):
-        raise OptionsError("give --glue FOLDER --tasks NAME, or --data FOLDER --text A --label Y")
-    needed = ("--text", "--label") if own else ("--tasks",)
-    given = {"--tasks": options.tasks, "--text": options.text, "--label": options.label}
-    for name, value in given.items():
-        if (name in needed) != (value is not None):
-            verb = "needs" if name in needed else "has no use for"
-            raise OptionsError(f"{'--data' if own else '--glue'} {verb} {name}")
-    from masksearch.cli.build import build_executor, further_settings, split_settings
+    from masksearch.cli.build import (
+        build_executor,
+        further_settings,
+        read_task,
+        split_settings,
+    )
     from masksearch.cli.output import print_comparison
     from masksearch.evaluators.glue import GlueEvaluator
     from masksearch.sparsifier import RESULT
     from masksearch.sparsifier import sparsify as sparsify_model
     from masksearch.study.records import read_budgets
-    from masksearch.tasks.glue.columns import Columns
-    from masksearch.tasks.glue.tasks import task_named
 
-    if own and Path(options.data or "", CONFIG).is_file():
+    if Path(options.data or "", CONFIG).is_file():
         raise OptionsError(f"MODEL comes first, then --data FOLDER; {options.data} is a model")
-    task = str(options.tasks)
-    if not own:
-        task_named(task)
+    judged = read_task(options)
+    if len(judged.get("tasks", ())) != 1:
+        raise OptionsError("give --glue FOLDER --tasks NAME, or --data FOLDER --text A --label Y")
     settings = further_settings(GlueEvaluator, split_settings(options.set or ()).get("", {}))
     settings |= {} if options.length is None else {"length": options.length}
     executor = build_executor(JudgeOptions(executor=options.executor, slots=options.slots))
@@ -333,9 +326,9 @@ def sparsify(options: SparsifyOptions) -> None:
         try:
             found = sparsify_model(
                 options.model,
-                options.data or str(options.glue),
+                judged["glue"],
                 limit,
-                task=Columns(tuple(options.text or ()), str(options.label)) if own else task,
+                task=judged["tasks"][0],
                 out=folder / f"{limit:g}" if len(budgets) > 1 else folder,
                 settings=settings,
                 executor=executor,
@@ -350,3 +343,4 @@ def sparsify(options: SparsifyOptions) -> None:
             print_comparison(found.comparison, as_json=False)
             typer.echo(f"budget {limit:g}: {found.answer}")
             typer.echo(f"  model and mask: {found.folder}   page: {found.folder / 'report.html'}")
+            typer.echo(how_to_use(found.folder))

@@ -148,24 +148,39 @@ Preset = Annotated[
 ]
 
 
-def glue_folder() -> Any:
-    """The option of tasks that models are fine-tuned on."""
-    return option(
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """The task that models are fine-tuned on: options of all that judge an encoder."""
+
+    glue: str | None = option(
         "Fine-tune on GLUE, and judge by its score: a folder with GLUE's TSV files, or "
         "hf:nyu-mll/glue.",
         *(EVALUATOR, "not fine-tuned", "FOLDER"),
     )
+    tasks: str | None = option(
+        "With --glue: GLUE's tasks by name, separated by commas; of sparsify one.",
+        *(EVALUATOR, "SST-2, QQP, MNLI", "NAMES"),
+    )
+    data: Path | None = option(
+        "In place of --glue: a folder of your own with train.tsv and dev.tsv (or .csv).",
+        *(EVALUATOR, "none", "FOLDER"),
+    )
+    text: list[str] | None = option(
+        "With --data: a column of texts; a second one for pairs.", *(EVALUATOR, "none", "COLUMN")
+    )
+    label: str | None = option(
+        "With --data: the column of labels, classes or scores.", *(EVALUATOR, "none", "COLUMN")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluatorOptions:
+class EvaluatorOptions(TaskOptions):
     """The evaluator of masks: options of search, compare and check."""
 
     corpus: str | None = option(
         "Plain text for pre-training: a file, a folder of .txt files, or hf:OWNER/NAME.",
         *(EVALUATOR, "the planted corpus, which needs no file", "TEXT"),
     )
-    glue: str | None = glue_folder()
     decoder: str | None = option(
         "Judge on a decoder, by the next tokens of this text: a file, a folder of .txt files, "
         "hf:OWNER/NAME, or recall, a planted task.",
@@ -189,7 +204,6 @@ class EvaluatorOptions:
     )
     preset: Preset = None
     set: Settings = None
-    tasks: str | None = described(EVALUATOR)
     size: str | None = described(MODEL)
     weights: str | None = described(MODEL)
     adapt: str | None = described(MODEL)

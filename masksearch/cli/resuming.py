@@ -17,7 +17,7 @@ from masksearch.files import read_object, remove_empty, write_text_in_one_move
 
 COMMAND = "command.json"  # what `resume` repeats
 BEGUN = ("status.json", "settings.json")  # one of them is written when a run begins
-PATHS = {"run", "out", "front", "reuse", "enqueue"}
+PATHS = {"run", "out", "front", "reuse", "enqueue", "data"}
 PLACES = {  # or on the Hub, or one of the names of a method
     *("corpus", "held_out", "tokenizer", "weights", "model", "text", "method", "glue")
 }
@@ -72,7 +72,7 @@ def remember(run: Path, command: str, options: Mapping[str, Any]) -> None:
         elif name in PATHS:
             many = isinstance(value, list)
             plain[name] = [absolute(v) for v in value] if many else absolute(value)
-        elif name in PLACES:
+        elif name in PLACES and isinstance(value, str):  # `text` is a list of columns, too
             plain[name] = absolute(value) if Path(value).expanduser().exists() else value
         elif name in CODE and ".py:" in str(value):
             file, colon, function = str(value).rpartition(":")

@@ -415,6 +415,12 @@ def compare(options: CompareOptions) -> None:
     if not options.as_json:
         typer.echo(comparison.verdict())
         say_where(options.run)
+        budget = options.budget[0] if options.budget else "SHARE"
+        place = shlex.quote(str(options.run))
+        typer.echo(
+            "put a mask on your model, and time it: masksearch attach MODEL "
+            f"{place} --budget {budget} --time --out FOLDER"
+        )
     failed = [record for record in comparison.records if record.status == "failed"]
     if failed and len(failed) == len(comparison.records):
         raise MaskSearchError(f"all {len(failed)} runs failed: {failed[0].reason}")

@@ -28,7 +28,8 @@ from masksearch.evaluators.tuning import TaskScores, TokenRows, begin_at, pad_ro
 from masksearch.files import short_hash
 from masksearch.models.encoders import READ_OUT, ReadOut, SequenceClassifier
 from masksearch.models.pretrained import begin_tuned
-from masksearch.tasks.glue.read import GlueData, glue_source, load_glue
+from masksearch.tasks.glue.columns import Columns
+from masksearch.tasks.glue.read import GlueData, describe_rows, glue_source, load_glue
 from masksearch.tasks.glue.tasks import (
     COLUMNS,
     Convention,
@@ -68,8 +69,10 @@ class GlueEvaluator(FineTuning):
 
     Args:
         glue: Folder with one folder a task, official TSV layout; or `"hf:..."`, see
-            `masksearch.tasks.glue.load_glue`.
-        tasks: GLUE's tasks by name, or in Python `GlueTask`s of one's own.
+            `masksearch.tasks.glue.load_glue`; with `Columns` a folder of one's own with
+            train.tsv and dev.tsv (or .csv).
+        tasks: GLUE's tasks by name, or in Python `GlueTask`s of one's own, or the `Columns` of
+            such a folder.
         convention: Which metric of MRPC, QQP and STS-B counts in `"glue"`: `"primary"` (accuracy,
             Pearson), `"bert"` (F1, Spearman: as SparseBERT's table) or `"leaderboard"` (the mean
             of both); see `glue_score`.
@@ -81,7 +84,7 @@ class GlueEvaluator(FineTuning):
     """
 
     glue: Path | str = ""
-    tasks: Sequence[str | GlueTask] = ("SST-2", "QQP", "MNLI")
+    tasks: Sequence[str | GlueTask | Columns] = ("SST-2", "QQP", "MNLI")
     _: KW_ONLY
     convention: Convention = "primary"
     read_out: ReadOut = READ_OUT
@@ -93,8 +96,17 @@ class GlueEvaluator(FineTuning):
     def __post_init__(self) -> None:
         refuse_missing(self, "glue")
         super().__post_init__()
-        object.__setattr__(self, "glue", glue_source(self.glue))
-        object.__setattr__(self, "tasks", tuple(self.tasks))
+        tasks, glue = tuple(self.tasks), self.glue
+        for own in [each for each in tasks if isinstance(each, Columns)]:
+            if len(tasks) > 1:
+                raise ValueError(
+                    "Columns are those of one folder, which is one task; got "
+                    f"{len(tasks)} tasks: give Columns alone, or `GlueTask`s"
+                )
+            folder = Path(glue).expanduser().resolve()
+            glue, tasks = folder.parent, (own.read(folder),)
+        object.__setattr__(self, "glue", glue_source(glue))
+        object.__setattr__(self, "tasks", tasks)
         check_name("GLUE convention", self.convention, get_args(Convention))
         names = self.downstream
         if not names or len(set(names)) < len(names):
@@ -127,11 +139,20 @@ class GlueEvaluator(FineTuning):
     @property
     def downstream(self) -> tuple[str, ...]:
         """Names of the tasks."""
-        return tuple(task_named(task).name for task in self.tasks)
+        return tuple(task.name for task in self.glue_tasks)
+
+    @cached_property
+    def glue_tasks(self) -> tuple[GlueTask, ...]:
+        """The tasks."""
+        return tuple(task_named(task) for task in self.tasks if not isinstance(task, Columns))
 
     def glue_task(self, name: str) -> GlueTask:
         """The task of that name among `tasks`."""
-        return task_named(self.tasks[self.downstream.index(name)])
+        return self.glue_tasks[self.downstream.index(name)]
+
+    def describe(self, name: str) -> str:
+        """How the labels of a task's rows were understood."""
+        return f"{name}: {describe_rows(self.glue_task(name), self.data(name).train)}"
 
     def task_settings(self) -> dict[str, object]:
         """Hashes of the tasks' data and row limits."""

@@ -37,6 +37,9 @@ def run(command):
 
 def test_model_and_mask_are_written_and_explained(folder, tmp_path, run):
     said = run(folder, "window(2) | global_tokens(1)", "--length", 40, "--out", tmp_path / "out")
+    opened = f"ms.load_pretrained({str(tmp_path / 'out')!r})"
+    assert f"open it: {opened}; transformers alone refuses it" in said
+    assert f"print(*ms.measure_speed({opened}, length=512))" in said
     assert "0-1" in said
     assert "sdpa" in said
     assert str(tmp_path / "out") in said

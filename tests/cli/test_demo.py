@@ -50,7 +50,7 @@ def test_demo_ends_in_a_report_and_resumes(tmp_path, capsys):
 def test_data_are_written_twice_alike(tmp_path):
     lines = write_data(tmp_path / "data", steps=2)
     assert [line.partition(":")[0] for line in lines] == [
-        str(tmp_path / "data" / name) for name in ("text", "glue", "llama")
+        str(tmp_path / "data" / name) for name in ("text", "glue", "bert", "llama")
     ]
     write_data(tmp_path / "again", steps=2)
     for path in (path for path in (tmp_path / "data").rglob("*") if path.is_file()):

@@ -208,39 +208,25 @@ def sorted_by_end(logger: CsvLogger) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("strategy", ["random", "tpe", "nsga2"])
+@pytest.mark.parametrize("strategy", ["random", "tpe"])
 def test_what_has_no_finite_loss_fails_as_on_one_machine(cluster, tmp_path, strategy):
     how = {"judge": Erratic(), "drawn": one_window, "slots": 1, "strategy": strategy}
-    local, on_ray = searched(tmp_path, trials=10, **how)
-    assert [*map(essence, on_ray.records())] == [*map(essence, local.records())]
-    for record in on_ray.records():
-        reach = record.params["reach"]
-        assert (record.status == "failed") == (reach % 4 > 0)
-        if record.status == "failed":
-            known = (
-                f"reach {reach} is broken",
-                f"loss = {('nan', 'inf')[reach % 4 - 1]} at step 2",
-            )
-            assert known[reach % 4 < 3] in record.error
-    scored = [record.params["reach"] for record in on_ray.records() if record.scored]
-    assert on_ray.best().params["reach"] == min(scored)
-    assert {record.number for record in on_ray.frontier()} <= {
-        record.number for record in on_ray.records() if record.scored
-    }
-    before = [*map(essence, on_ray.records())]
-    again = search(
-        one_window,
-        Erratic(),
-        run=on_ray.run,
-        executor=RayTune(slots=1),
-        strategy=strategy,
-        trials=12,
-    )
-    assert [*map(essence, again.records())][: len(before)] == before
+    local, on_ray = searched(tmp_path, trials=6, seed=1, **how)
+    records = on_ray.records()
+    assert [*map(essence, records)] == [*map(essence, local.records())]
+    said = {1: "loss = nan at step 2", 2: "loss = inf at step 2", 3: " is broken"}
+    for record in records:
+        kind = record.params["reach"] % 7
+        assert (record.status == "failed") == (kind in said)
+        assert said.get(kind, "") in record.error
+    assert {record.status for record in records} > {"done"}
+    scored = [record for record in records if record.scored]
+    assert on_ray.best().params["reach"] == min(each.params["reach"] for each in scored)
+    assert {each.number for each in on_ray.frontier()} <= {each.number for each in scored}
 
 
 def one_window(trial):
-    return masks.window(trial.suggest_int("reach", 0, 12))
+    return masks.window(trial.suggest_int("reach", 0, 15))
 
 
 @pytest.mark.nightly
