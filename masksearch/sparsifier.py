@@ -354,7 +354,8 @@ def describe_loss(plain: Comparison, name: str) -> str:
     """A mask's score as it is minus dense attention's, and whether no training is needed."""
     gap = plain.difference(plain.entries[name], plain.entries["dense"])
     enough = f"; no training is needed: at most {POINT:g} is lost" if gap.low > -POINT else ""
-    return f"{gap.text(signed=True)}, {gap.n_rows:,} rows{enough}."
+    rows = f"{gap.n_rows:,} rows" if gap.n_rows else "the same on every row"
+    return f"{gap.text(signed=True)}, {rows}{enough}."
 
 
 def dense_model(start: GlueEvaluator, run: Path, seed: int) -> Path:

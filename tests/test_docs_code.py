@@ -118,6 +118,13 @@ def test_a_plain_model_learns_and_takes_a_mask():
 
 
 # -- decoder -------------------------------------------------------------------------------------
+SMALL_GENERATION = {
+    "data/llama": "my-llama",
+    "w05 w21 w13 w02": "w0 w2 w1 w7",
+    "500": "20",
+    "504": "24",
+    "window(16)": "window(3)",
+}
 SMALL_DECODER = {"1024": "24", "window(127)": "window(3)", "budget=0.4": "budget=0.5"}
 
 
@@ -130,7 +137,7 @@ def test_a_decoder_is_loaded_searched_checked_exported_and_served(folder, capsys
     written_text(folder / "my-llama", folder / "books", words)
     tokenizer = PreTrainedTokenizerFast(tokenizer_file="my-llama/tokenizer.json")
     tokenizer.save_pretrained("my-llama")
-    [code] = blocks(read("decoder.md"), "python")
+    code, generation = blocks(read("decoder.md"), "python")
     assert len(lines(code)) <= 30
     for said, small in SMALL_DECODER.items():
         assert said in code
@@ -148,6 +155,12 @@ def test_a_decoder_is_loaded_searched_checked_exported_and_served(folder, capsys
         masked.generate(**inputs, max_new_tokens=20, past_key_values=MaskedCache(masked))[0],
     ]
     assert tokens[0].tolist() == tokens[1].tolist()
+    for said, small in SMALL_GENERATION.items():
+        assert said in generation
+        generation = generation.replace(said, small)
+    ran(generation, "decoder.md")
+    dense, masked = re.findall(r"tokens a second, ([\d,]+) bytes: w0", capsys.readouterr().out)
+    assert int(dense.replace(",", "")) > 2 * int(masked.replace(",", ""))
 
 
 # -- trained_encoders and adapting ---------------------------------------------------------------

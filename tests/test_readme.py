@@ -120,7 +120,7 @@ def test_the_jobs_give_the_verdict_that_is_shown(folder):
         assert re.sub(r"[\d.]+", "", line).startswith(re.sub(r"[\d.]+", "", shown))
         figures = [re.findall(r"\d+\.\d+", text) for text in (line, shown)]
         rounded = [[float(number) for number in each[: len(figures[1])]] for each in figures]
-        assert rounded[0] == pytest.approx(rounded[1], abs=0.1)
+        assert rounded[0] == pytest.approx(rounded[1], abs=0.2)
     run(folder, commands(block("bash", "masksearch attach"))[0])
     [saved] = ms.saved_masks(folder / "sparse-llama").values()
     assert saved == ms.open_study(folder / "runs/try").best(sparsity=0.8).mask

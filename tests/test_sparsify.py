@@ -362,6 +362,8 @@ def test_a_mask_that_loses_less_than_a_hundredth_as_it_is_needs_no_training(low,
     plain: Any = SimpleNamespace(entries={"dam": 1, "dense": 0}, difference=lambda a, b: gap)
     assert ("no training is needed" in describe_loss(plain, "dam")) == said
     assert f"{gap.text(signed=True)}, 1,500 rows" in describe_loss(plain, "dam")
+    gap = PairedDifference(0.0, seedless=True)
+    assert describe_loss(plain, "dam") == "+0.000, the same on every row."
 
 
 def test_recovered_masks_stand_beside_their_scores_as_they_are(compared, objectives, shape):

@@ -155,7 +155,11 @@ class Model:
             executor=ms.Local(isolate=False),
             progress=None,
         )
-        best = study.within(budget)[0]
+        scored = [record for record in study.records() if record.scored and record.mask]
+        best = next(iter(study.within(budget)), None)  # of those that have learned something
+        best = best or max(
+            scored, key=lambda each: (each.values["glue"], each.measures["effective_sparsity"])
+        )
         assert best.mask is not None
         return best.mask, len(study.records())
 

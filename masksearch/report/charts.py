@@ -380,8 +380,13 @@ def marks_to_name(chart: Chart) -> list[dict[str, Any]]:
 
 
 def shorten(name: str) -> str:
-    """A name that is not longer than `LONGEST`."""
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+    """A name that is not longer than `LONGEST`, cut between words where it has some.
+
+    >>> shorten("more heads each way, every n-th layer within 0.12")
+    'more heads each way,…'
+    """
+    kept = name[: LONGEST - 1]
+    return name if len(name) <= LONGEST else f"{kept.rpartition(' ')[0] or kept}…"
 
 
 def name_layers(

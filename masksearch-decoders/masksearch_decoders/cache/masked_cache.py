@@ -52,6 +52,9 @@ class MaskedCache(Cache):
     padding the sinks of a shorter text are padding, and windows are right. Let texts with sinks
     have one length, or generate for one at a time.
 
+    `generate(.., past_key_values=MaskedCache(model))` works in all supported versions of
+    transformers; 5.24 calls the argument `cache`, and warns.
+
     Beam search, sampling and prefill in pieces work; taking tokens back (`crop`: assisted
     generation) and compiled caches are not offered.
 
