@@ -192,8 +192,8 @@ FIRST_PAGE = {
         *(AS_IS["hand"][1], cell(after, "dam", 0.12)[0], cell(after, "hand", 0.12)[0]),
     ],
     "On STS-B, with {} % of the pairs, DAM's masks keep {} [{}, {}], where dense "
-    "attention keeps {}; no hand-designed mask that was judged keeps {} | At {} %, DAM minus the hand-designed mask: {} "
-    "[{}, {}], minus dense: {} [{}, {}] |": [
+    "attention keeps {}; no hand-designed mask that was judged keeps {} | At {} %, DAM minus the "
+    "hand-designed mask: {} [{}, {}], minus dense: {} [{}, {}] |": [
         *(12, *cell(before, "dam", 0.12), cell(before, "dense", 1.0)[0], MOST, 12),
         *(*minus("hand", 0.12, "none"), *minus("dense", 0.12, "none")),
     ],
