@@ -179,6 +179,7 @@ class Comparison(Struct):
     name: str
     key: str
     judged_again: Annotated[bool, about("Whether it is of the front of a search.")]
+    seedless: Annotated[bool, about("Whether every seed gives the same; intervals are over rows.")]
     margin: Annotated[
         Number,
         about(

@@ -263,12 +263,13 @@ def read_known_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict
     command, options = read_command(run, changed)
     if (function := repeated(command)) is None:
         raise OptionsError(f"{run} holds the command {command!r}, which is not known")
-    if more := sorted(set(options) - set(inspect.signature(function).parameters)):
+    known = inspect.signature(function).parameters
+    if more := sorted(name for name in options.keys() - known if options[name] is not None):
         raise OptionsError(
             f"{run} holds options that `masksearch {command}` does not have "
             f"({', '.join(more)}); give the command of the run again"
         )
-    return command, options
+    return command, {name: value for name, value in options.items() if name in known}
 
 
 command(BEGIN)(doctor)
