@@ -294,7 +294,7 @@ def provide_shared_models(config: WorkerConfig, seed: int, steps: Any) -> str:
         nonlocal due
         if time.monotonic() >= due or step.number == config.steps:
             due = time.monotonic() + 1
-            steps.actor.put_nowait.remote((replace(step, value=step.loss), config))
+            steps.put((replace(step, value=step.loss), config))
 
     try:
         with follow_trainings(send) if steps is not None else nullcontext():

@@ -207,6 +207,7 @@ def sorted_by_end(logger: CsvLogger) -> list[str]:
     return [line.split(",")[0] for line in logger.path.read_text().splitlines()[1:]]
 
 
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("strategy", ["random", "tpe"])
 def test_what_has_no_finite_loss_fails_as_on_one_machine(cluster, tmp_path, strategy):
