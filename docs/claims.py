@@ -259,7 +259,6 @@ RATES = (RESULTS / "verdict_rates.txt").read_text(encoding="utf-8")
 (looks,) = re.findall(r"^\| by \| (\S+) \| (\S+) \|$", RATES, re.M)
 first_look, second_look = (100 * float(rate) for rate in looks)
 recovered = inspect.signature(GlueEvaluator).parameters["recover_steps"].default
-trained_gates = inspect.signature(sparsifier.sparsify)
 CLAIMS += sentences(
     ADAPTING,
     {

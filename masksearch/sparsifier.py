@@ -40,7 +40,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Full, Window
 from masksearch.masks.measure import effective_density
 from masksearch.models.card import Findings
-from masksearch.models.checkpoints import VERSION, find_folder, quiet
+from masksearch.models.checkpoints import CONFIG, VERSION, find_folder, quiet
 from masksearch.models.pretrained import tuned_kind
 from masksearch.models.saving import copy_tokenizer, save_pretrained
 from masksearch.strategies.build import spec_of
@@ -363,7 +363,7 @@ def dense_model(start: GlueEvaluator, run: Path, seed: int) -> Path:
     given, folder = find_folder(str(start.weights))[1], run / MODEL
     if tuned_kind(given) is not None:
         return given
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         head: Any = start.dense(start.downstream[0], seed)
         part = folder.with_name(f"{MODEL}.part")
         with quiet():  # its bar

@@ -134,8 +134,6 @@ def read_task(options: TaskOptions) -> dict[str, Any]:
     Raises:
         OptionsError: If they do not go together; says which.
     """
-    from masksearch.tasks.glue.columns import Columns
-
     glue, data = options.glue, options.data
     if glue is not None and data is not None:
         raise OptionsError("give --glue FOLDER --tasks NAME, or --data FOLDER --text A --label Y")
@@ -145,6 +143,8 @@ def read_task(options: TaskOptions) -> dict[str, Any]:
         if data is not None and folder == "data" and getattr(options, name) is None:
             raise OptionsError(f"--data needs --{name} COLUMN")
     if data is not None:
+        from masksearch.tasks.glue.columns import Columns
+
         columns = Columns(tuple(options.text or ()), str(options.label))
         return {"glue": data, "tasks": (columns,)}
     names = [load_object(n) if ".py:" in n else n for n in split_names(options.tasks or "")]

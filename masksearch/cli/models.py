@@ -42,7 +42,6 @@ ATTACHED = "Which mask, on which model"
 PLAN = "masksearch-plan"  # kind of a file
 LONGEST = 4096  # positions that are explained where nothing is said
 PAYS = 512  # tokens of the shortest inputs on which whole models gained: benchmarks/README.md
-CONFIG = "config.json"  # of a model's folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +91,7 @@ def attach(options: AttachOptions) -> None:
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
     from masksearch.masks.text import names_run
-    from masksearch.models.checkpoints import check_positions
+    from masksearch.models.checkpoints import CONFIG, check_positions
     from masksearch.models.pretrained import count_positions
     from masksearch.models.saving import copy_tokenizer, open_model, save_pretrained
     from masksearch.models.speed import measure_speed
@@ -142,7 +141,7 @@ def how_to_use(folder: Path) -> str:
     opened = f"ms.load_pretrained({str(folder)!r})"
     return (
         f"  open it: {opened}; transformers alone refuses it\n"
-        f"  time it here: print(*ms.measure_speed({opened}, length=512)); pairs become seconds "
+        f"  time it here: print(*ms.measure_speed({opened}, length={PAYS})); pairs become seconds "
         f"from about {PAYS} tokens on\n"
         "  serve it: docs/inference.md (a pipeline, ONNX, a smaller cache)"
     )
@@ -307,6 +306,7 @@ def sparsify(options: SparsifyOptions) -> None:
     )
     from masksearch.cli.output import print_comparison
     from masksearch.evaluators.glue import GlueEvaluator
+    from masksearch.models.checkpoints import CONFIG
     from masksearch.sparsifier import RESULT
     from masksearch.sparsifier import sparsify as sparsify_model
     from masksearch.study.records import read_budgets
