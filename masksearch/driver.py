@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass, replace
@@ -32,7 +31,7 @@ from masksearch.contracts import (
     Split,
     Strategy,
 )
-from masksearch.errors import SearchError, expects, outside_level, unknown_name
+from masksearch.errors import SearchError, expects, unknown_name, warn
 from masksearch.executors.local import Local
 from masksearch.gates.unit_costs import with_costs
 from masksearch.gates.units import Units
@@ -421,10 +420,9 @@ def one_at_a_time() -> Iterator[None]:
     """Waits until no other thread of this process searches or compares: torch's random numbers,
     by which models begin and drop out, and Python's warnings are those of the process."""
     if not SEARCHING.acquire(blocking=False):
-        warnings.warn(
+        warn(
             "another thread searches, with this process's random numbers: this one waits for its "
-            "end; processes run side by side",
-            stacklevel=outside_level(),
+            "end; processes run side by side"
         )
         SEARCHING.acquire()
     try:
@@ -453,18 +451,16 @@ def warn_of_few(strategy: Strategy, name: str, trials: int | None, budgets: int)
     """Warns where a strategy has no trials left for what it chooses."""
     needed = getattr(strategy, "jobs", 0) + budgets  # a job judges no mask
     if trials and budgets and trials < needed > budgets:
-        warnings.warn(
+        warn(
             f"strategy {name!r} needs {needed} trials to judge a mask within each budget, and "
-            f"trials is {trials}; give {needed} or more",
-            stacklevel=outside_level(),
+            f"trials is {trials}; give {needed} or more"
         )
     least = getattr(strategy, "least_trials", 0)
     if trials and least and trials <= least:
-        warnings.warn(
+        warn(
             f"strategy {name!r} judges about {least} masks before it chooses one by their scores, "
             f"and trials is {trials}; give more of them, larger units or, of several budgets, "
-            "fewer",
-            stacklevel=outside_level(),
+            "fewer"
         )
 
 
@@ -580,7 +576,7 @@ def compare(
         store.add_facts(judged.facts)
         here = {name: each for name, each in judged.found_with.items() if name in compared.masks}
         for line in describe_reuse(here, seeds, judged.split):
-            warnings.warn(line, stacklevel=outside_level())
+            warn(line)
         session = Session(
             store,
             FixedQueue({}, []),

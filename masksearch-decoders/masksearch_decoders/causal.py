@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import lru_cache
@@ -40,7 +39,7 @@ from masksearch.contracts import (
     Split,
     mixed_seed,
 )
-from masksearch.errors import SearchError, check_name, outside_level
+from masksearch.errors import SearchError, check_name, warn
 from masksearch.evaluators.assembled import NO_CORPUS, TrainingBase
 from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import Mask
@@ -628,7 +627,7 @@ def measure_dense(evaluator: CausalEvaluator, seed: int) -> dict[str, float]:
         )
         if not left:
             raise SearchError(problem)
-        warnings.warn(problem, stacklevel=outside_level())
+        warn(problem)
     return losses
 
 

@@ -28,7 +28,7 @@ from masksearch.analysis.stats import estimate
 from masksearch.attention.attach import attach, detach
 from masksearch.contracts import NLL_INCREASE, Executor, Record
 from masksearch.driver import Study, search
-from masksearch.errors import DataError, NativeError, SearchError, check_name, outside_level
+from masksearch.errors import DataError, NativeError, SearchError, check_name, warn
 from masksearch.gates.units import Unit, read_levels, write_levels
 from masksearch.loggers.console import Display
 from masksearch.masks.baselines import default_local, widest_window
@@ -443,11 +443,10 @@ def warn_of_dense_rivals(
     """Warns where the rival of a budget is dense attention on texts as long as the judged ones."""
     for limit, rival in rivals.items():
         if rival is not None and limit < 1 and rival.sparsity(length, causal=True) == 0:
-            warnings.warn(
+            warn(
                 f"on texts of {length} tokens {rival} in every layer is dense attention, and it "
                 f"is within the budget {limit:g}: no mask can be shown to be better; give length= "
-                f"(--length), up to {serving and serving.length}",
-                stacklevel=outside_level(),
+                f"(--length), up to {serving and serving.length}"
             )
 
 
@@ -505,10 +504,9 @@ class Unseen:
                     f"the held-out text has {self.documents} documents, so its pieces are judged "
                     "in their place: they are alike, and the interval is too short"
                 )
-            warnings.warn(
+            warn(
                 f"{problem}; fewer than {FEW} show no plan to be better: give whole documents, "
-                f"about {3 * FEW}, half of which the search does not see",
-                stacklevel=outside_level(),
+                f"about {3 * FEW}, half of which the search does not see"
             )
         self.nll = {"dense": self.nll_of(masks.full())}
 
@@ -649,10 +647,7 @@ def serves(mask: Mask | None, evaluator: EngineEvaluator, delivery: Delivery) ->
         try:
             check_form(evaluator, mask, delivery.serve, delivery.sinks)
         except (NativeError, DataError) as error:  # or the text is too short for its sinks
-            warnings.warn(
-                f"{mask} in every layer is judged, but cannot be the plan: {error}",
-                stacklevel=outside_level(),
-            )
+            warn(f"{mask} in every layer is judged, but cannot be the plan: {error}")
             return False
     return mask is not None
 

@@ -9,7 +9,6 @@ import signal
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import cloudpickle
 import torch
 
 from masksearch.contracts import Evaluator, Trials
-from masksearch.errors import SearchError, outside_level
+from masksearch.errors import SearchError, warn
 from masksearch.executors.job import JobRun, idle_strategy_error, trial_folder
 from masksearch.executors.pool import Ask, Pool, WorkerLoss
 from masksearch.executors.worker import (
@@ -119,10 +118,9 @@ class Local:
         if self.threads is not None and not self.in_workers:
             torch.set_num_threads(self.threads)
         if self.gpus is None and self.slots > 1 and torch.cuda.device_count():
-            warnings.warn(
+            warn(
                 f"all {self.slots} slots take the first of {torch.cuda.device_count()} cards; "
-                "--gpus 1 gives a trial a card, --gpus 0.25 a quarter of one",
-                stacklevel=outside_level(),
+                "--gpus 1 gives a trial a card, --gpus 0.25 a quarter of one"
             )
         for seed in work.seeds:
             work.evaluator.provide_models(seed)  # in this process, which shows it
@@ -219,11 +217,10 @@ class Local:
             pool.tell(worker.attempt, now - worker.since, error=reason)
         elif self.limit_seconds is None and now > worker.heard + SILENCE:
             worker.heard = float("inf")  # once a trial
-            warnings.warn(
+            warn(
                 f"trial {trial.proposal.number} has given no report for {SILENCE / 60:.3g} "
                 "minutes; if it hangs, Local(limit_seconds=...) ends a trial that takes longer "
-                "and says where it hung",
-                stacklevel=outside_level(),
+                "and says where it hung"
             )
 
 

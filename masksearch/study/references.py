@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from masksearch.analysis.pareto import (
 from masksearch.analysis.recommendation import UNRIVALLED
 from masksearch.analysis.runs import Candidate
 from masksearch.contracts import Objective, Record
-from masksearch.errors import SearchError, outside_level
+from masksearch.errors import SearchError, warn
 from masksearch.masks.core import Mask
 from masksearch.masks.text import names_run
 from masksearch.study.store import StudyStore
@@ -201,11 +200,10 @@ def choose_best(
     if order := ranked(records, objectives, sparsity, baselines=baselines):
         return order[0]
     if order := ranked(records, objectives, sparsity, baselines=baselines, learned=False):
-        warnings.warn(
+        warn(
             f"trial {order[0].number} has learned nothing, like all others that could be chosen: "
             "its score is no better than that of a constant answer, so another mask would do as "
-            "well; train longer",
-            stacklevel=outside_level(),
+            "well; train longer"
         )
         return order[0]
     scored = [record for record in records if record.scored]

@@ -21,7 +21,6 @@ import inspect
 import re
 import time
 import traceback
-import warnings
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
@@ -50,7 +49,7 @@ from masksearch.errors import (
     MaskSearchError,
     SearchError,
     cut_middle,
-    outside_level,
+    warn,
 )
 from masksearch.masks.measure import fingerprint, measures
 from masksearch.study.records import Constraint, trial_source
@@ -498,7 +497,7 @@ class Session:
         self.board.state["cautions"] = cautions
         for caution in cautions:
             if caution not in before:
-                warnings.warn(caution, stacklevel=outside_level())
+                warn(caution)
 
     def stop_if_hopeless(self) -> None:
         """Ends a search in which nothing works.

@@ -38,7 +38,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from masksearch.analysis.pareto import learned_nothing
 from masksearch.contracts import Objective, Record, Report, Shape, read_split
-from masksearch.errors import ResumeError, SearchError, ServerUnreachableError, outside_level
+from masksearch.errors import ResumeError, SearchError, ServerUnreachableError, warn
 from masksearch.files import remove_empty, write_text_in_one_move
 from masksearch.study.records import (
     ANSWER,
@@ -551,7 +551,7 @@ class StudyStore:
     def say(self, what: str) -> None:
         """One line on the server, with the time, since it may happen again."""
         line = f"{time.strftime('%H:%M:%S')}: the server of {self.location.shown} {what}"
-        warnings.warn(line, stacklevel=outside_level())
+        warn(line)
 
     def check_owner(self, new: int) -> None:
         """Whether the study is as this driver has left it.

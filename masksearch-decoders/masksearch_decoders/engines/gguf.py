@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import warnings
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,7 +30,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from masksearch.attention.attach import in_force
-from masksearch.errors import NativeError, install_command, outside_level
+from masksearch.errors import NativeError, install_command, warn
 from masksearch.files import write_in_one_move
 from masksearch_decoders.engine import FULL, SLIDING, Serving
 from masksearch_decoders.engines.llama_cpp import LLAMA_CPP, OLDEST, LlamaCpp
@@ -146,7 +145,7 @@ def to_gguf(
     import gguf
 
     if reason := too_old(model.config):
-        warnings.warn(reason, stacklevel=outside_level())
+        warn(reason)
 
     config, dtype, path = model.config, dtype or model.dtype, Path(path)
     if path.exists():

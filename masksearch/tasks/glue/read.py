@@ -215,7 +215,7 @@ def read_rows(path: Path, task: GlueTask) -> Rows:
 def find_columns(
     where: str, columns: Sequence[str], needed: Sequence[Column], task: GlueTask
 ) -> list[int]:
-    """The places of needed columns among those of a table, which `place` names in the error."""
+    """The places of needed columns among those of a table, which `where` names in the error."""
     missing = [str(column) for column in needed if column not in columns]
     if missing:
         hint = " (test sets hold no labels and cannot be scored here)"

@@ -8,7 +8,6 @@ special_ids(made)                       # {"pad": 0, "unknown": 1, "cls": 2, "se
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from masksearch.errors import DataError, outside_level
+from masksearch.errors import DataError, warn
 from masksearch.files import short_hash
 from masksearch.tasks.text.files import HELD_OUT_SHARE, decode_utf8, hub_answers, marked_pieces
 
@@ -101,11 +100,10 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
         if same_rules(plain, made):  # protocol ids rest on the form in which it is written
             return plain
         if files[1].is_file() and not (path / "tokenizer_config.json").is_file():
-            warnings.warn(
+            warn(
                 f"{path} has no tokenizer_config.json, so transformers makes its tokenizer anew "
                 "by the model's type, and may cut texts otherwise than tokenizer.json says; if "
-                f"the model has learned by that file, give tokenizer={files[1]}",
-                stacklevel=outside_level(),
+                f"the model has learned by that file, give tokenizer={files[1]}"
             )
         return made
     if path.suffix != ".json" and plain.token_to_id("[UNK]") is None:
