@@ -52,7 +52,7 @@ def write(results: Path) -> None:
         table(lines).to_csv(path, index=False, float_format="%.5f")
     found = tables.scores(lines)
     figure = style.new_figure(10.2, 3.4)
-    tasks = [*dict.fromkeys(found["task"])]
+    tasks = [task for task in tables.PLAN["tasks"] if task in {*found["task"]}]
     panels = np.atleast_1d(figure.subplots(1, len(tasks)))
     for axes, task in zip(panels, tasks, strict=True):
         draw(axes, found[found["task"] == task], task)
