@@ -31,6 +31,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.row_scores import ROWS
 from masksearch.contracts import Split
+from masksearch.errors import SearchError
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.gates.discretise import at_sparsity, weights_of
 from masksearch.gates.result import DamResult
@@ -95,13 +96,22 @@ class Model:
         )
 
     # -- the dense model -----------------------------------------------------------------------
-    def fine_tune(self) -> None:
-        """Makes the dense model, in transformers' own class."""
+    def fine_tune(self) -> bool:
+        """Makes the dense model, in transformers' own class; whether it has learned its task. One
+        that has not is a line, and out."""
+        if self.lines.of(stage="out"):
+            return False
         if not (self.folder / "config.json").is_file():
             start = self.given.weights or offline_model()
             how = PLAN["dense"] | ({"epochs": 8, "finetune_lr": 3e-3} if self.given.smoke else {})
             evaluator = self.evaluator("search", weights=start, read_out="own", dropout=0.0, **how)
-            model: Any = evaluator.dense(self.task, self.seed)
+            try:
+                model: Any = evaluator.dense(self.task, self.seed)
+            except SearchError as error:
+                if "a constant answer" not in str(error):
+                    raise
+                self.lines.add({"stage": "out", "why": str(error).partition(", so")[0]})
+                return False
             beside = self.folder.with_name("dense.part")
             model.eval().whole.save_pretrained(beside)
             for file in map(Path(start).joinpath, TOKENIZER):
@@ -110,6 +120,7 @@ class Model:
             beside.rename(self.folder)
         for read in ("search", "choice"):
             self.score({"dense": masks.full()}, read)
+        return True
 
     # -- searches ------------------------------------------------------------------------------
     def search(self, arm: str, budget: float) -> None:
@@ -334,8 +345,8 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     models = [Model(given, task, seed) for seed in given.seeds for task in given.tasks]
+    models = [model for model in models if model.fine_tune()]
     for model in models:
-        model.fine_tune()
         for budget in given.budgets:
             for arm in given.arms:
                 model.search(arm, budget)

@@ -121,9 +121,14 @@ def as_line(found: PairedDifference, one: Mapping[int, Line], other: Mapping[int
     }
 
 
+def out(lines: Mapping[Model, list[Line]]) -> list[Model]:
+    """The dense models that have not learned their task, on which nothing was searched."""
+    return [model for model, own in lines.items() if any(line["stage"] == "out" for line in own)]
+
+
 def tasks_in(lines: Mapping[Model, list[Line]]) -> dict[str, bool]:
-    """Task -> whether its dense models are enough above a constant answer."""
-    gaps: dict[str, list[float]] = {}
+    """Task -> whether its dense models, all of them, are enough above a constant answer."""
+    gaps: dict[str, list[float]] = {task: [0.0] for task, _ in out(lines)}
     for (task, _), own in lines.items():
         if dense := named(own, "choice", "dense"):
             gaps.setdefault(task, []).append(dense["score"] - dense["constant"])
@@ -212,4 +217,4 @@ def reuse(lines: Mapping[Model, list[Line]]) -> pd.DataFrame:
 
 def hours(lines: Mapping[Model, list[Line]]) -> float:
     """The seconds of a core that all lines took, in hours."""
-    return sum(line["seconds"] for own in lines.values() for line in own) / 3600
+    return sum(line.get("seconds", 0) for own in lines.values() for line in own) / 3600

@@ -106,6 +106,15 @@ def test_tasks_are_in_by_their_dense_models(scripts):
     assert scripts["tables"].tasks_in(lines) == {"SST-2": True, "STS-B": False}
 
 
+def test_a_dense_model_that_has_not_learned_is_named_and_counts_nowhere(scripts):
+    tables, lines = scripts["tables"], made_up()
+    before = tables.primary(lines)
+    lines["SST-2", 9] = [{"stage": "out", "why": "has the SST-2 0.5"}]
+    assert tables.out(lines) == [("SST-2", 9)]
+    assert tables.tasks_in(lines) == {"SST-2": False, "STS-B": True}
+    pd.testing.assert_frame_equal(tables.primary(lines), before)
+
+
 def test_reuse_is_held_against_the_mask_searched_there(scripts):
     found = scripts["tables"].reuse(made_up()).set_index(["task", "masks of"])
     own = fmean(MASKS["dam"][1] + moved(seed, "dam") for seed in SEEDS)
