@@ -159,7 +159,6 @@ PAGE = {
 LONGER = ours.PLAN["steps"]["longer"] - ours.PLAN["steps"]["full"]
 AHEAD = -minus("hand, longer", 0.2)[0]  # of the hand-designed mask, at 20 %
 PLANNED = PRIMARY[PAIRS["hand, longer"]][:3]
-AS_IS = {arm: [cell(before, arm, at)[0] for at in (0.2, 0.12)] for arm in ("dam", "hand")}
 ahead = {
     budget: sum(
         score > other
@@ -178,26 +177,7 @@ MOST = max(  # of all hand-designed masks of 12 % that were judged as they are
     if name in ours.by_score(ours.judged(own, "none", "test"), 0.12)
 )
 FIRST_PAGE = {
-    "MiniLM fine-tuned on STS-B with {} seeds "
-    "([experiment 21](experiments/21_recovered/README.md)): masks with {} % of the pairs, and "
-    "scores as they are put on and after {} steps under them. As they are put on, DAM's keep {} "
-    "of dense attention's {}, the hand-designed ones {}; after these steps {} and {}.": [
-        *(
-            len(lines),
-            12,
-            ours.PLAN["steps"]["full"],
-            AS_IS["dam"][1],
-            cell(before, "dense", 1.0)[0],
-        ),
-        *(AS_IS["hand"][1], cell(after, "dam", 0.12)[0], cell(after, "hand", 0.12)[0]),
-    ],
-    "On STS-B, with {} % of the pairs, DAM's masks keep {} [{}, {}], where dense "
-    "attention keeps {}; no hand-designed mask that was judged keeps {} | At {} %, DAM minus the "
-    "hand-designed mask: {} [{}, {}], minus dense: {} [{}, {}] |": [
-        *(12, *cell(before, "dam", 0.12), cell(before, "dense", 1.0)[0], MOST, 12),
-        *(*minus("hand", 0.12, "none"), *minus("dense", 0.12, "none")),
-    ],
-    "| Whole heads are level at equal cost: with the search's steps on top of those {}, "
+    "| Whole heads are level at equal cost: with the search's steps on top of {}, "
     "hand-designed ones are {} of DAM at {} % on {} of {} models, at {} % on {} | DAM minus "
     "these, at {} %: {} [{}, {}]; mean over both budgets (the test planned beforehand): {} [{}, "
     "{}], not shown |": [
@@ -297,8 +277,6 @@ ADVICE = {
         *cell(after, "dam", 0.12),
         dense,
     ],
-    "| the same without further training | DAM | at {} and {} % it keeps {} and {}, the "
-    "hand-designed mask {} and {} " + LINK: [20, 12, *AS_IS["dam"], *AS_IS["hand"]],
 }
 CLAIMS = [
     *rows(HERE, SCORES, after="## Scores"),
