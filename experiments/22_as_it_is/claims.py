@@ -226,8 +226,8 @@ FIRST_PAGE = {
     "([experiment 22](experiments/22_as_it_is/README.md)): score over the share of pairs that "
     "they keep, with {} % intervals over models.": [len(TASKS), ALL_MODELS, 95],
     "| With {} % of the pairs DAM's mask keeps {} of {} on SST-2, keeps {} of {} on QNLI and "
-    "keeps {} of {} on STS-B | DAM minus the best hand-designed mask: {} [{}, {}], {} [{}, {}] and {} "
-    "[{}, {}]; minus the best other search: {} [{}, {}], {} [{}, {}] and {} [{}, {}] |": [
+    "keeps {} of {} on STS-B | DAM minus the best hand-designed mask: {} [{}, {}], {} [{}, {}] "
+    "and {} [{}, {}]; minus the best other search: {} [{}, {}], {} [{}, {}] and {} [{}, {}] |": [
         100 * BUDGETS[1],
         *(
             score
