@@ -7,8 +7,6 @@ from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
-import pandas as pd
-
 from experiments.verify import rows, sentences
 
 HERE = "experiments/22_as_it_is/README.md"
@@ -47,11 +45,6 @@ def minus(other: str, task: str, budget: float, *more: str) -> list[float]:
 def cell(task: str, budget: float) -> str:
     """The first cell of a row."""
     return f"{task}, {100 * budget:g} %"
-
-
-def interval(table: pd.DataFrame, *key: object) -> list[float]:
-    """A difference and the ends of its interval."""
-    return [*table.loc[key, ENDS]]
 
 
 ALL = NAMES | {"dense": "dense attention, all pairs"}
@@ -200,6 +193,7 @@ REUSED = {  # only where it was run on all models
     if reused["models"].get(("consensus", *at)) == MODELS[at]
 }
 REUSE = [(task, BUDGETS[1]) for task in TASKS]
+LOSES = spread([-reused.loc[(at[0], *at), "difference"] for at in REUSE])  # to a model's own mask
 PAGE |= {
     "A mask that was searched on another model of the task keeps {} on SST-2, {} on QNLI and {} "
     "on STS-B at {} %, minus the model's own {} [{}, {}], {} [{}, {}] and {} [{}, {}].": [
@@ -267,7 +261,7 @@ ALL_PAGES = {
         *(len(TASKS), 100 * BUDGETS[0], 100 * BUDGETS[1], len(SHOWN), len(CELLS)),
         *spread([minus("other search", *at)[0] for at in SHOWN]),
         *(-min(GAPS["hand-designed"]), *spread(GAPS["hand-designed"])),
-        *spread([-reused.loc[(at[0], *at), "difference"] for at in REUSE]),
+        *LOSES,
         100 * BUDGETS[1],
     ],
 }
@@ -277,7 +271,7 @@ ADAPTING = {
     "a mask of {} % of the pairs loses {} to {} to the one that was searched there; on another "
     "task it may lose nearly all": [
         100 * BUDGETS[1],
-        *spread([-reused.loc[(at[0], *at), "difference"] for at in REUSE]),
+        *LOSES,
     ],
 }
 CLAIMS = [

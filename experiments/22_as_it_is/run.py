@@ -37,6 +37,7 @@ from masksearch.gates.discretise import at_sparsity, weights_of
 from masksearch.gates.result import DamResult
 from masksearch.masks.baselines import LOCAL_HEAD, densest
 from masksearch.masks.measure import effective_density, pair_weights
+from masksearch.models.checkpoints import CONFIG
 from masksearch.positions.attention_maps import attention_maps
 from masksearch.spaces import head_roles
 
@@ -101,7 +102,7 @@ class Model:
         that has not is a line, and out."""
         if self.lines.of(stage="out"):
             return False
-        if not (self.folder / "config.json").is_file():
+        if not (self.folder / CONFIG).is_file():
             start = self.given.weights or offline_model()
             how = PLAN["dense"] | ({"epochs": 8, "finetune_lr": 3e-3} if self.given.smoke else {})
             evaluator = self.evaluator("search", weights=start, read_out="own", dropout=0.0, **how)
