@@ -7,7 +7,7 @@ The first is masksearch's, the others are what `run_glue.py` of transformers doe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -20,16 +20,10 @@ from torch import Tensor, nn
 
 from masksearch import masks
 from masksearch.attention.attach import attach
-from masksearch.evaluators.tuning import (
-    TokenRow,
-    TokenRows,
-    batches_by_length,
-    bucket_batches,
-    pad_rows,
-    tokenize_rows,
-)
+from masksearch.evaluators.tuning import batches_by_length, bucket_batches
 from masksearch.models.encoders import SequenceClassifier, encoder
 from masksearch.tasks.text.corpus import Corpus
+from masksearch.tasks.text.rows import TokenRows, tokenize_rows
 from masksearch.training.loop import TrainConfig, train
 
 LENGTH, VOCABULARY = 128, 4096
@@ -75,9 +69,7 @@ def texts(data: Path | None, rows: int) -> Texts:
         draw = torch.Generator().manual_seed(0)
         order = torch.randperm(len(parts[0]), generator=draw)[:rows].tolist()
         made = [
-            TokenRows.of(
-                tokenize_rows(corpus, [(text,) for text, _ in part], [at for _, at in part])
-            )
+            tokenize_rows(corpus, [(text,) for text, _ in part], [at for _, at in part])
             for part in ([parts[0][index] for index in order], parts[1])
         ]
         return Texts(corpus, *made)
@@ -96,13 +88,12 @@ def made_up(corpus: Corpus, number: int, seed: int) -> TokenRows:
     """Rows of random words, their lengths log-normal; class 1 holds more odd than even ids."""
     draw = torch.Generator().manual_seed(seed)
     lengths = torch.randn(number, generator=draw).mul(0.75).add(2.35).exp().long().clamp(1, 120)
-    rows = []
+    rows, labels = [], []
     for length in lengths.tolist():
         ids = torch.randint(5, VOCABULARY, (length,), generator=draw).tolist()
-        label = int(2 * sum(each % 2 for each in ids) > length)
-        full = [corpus.special["cls"], *ids, corpus.special["sep"]]
-        rows.append(TokenRow(full, len(full), label))
-    return TokenRows.of(rows)
+        labels.append(int(2 * sum(each % 2 for each in ids) > length))
+        rows.append(corpus.layout.join(ids))
+    return TokenRows.of(rows, labels, corpus.layout)
 
 
 def own(
@@ -115,8 +106,7 @@ def own(
 ) -> list[float]:
     """Trains with masksearch's loop; seconds of each step."""
     chosen = bucket_batches(found.train.lengths, batch, seed)
-    padded = (pad_rows([found.train[row] for row in rows], found.corpus) for rows in chosen)
-    batches = on(device, padded)
+    batches = on(device, (found.train.batch(rows) for rows in chosen))
     run = train(model.to(device), batches, TrainConfig(steps=steps, lr=LR))
     return timed(run, steps, device)
 
@@ -135,14 +125,15 @@ def trainers(
     from transformers import DataCollatorWithPadding, default_data_collator
 
     rows: list[dict[str, Any]] = []
-    for row in found.train:
-        space = [0] * (LENGTH - len(row.ids) if full else 0)
+    for at, label in enumerate(found.train.labels.tolist()):
+        ids = found.train.ids[at]
+        space = [0] * (LENGTH - len(ids) if full else 0)
         rows.append(
             {
-                "input_ids": row.ids + [found.corpus.special["pad"]] * len(space),
-                "attention_mask": [1] * len(row.ids) + space,
-                "token_type_ids": [0] * len(row.ids) + space,
-                "labels": row.label,
+                "input_ids": ids + [found.corpus.special["pad"]] * len(space),
+                "attention_mask": [1] * len(ids) + space,
+                "token_type_ids": [0] * len(ids) + space,
+                "labels": label,
             }
         )
     collator: Callable[..., Any] = default_data_collator
@@ -198,15 +189,9 @@ def accuracy(model: SequenceClassifier, found: Texts, device: torch.device) -> f
     model.eval()
     hits = 0
     with torch.no_grad():
-        for chosen in batches(found.dev):
-            batch = pad_rows(chosen, found.corpus)
+        for chosen in batches_by_length(found.dev.lengths):
+            batch = found.dev.batch(chosen)
             labels = batch.pop("labels")
             logits = model(**{name: part.to(device) for name, part in batch.items()}).logits
             hits += int((logits.argmax(-1).cpu() == labels).sum())
     return hits / len(found.dev)
-
-
-def batches(rows: TokenRows) -> Iterator[list[TokenRow]]:
-    """The rows from short to long."""
-    for chosen in batches_by_length(rows.lengths):
-        yield [rows[index] for index in chosen]

@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from real_data import DATA, minilm, real
 from safetensors.torch import load_file
 from scipy.stats import pearsonr
 from tiny_checkpoint import tiny_checkpoint
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from toy_sentences import WORDS, write_lines
 
 import masksearch as ms
@@ -459,3 +461,70 @@ def test_minilm_keeps_the_printed_score_on_sts_b(tmp_path: Path) -> None:
     assert pearsonr(labels, scores).statistic == pytest.approx(result["saved"]["score"], abs=1e-6)
     assert result["saved"]["density"] <= 0.12
     assert found.comparison.recommend(0.12).mask == found.mask
+
+
+# -- a checkpoint that is fed what its own tokenizer makes ------------------------------------
+def tuned_roberta(folder: Path, rows: list[tuple[str, str, int]]) -> Path:
+    """A RoBERTa that has learned, by its own tokenizer, of which class the second text begins."""
+    names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *WORDS]
+    plain = Tokenizer(models.WordLevel({name: at for at, name in enumerate(names)}, "<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    plain.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=plain, cls_token="<s>", sep_token="</s>", pad_token="<pad>"
+    )
+    torch.manual_seed(0)
+    config = transformers.RobertaConfig(
+        vocab_size=len(names),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=40,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=1,
+        initializer_range=0.2,
+    )
+    model = transformers.RobertaForSequenceClassification(config)
+    steps, draw = torch.optim.AdamW(model.parameters(), 3e-3), random.Random(1)
+    for _ in range(250):
+        one, two, labels = zip(*draw.sample(rows, 32), strict=True)
+        inputs = tokenizer([*one], [*two], padding=True, return_tensors="pt")
+        model(**inputs, labels=torch.tensor(labels)).loss.backward()
+        steps.step()
+        steps.zero_grad()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.nightly
+def test_the_saved_model_and_its_tokenizer_give_the_score_that_was_said(tmp_path: Path) -> None:
+    """Two separators stand between RoBERTa's texts: with one it knows nothing."""
+    draw, rows = random.Random(0), list[tuple[str, str, int]]()
+    for _ in range(1000):
+        one, two = (draw.choices(WORDS[:20], k=4) for _ in range(2))
+        rows.append((" ".join(one), " ".join(two), int(two[0] in WORDS[:10])))
+    for part, some in (("train", rows[:600]), ("dev", rows[600:])):
+        lines = ["one\ttwo\tlabel", *("\t".join(map(str, row)) for row in some)]
+        write_lines(tmp_path / "pairs" / f"{part}.tsv", lines)
+    tuned = tuned_roberta(tmp_path / "tuned", rows[:600])
+    columns, out = Columns(("one", "two"), "label"), tmp_path / "out"
+    how = {"settings": {"length": 16, "device": "cpu"}, "progress": None}
+    found = ms.sparsify(
+        tuned, tmp_path / "pairs", 0.4, task=columns, recover_steps=0, out=out, **how
+    )
+    judge = GlueEvaluator(
+        None, tmp_path / "pairs", tasks=(columns,), weights=tuned, split="holdout", length=16
+    )
+    judged = judge.data("pairs").dev["pairs"]
+    model = ms.load_pretrained(out).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+    one, two = ([*texts] for texts in zip(*judged.texts, strict=True))
+    with torch.no_grad():
+        guess = model(**tokenizer(one, two, padding=True, return_tensors="pt")).logits.argmax(-1)
+    right = (guess == torch.tensor(judged.labels)).double().mean().item()
+    assert right > 0.8
+    assert found.comparison.entries["dense"].score.value > 0.95
+    assert json.loads((out / "result.json").read_text())["saved"]["score"] == pytest.approx(right)

@@ -28,10 +28,11 @@ from masksearch import masks
 from masksearch.attention.attach import attach
 from masksearch.contracts import generator, mixed_seed
 from masksearch.evaluators.glue import GlueTokens
-from masksearch.evaluators.tuning import TokenRows, bucket_batches, pad_rows, tokenize_rows
+from masksearch.evaluators.tuning import bucket_batches
 from masksearch.masks.lower import lower
 from masksearch.models.encoders import SequenceClassifier
 from masksearch.tasks.glue import GlueTask, Rows, load_glue, majority, score
+from masksearch.tasks.text.rows import tokenize_rows
 from masksearch.training.loop import TrainConfig, train
 
 TASKS = ("SST-2", "QQP", "MNLI", "CoLA", "BShift", "Order")
@@ -98,7 +99,7 @@ def scored(
 ) -> dict[str, float]:
     """Score, majority's score and CPU seconds of one fine-tuning."""
     started = time.process_time()
-    corpus, task = pretraining.task().corpus, data.task
+    task = data.task
     model = pretraining.build_model(seed)
     model.load_state_dict(load_file(weights))
     own = mixed_seed(seed, TASKS.index(task.name))
@@ -109,7 +110,7 @@ def scored(
         classifier.encoder.requires_grad_(False)
     steps = EPOCHS[setting] * math.ceil(len(data.train) / BATCH)
     chosen = bucket_batches(data.train.lengths, BATCH, mixed_seed(own, 2))
-    batches = (pad_rows([data.train[row] for row in rows], corpus) for rows in chosen)
+    batches = (data.train.batch(rows) for rows in chosen)
     for _ in train(classifier, batches, TrainConfig(steps=steps, lr=RATES[setting])):
         pass
     classifier.eval()
@@ -117,7 +118,7 @@ def scored(
     predictions: list[int] = []
     with torch.no_grad():
         for start in range(0, len(rows), 64):
-            batch = pad_rows(list(rows)[start : start + 64], corpus)
+            batch = rows.batch(range(len(rows))[start : start + 64])
             predictions += classifier(**batch).logits.argmax(-1).tolist()
     labels = rows.labels.tolist()
     return {
@@ -140,10 +141,9 @@ def tokenized(
         read = load_glue(data / "glue", name, rows, dev_rows=dev_rows)
         task, train_rows, dev = read.task, read.train, dict(read.dev)
     tokens = {
-        part: TokenRows.of(tokenize_rows(corpus, found.texts, found.labels))
-        for part, found in dev.items()
+        part: tokenize_rows(corpus, found.texts, found.labels) for part, found in dev.items()
     }
-    trained = TokenRows.of(tokenize_rows(corpus, train_rows.texts, train_rows.labels))
+    trained = tokenize_rows(corpus, train_rows.texts, train_rows.labels)
     return GlueTokens(task, trained, tokens, name, {})
 
 

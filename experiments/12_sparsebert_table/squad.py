@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -38,12 +38,13 @@ from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, Batch
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.tuning import TaskScores, pad_ids, read_once
+from masksearch.evaluators.tuning import TaskScores, read_once
 from masksearch.files import short_hash
 from masksearch.models.encoders import Head, Output, draw_linear, span_output
-from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.files import make_absolute
+from masksearch.tasks.text.layout import RowLayout
 from masksearch.tasks.text.packing import IdLists, shrink
+from masksearch.tasks.text.rows import RowSource, digest_in_layout
 from masksearch.training.parts import refuse_missing
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class SquadEvaluator(FineTuning):
         """Those windows, padded, with first and last position of their answers."""
         windows = [rows[index] for index in chosen]
         spans = torch.tensor([row.span for row in windows])
-        batch = pad_ids([row.ids for row in windows], [row.first for row in windows], self.source)
+        batch = rows.layout.pad_rows([row.ids for row in windows], [row.first for row in windows])
         return batch | {"start_positions": spans[:, 0], "end_positions": spans[:, 1]}
 
     def scores(self, head: nn.Module, name: str) -> TaskScores:
@@ -214,7 +215,7 @@ def trivial(questions: Sequence[Question], *, nullable: bool) -> dict[str, float
     return {f"{name}/majority": max(kind[name] for kind in kinds) for name in ("exact", "f1")}
 
 
-def read_tokens(source: TokenSource, files: TaskFiles, window: WindowSize) -> SquadTokens:
+def read_tokens(source: RowSource, files: TaskFiles, window: WindowSize) -> SquadTokens:
     """The tokenized questions."""
     data: SquadData = read_once(read_task, load_squad, files)
     train = make_windows(source, data.train, window)
@@ -230,7 +231,8 @@ def read_tokens(source: TokenSource, files: TaskFiles, window: WindowSize) -> Sq
         )
     dev = make_windows(source, data.dev, window, training=False)
     least = trivial(data.dev, nullable=data.nullable)
-    return SquadTokens(train, dev, data.dev, data.nullable, data.digest, least)
+    digest = digest_in_layout(source, data.digest)
+    return SquadTokens(train, dev, data.dev, data.nullable, digest, least)
 
 
 # -- the head ---------------------------------------------------------------------------------
@@ -322,8 +324,8 @@ class SquadWindow:
     """One sequence.
 
     Args:
-        ids: `[CLS] question [SEP] part of the paragraph [SEP]`.
-        first: Positions of the first segment, with its `[SEP]`.
+        ids: In BERT's layout `[CLS] question [SEP] part of the paragraph [SEP]`.
+        first: How many of them have token type 0.
         span: First and last position of the answer; (0, 0), the place of [CLS], where the
             window does not hold it.
     """
@@ -345,8 +347,7 @@ class SquadWindows:
         asked: Each question's paragraph.
         rows: int `[windows, 5]`: question; first token of the paragraph and number of tokens
             that the window holds; first and last position of the answer in the window.
-        special: Token ids by role.
-        length: Largest length of a window.
+        layout: Special tokens, padding and largest length of a window.
         misplaced: Questions left out because no answer stands where the file says.
     """
 
@@ -355,8 +356,7 @@ class SquadWindows:
     questions: IdLists = field(repr=False)
     asked: Numbers = field(repr=False)
     rows: Numbers = field(repr=False)
-    special: dict[str, int] = field(repr=False)
-    length: int
+    layout: RowLayout = field(repr=False)
     misplaced: int = 0
 
     def __len__(self) -> int:
@@ -365,19 +365,19 @@ class SquadWindows:
     @property
     def lengths(self) -> Numbers:
         """int `[windows]`: positions of every window."""
-        lengths: Numbers = self.questions.lengths[self.rows[:, QUESTION]] + self.rows[:, COUNT] + 3
+        texts = self.questions.lengths[self.rows[:, QUESTION]] + self.rows[:, COUNT]
+        lengths: Numbers = texts + self.layout.length - self.layout.room(pair=True)
         return lengths
 
     def __getitem__(self, index: int) -> SquadWindow:
         question, start, count, first, last = self.rows[index].tolist()
-        sep = self.special["sep"]
-        ids = [self.special["cls"], *self.questions[question], sep]
         context = self.contexts[int(self.asked[question])][start : start + count]
-        return SquadWindow([*ids, *context, sep], len(ids), (first, last))
+        ids, zeros = self.layout.join(self.questions[question], context)
+        return SquadWindow(ids, zeros, (first, last))
 
 
 def make_windows(
-    source: TokenSource,
+    source: RowSource,
     questions: Sequence[Question],
     size: WindowSize,
     *,
@@ -396,6 +396,9 @@ def make_windows(
     paragraphs = tokenize(source, list(place))
     asking = source.encode([question.text for question in questions])
     offsets = [np.array(one.offsets, np.int32).reshape(-1, 2) for one in paragraphs]
+    layout = replace(source.layout, length=size.length)
+    room = layout.room(pair=True)
+    longest = min(size.longest_question, room - 1)
     rows: list[tuple[int, int, int, int, int]] = []
     kept: list[int] = []
     for number, question in enumerate(questions):
@@ -403,8 +406,9 @@ def make_windows(
         span = answer_span(question, where)
         if span is None and question.answers and training:
             continue
-        before = min(len(asking[number]), size.longest_question) + 2
-        for start, end in cut_windows(len(where), size.length - before - 1, size.step):
+        asked = min(len(asking[number]), longest)
+        before = len(layout.before) + asked + len(layout.between)
+        for start, end in cut_windows(len(where), room - asked, size.step):
             first = last = 0
             if span is not None and start <= span[0] and span[1] < end:
                 first, last = span[0] - start + before, span[1] - start + before
@@ -413,16 +417,15 @@ def make_windows(
     return SquadWindows(
         IdLists.of([one.ids for one in paragraphs]),
         shrink(np.concatenate([np.zeros((0, 2), np.int32), *offsets])),
-        IdLists.of([asking[number][: size.longest_question] for number in kept]),
+        IdLists.of([asking[number][:longest] for number in kept]),
         shrink(np.array([place[questions[number].context] for number in kept], np.int64)),
         shrink(np.array(rows, np.int64).reshape(-1, 5)),
-        source.special,
-        size.length,
+        layout,
         misplaced=len(questions) - len(kept),
     )
 
 
-def tokenize(source: TokenSource, texts: list[str]) -> list[Encoding]:
+def tokenize(source: RowSource, texts: list[str]) -> list[Encoding]:
     """The texts with token ids and character offsets, without special tokens."""
     return [
         one

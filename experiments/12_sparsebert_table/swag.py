@@ -30,14 +30,15 @@ from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.tuning import TaskScores, pad_ids, read_once
+from masksearch.evaluators.tuning import TaskScores, read_once
 from masksearch.files import short_hash
 from masksearch.models.encoders import Head, Output, draw_linear
 from masksearch.tasks.splits import sample_rows, take_split
 from masksearch.tasks.tables import read_table
-from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.files import decode_utf8, make_absolute
+from masksearch.tasks.text.layout import RowLayout
 from masksearch.tasks.text.packing import IdLists, shrink
+from masksearch.tasks.text.rows import RowSource, digest_in_layout
 from masksearch.training.parts import refuse_missing
 
 CHOICE_ORDER = 43  # stream of random numbers
@@ -119,10 +120,9 @@ class SwagEvaluator(FineTuning):
     def inputs(self, rows: ChoiceRows, chosen: list[int]) -> Batch:
         """Those items: `[items, choices, width]`, and the right endings `[items]`."""
         items = [rows[index] for index in chosen]
-        flat = pad_ids(
+        flat = rows.layout.pad_rows(
             [ids for item in items for ids in item.ids],
             [first for item in items for first in item.first],
-            self.source,
         )
         batch = {name: part.reshape(len(items), rows.choices, -1) for name, part in flat.items()}
         return batch | {"labels": torch.tensor([item.label for item in items])}
@@ -358,11 +358,12 @@ class SwagTokens:
     rows_digest: str  # of the held-out items
 
 
-def read_tokens(source: TokenSource, files: TaskFiles) -> SwagTokens:
+def read_tokens(source: RowSource, files: TaskFiles) -> SwagTokens:
     """The tokenized items."""
     data: SwagData = read_once(read_task, load_swag, files)
     train, dev = (make_choices(source, part) for part in (data.train, data.dev))
-    return SwagTokens(train, dev, data.digest, short_hash(*map(repr, data.dev)))
+    digest = digest_in_layout(source, data.digest)
+    return SwagTokens(train, dev, digest, short_hash(*map(repr, data.dev)))
 
 
 @dataclass(frozen=True)
@@ -370,8 +371,8 @@ class Choices:
     """A tokenized item.
 
     Args:
-        ids: For every choice `[CLS] start [SEP] choice [SEP]`.
-        first: Positions of the first segment, with its `[SEP]`, for every choice.
+        ids: For every choice, in BERT's layout `[CLS] start [SEP] choice [SEP]`.
+        first: How many of its tokens have token type 0, for every choice.
         label: The right one.
     """
 
@@ -388,16 +389,14 @@ class ChoiceRows:
         starts: Token ids of each item's start.
         endings: Token ids of the endings, item by item.
         labels: The right ending of each item.
-        special: Token ids by role.
-        length: Largest length of a sequence; longer ones lose the beginning of their start, down
-            to a third of the room, then the end of their ending.
+        layout: Special tokens, padding and largest length of a sequence; longer ones lose the
+            beginning of their start, down to a third of the room, then the end of their ending.
     """
 
     starts: IdLists = field(repr=False)
     endings: IdLists = field(repr=False)
     labels: NDArray[Any] = field(repr=False)
-    special: dict[str, int] = field(repr=False)
-    length: int
+    layout: RowLayout = field(repr=False)
 
     @property
     def choices(self) -> int:
@@ -407,15 +406,17 @@ class ChoiceRows:
     @property
     def lengths(self) -> list[int]:
         """Positions of the longest sequence of each item."""
-        longest = self.starts.lengths + self.endings.lengths.reshape(-1, self.choices).max(1) + 3
-        lengths: list[int] = longest.clip(max=self.length).tolist()
+        longest = self.starts.lengths + self.endings.lengths.reshape(-1, self.choices).max(1)
+        room = self.layout.room(pair=True)
+        lengths: list[int] = (longest.clip(max=room) + self.layout.length - room).tolist()
         return lengths
 
     @property
     def sequence_lengths(self) -> list[int]:
         """Positions of every sequence, item by item."""
         starts = np.repeat(self.starts.lengths, self.choices)
-        lengths: list[int] = (starts + self.endings.lengths + 3).clip(max=self.length).tolist()
+        longest, room = starts + self.endings.lengths, self.layout.room(pair=True)
+        lengths: list[int] = (longest.clip(max=room) + self.layout.length - room).tolist()
         return lengths
 
     def __len__(self) -> int:
@@ -423,24 +424,21 @@ class ChoiceRows:
 
     def __getitem__(self, index: int) -> Choices:
         index = range(len(self))[index]
-        start, spare = self.starts[index], self.length - 3
-        cls, sep = self.special["cls"], self.special["sep"]
-        rows, firsts = [], []
+        start, spare = self.starts[index], self.layout.room(pair=True)
+        rows = []
         for number in range(index * self.choices, (index + 1) * self.choices):
             ending = self.endings[number]
             kept = min(len(start), max(spare - len(ending), spare // 3))
-            shown = [cls, *start[len(start) - kept :], sep]
-            rows.append([*shown, *ending[: spare - kept], sep])
-            firsts.append(len(shown))
-        return Choices(rows, firsts, int(self.labels[index]))
+            rows.append(self.layout.join(start[len(start) - kept :], ending[: spare - kept]))
+        ids, firsts = ([*part] for part in zip(*rows, strict=True))
+        return Choices(ids, firsts, int(self.labels[index]))
 
 
-def make_choices(source: TokenSource, items: Sequence[SwagItem]) -> ChoiceRows:
+def make_choices(source: RowSource, items: Sequence[SwagItem]) -> ChoiceRows:
     """Tokenizes items (one or more, with the same number of choices)."""
     return ChoiceRows(
         IdLists.of(source.encode([item.start for item in items])),
         IdLists.of(source.encode([choice for item in items for choice in item.choices])),
         shrink(np.array([item.label for item in items])),
-        source.special,
-        source.length,
+        source.layout,
     )

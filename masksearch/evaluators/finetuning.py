@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor, nn
 
@@ -53,8 +53,8 @@ from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.pretrained import Pretrained, open_tuned, rows_read, tuned_kind
-from masksearch.tasks.text.corpus import TokenSource
-from masksearch.tasks.text.tokenizer import read_vocabulary
+from masksearch.tasks.text.rows import RowSource, read_tokenizer
+from masksearch.tasks.text.tokenizer import Vocabulary
 from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import TrainConfig, check_frozen, freeze
@@ -257,19 +257,29 @@ class FineTuning(
         )
 
     @property
-    def source(self) -> TokenSource:
-        """The source of ids for the tasks' text: the corpus, or the checkpoint's tokenizer."""
-        if self.corpus is not None:
-            return self.pretrainer.task().corpus
+    def source(self) -> RowSource:
+        """What makes the tasks' rows: the tokenizer of the checkpoint, or the one that was given;
+        of a model from scratch the corpus."""
         if "source" in self.held:
-            source: TokenSource = self.held["source"]
-            return source
-        start = self.start
-        start.shape(self.length)
-        tokenizer = self.tokenizer or start.tokenizer_source
-        made = read_vocabulary(tokenizer, self.length)
-        start.check_tokens(made.vocabulary, made.special["pad"])
+            return cast(RowSource, self.held["source"])
+        named = self.tokenizer or (self.start.tokenizer_source if self.weights else None)
+        made = None if named is None else read_tokenizer(named, self.length)
+        if made is None or (self.corpus is not None and isinstance(made, Vocabulary)):
+            return self.pretrainer.task().corpus
+        if self.weights is not None:
+            self.start.shape(self.length)
+            self.start.check_tokens(made.vocabulary, made.layout.pad)
+            if self.is_tuned and self.start.pad is None:
+                raise DataError(
+                    f"{self.start.name} names no pad_token_id in its config.json, so whoever "
+                    f"opens it cannot pad its rows; set it to that of padding, {made.layout.pad}"
+                )
         return made
+
+    @property
+    def token_digest(self) -> str:
+        """Hash of what makes ids, and the length."""
+        return str(self.held.get("digest") or self.source.digest)
 
     def tokens(self, name: str = "") -> Any:
         """The tokenized rows of a task (of the first one without a name), read once a process."""
@@ -282,7 +292,7 @@ class FineTuning(
             return self
         tasks = {name: self.tokens(name) for name in self.downstream}
         if self.corpus is None:
-            return self.holding(tasks=tasks, start=self.start, source=self.source)
+            return self.holding(tasks=tasks, start=self.start, digest=self.token_digest)
         made = self.holding(tasks=tasks)
         made.__dict__["pretrainer"] = self.pretrainer.packed()
         return made
@@ -353,7 +363,7 @@ class FineTuning(
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the text, of the checkpoint and of the tasks' rows."""
         if self.corpus is None:
-            named = {"tokenizer": self.source.digest, "weights": self.start.digest}
+            named = {"tokenizer": self.token_digest, "weights": self.start.digest}
         else:
             named = dict(self.pretrainer.data_hashes())
         for name, settings in self.task_settings().items():  # of one task, or of each by its name
@@ -372,7 +382,7 @@ class FineTuning(
         if self.corpus is not None:
             settings = self.pretrainer.settings()
         else:
-            settings = {"data": self.source.digest, "size": self.start.digest}
+            settings = {"data": self.token_digest, "size": self.start.digest}
             settings |= dict.fromkeys(("train", "batch", "initializer_range", "probability"))
             settings |= {"held_out": None, "precision": self.precision}
             settings |= {} if dropout is None else {"dropout": dropout}

@@ -24,7 +24,7 @@ from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch, Split, mixed_seed
 from masksearch.errors import DataError, check_name
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.tuning import TaskScores, TokenRows, begin_at, pad_rows, tokenize_rows
+from masksearch.evaluators.tuning import TaskScores, begin_at
 from masksearch.files import short_hash
 from masksearch.models.encoders import READ_OUT, ReadOut, SequenceClassifier
 from masksearch.models.pretrained import begin_tuned
@@ -45,8 +45,8 @@ from masksearch.tasks.glue.tasks import (
     task_named,
     task_number,
 )
-from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.packing import shrink
+from masksearch.tasks.text.rows import RowSource, TokenRows, tokenize_rows
 from masksearch.training.parts import refuse_missing
 
 COUNTED = 1000  # training rows in which masks that follow the tokens are counted
@@ -180,7 +180,13 @@ class GlueEvaluator(FineTuning):
     def tokenize(self, name: str) -> GlueTokens:
         """A task's tokenized rows."""
         rows = (self.glue, self.glue_task(name), self.rows, self.dev_rows, self.split)
-        return read_tokens(self.source, *rows)
+        made = read_tokens(self.source, *rows)
+        if self.read_out == "pair" and (made.train.firsts == made.train.ids.lengths).any():
+            raise DataError(
+                "read_out='pair' tells two texts apart by their token types, and the tokenizer of "
+                f"{self.tokenizer or self.weights} gives both 0; leave it out"
+            )
+        return made
 
     @cached_property
     def token_rows(self) -> Tensor:
@@ -232,7 +238,7 @@ class GlueEvaluator(FineTuning):
 
     def inputs(self, rows: TokenRows, chosen: list[int]) -> Batch:
         """Those rows, padded, with their classes or scores."""
-        return pad_rows([rows[index] for index in chosen], self.source)
+        return rows.batch(chosen)
 
     def scores(self, head: nn.Module, name: str) -> TaskScores:
         """The metrics of every development set."""
@@ -298,7 +304,7 @@ read_glue = lru_cache(maxsize=16)(load_glue)
 
 @lru_cache(maxsize=16)
 def read_tokens(
-    source: TokenSource,
+    source: RowSource,
     folder: Path | str,
     task: GlueTask,
     rows: int | None,
@@ -308,12 +314,12 @@ def read_tokens(
     """A task's tokenized rows, made once a process."""
     data = read_glue(folder, task, rows, dev_rows=dev_rows, split=split)
     train, *dev = (
-        TokenRows.of(tokenize_rows(source, part.texts, part.labels))
-        for part in (data.train, *data.dev.values())
+        tokenize_rows(source, part.texts, part.labels) for part in (data.train, *data.dev.values())
     )
     digests = {
         name: short_hash(*map(repr, zip(part.texts, part.labels, strict=True)))
         for name, part in data.dev.items()
     }
-    tokenized = dict(zip(data.dev, dev, strict=True))
-    return GlueTokens(data.task, train, tokenized, data.digest, digests)
+    others = [part.digest for part in (train, *dev)]
+    digest = short_hash(data.digest, *others) if any(others) else data.digest
+    return GlueTokens(data.task, train, dict(zip(data.dev, dev, strict=True)), digest, digests)

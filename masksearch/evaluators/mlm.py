@@ -34,7 +34,7 @@ from masksearch.contracts import (
     Shape,
     mixed_seed,
 )
-from masksearch.errors import NonFiniteLossError, check_name
+from masksearch.errors import DataError, NonFiniteLossError, check_name
 from masksearch.evaluators.assembled import NO_CORPUS, TrainingBase
 from masksearch.files import short_hash
 from masksearch.masks.core import Mask
@@ -51,7 +51,7 @@ from masksearch.models.pretrained import Pretrained, open_pretrained
 from masksearch.tasks.mlm import MlmTask, mark_scored
 from masksearch.tasks.sentence_pairs import SentencePairTask, build_task
 from masksearch.tasks.text.corpus import Corpus
-from masksearch.tasks.text.tokenizer import id_count, open_tokenizer, special_ids
+from masksearch.tasks.text.tokenizer import id_count, open_tokenizer, open_whole, special_ids
 from masksearch.training.accumulation import count_scored, group
 from masksearch.training.checkpoints import Checkpoints, copy_weights
 from masksearch.training.loop import (
@@ -508,7 +508,15 @@ def read_corpus(
         start.shape(length)
         tokenizer = tokenizer or start.tokenizer_source
         made = open_tokenizer(tokenizer)
-        start.check_tokens(id_count(made), special_ids(made, tokenizer)["pad"])
+        special = special_ids(made, tokenizer)
+        start.check_tokens(id_count(made), special["pad"])
+        whole, ends = open_whole(tokenizer), [special["cls"], special["sep"]]
+        if whole is not None and (around := whole("")["input_ids"]) != ends:
+            raise DataError(
+                f"the tokenizer of {tokenizer} puts the ids {around} around a text; masked words "
+                f"are learnt in rows of one token before and after it, {ends}: give a checkpoint "
+                "whose tokenizer does so (tokenizer=)"
+            )
     return Corpus.load(corpus, tokenizer=tokenizer, length=length, **more)
 
 

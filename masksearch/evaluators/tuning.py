@@ -4,7 +4,6 @@ training = TaskTraining(evaluator.inputs, 32, 2, MachineConfig(precision="bfloat
 training.fit(head, rows, TrainConfig(steps=100), checkpoints, order=0, noise=1)
 training.predict(head, rows)                   # logits of every row
 source = train_together(heads, rows, training, teachers)   # for gates that several tasks share
-rows = TokenRows.of(tokenize_rows(corpus, texts, labels))
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import logging
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -24,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from masksearch.analysis.pareto import beats_constant
@@ -33,8 +31,6 @@ from masksearch.contracts import LOW, MAJORITY, Batch, Differentiable, generator
 from masksearch.errors import SearchError
 from masksearch.files import write_text_in_one_move
 from masksearch.models.pretrained import TaskModels, distance_of_logits
-from masksearch.tasks.text.corpus import TokenSource
-from masksearch.tasks.text.packing import IdLists, shrink
 from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import Checkpoints, hold_lock
 from masksearch.training.loop import (
@@ -51,7 +47,6 @@ log = logging.getLogger(__name__)
 LABELS = ("labels", "start_positions", "end_positions")  # in a batch: what is learnt from
 SET_ASIDE, EVERY = 256, 10  # rows held out of the training of gates: at most, and each how many
 HELD_OUT = 32  # rows of a batch of them
-WIDTH = 16  # batches are padded to a multiple of that many positions
 EACH = 10_000  # sequences of each of several tasks in a histogram of lengths
 POOL = 50  # batches of similar length are formed among that many batches' rows
 
@@ -369,80 +364,6 @@ def read_once(read: Callable[..., Any], *given: Any) -> Any:
     return read(*given)
 
 
-@dataclass(frozen=True)
-class TokenRow:
-    """A tokenized example: `[CLS] a [SEP]` or `[CLS] a [SEP] b [SEP]`."""
-
-    ids: list[int]
-    first: int  # positions of the first segment
-    label: float  # a score, or a class number (an int)
-
-
-@dataclass(frozen=True, eq=False)
-class TokenRows:
-    """Many rows in arrays, in memory and in a pickle; a row is made where it is read.
-
-    Args:
-        ids: Every row's ids.
-        firsts: Each row's `first`.
-        labels: Each row's label: integers, or floats of a regression.
-    """
-
-    ids: IdLists = field(repr=False)
-    firsts: NDArray[Any] = field(repr=False)
-    labels: NDArray[Any] = field(repr=False)
-
-    @classmethod
-    def of(cls, rows: Sequence[TokenRow]) -> TokenRows:
-        """Those rows (one or more), integers in the smallest type that holds them."""
-        labels = np.array([row.label for row in rows])
-        return cls(
-            IdLists.of([row.ids for row in rows]),
-            shrink(np.array([row.first for row in rows])),
-            labels if labels.dtype.kind == "f" else shrink(labels),
-        )
-
-    @property
-    def lengths(self) -> list[int]:
-        """Number of ids of each row."""
-        lengths: list[int] = self.ids.lengths.tolist()
-        return lengths
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> TokenRow:
-        return TokenRow(self.ids[index], int(self.firsts[index]), self.labels[index].item())
-
-
-def tokenize_rows(
-    source: TokenSource, texts: Sequence[tuple[str, ...]], labels: Sequence[float]
-) -> list[TokenRow]:
-    """Tokenizes rows of one or two texts each; where a row is too long for the source's length,
-    the end of its longer text is cut."""
-    special, pairs = source.special, len(texts[0]) == 2
-    columns = [source.encode([text[part] for text in texts]) for part in range(1 + pairs)]
-    rows = []
-    for index, label in enumerate(labels):
-        one = columns[0][index]
-        two = columns[1][index] if pairs else []
-        spare = source.length - 2 - pairs
-        if len(one) + len(two) > spare:
-            most = spare // 2
-            if len(one) <= most:
-                two = two[: spare - len(one)]
-            elif len(two) <= most:
-                one = one[: spare - len(two)]
-            else:
-                one, two = one[: spare - most], two[:most]
-        ids = [special["cls"], *one, special["sep"]]
-        first = len(ids)
-        if pairs:
-            ids += [*two, special["sep"]]
-        rows.append(TokenRow(ids, first, label))
-    return rows
-
-
 def pooled_lengths(tasks: Sequence[Sequence[int]], longest: int) -> dict[int, int]:
     """How many sequences have how many tokens: the `lengths` of a `Shape`.
 
@@ -465,36 +386,6 @@ def pooled_lengths(tasks: Sequence[Sequence[int]], longest: int) -> dict[int, in
         for tokens, count in zip(sizes.tolist(), counts.tolist(), strict=True):
             pooled[tokens] = pooled.get(tokens, 0) + count
     return dict(sorted(pooled.items()))
-
-
-def pad_ids(ids: Sequence[list[int]], firsts: Sequence[int], source: TokenSource) -> Batch:
-    """Model inputs of rows of ids, padded at their end to a multiple of 16 positions.
-
-    Args:
-        ids: Token ids of each row, special ones included; at most `source.length`.
-        firsts: Positions of each row's first segment.
-        source: Gives the id of the padding and the length.
-
-    Returns:
-        `input_ids`, `attention_mask` (1 = token) and `token_type_ids` (1 = second segment),
-        int64 `[rows, width]`.
-    """
-    longest = max(len(row) for row in ids)
-    width = min(source.length, -(-longest // WIDTH) * WIDTH)
-    lengths = torch.tensor([[len(row)] for row in ids])
-    first = torch.tensor([[count] for count in firsts])
-    at, pad = torch.arange(width), source.special["pad"]
-    return {
-        "input_ids": torch.tensor([row + [pad] * (width - len(row)) for row in ids]),
-        "attention_mask": (at < lengths).long(),
-        "token_type_ids": ((at >= first) & (at < lengths)).long(),
-    }
-
-
-def pad_rows(rows: Sequence[TokenRow], source: TokenSource) -> Batch:
-    """One batch: the inputs of `pad_ids`, and labels `[rows]`."""
-    batch = pad_ids([row.ids for row in rows], [row.first for row in rows], source)
-    return batch | {"labels": torch.tensor([row.label for row in rows])}
 
 
 def bucket_batches(

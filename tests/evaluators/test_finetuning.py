@@ -2,7 +2,9 @@
 
 import json
 import math
+import pickle
 import random
+import shutil
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,14 +17,17 @@ from killed_runs import reports_until
 from real_data import DATA, minilm, real
 from split_evaluators import causal, glue, squad, swag, text
 from tiny_checkpoint import tiny_checkpoint
+from tokenizers.processors import RobertaProcessing
 from torch import nn
 from toy_sentences import WORDS, write_lines
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from masksearch import GlueEvaluator, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Report, mixed_seed
 from masksearch.errors import DataError, LengthError
 from masksearch.models.encoders import ARCHITECTURES, encoder
+from masksearch.tasks.text.tokenizer import word_piece
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import follow_trainings, freeze
 
@@ -67,8 +72,7 @@ def evaluator(data: Path, **settings: Any) -> GlueEvaluator:
 
 
 def finetuned_only(data: Path, **settings: Any) -> GlueEvaluator:
-    weights = data / "checkpoint"
-    return evaluator(data, corpus=None, weights=weights, **settings)
+    return evaluator(data, corpus=None, **{"weights": data / "checkpoint", **settings})
 
 
 def steps_of(judge: Any, workdir: Path) -> tuple[list[Report], list[int]]:
@@ -256,3 +260,42 @@ def test_damaged_scores_cost_their_training_alone(data: Path, tmp_path: Path, ca
     stored = json.loads((tmp_path / "scores.json").read_text())
     (tmp_path / "scores.json").write_text(json.dumps(stored | {"key": "another"}))
     assert steps_of(judge, tmp_path) == (straight, [1, 2, 3])
+
+
+def roberta_rows(folder: Path, **settings: Any) -> Path:
+    """The tiny checkpoint under a tokenizer that parts two texts by two `[SEP]`, without types."""
+    shutil.copytree(folder, made := folder.with_name(f"two-{len(settings)}"), dirs_exist_ok=True)
+    tokens = word_piece({n: at for at, n in enumerate((made / "vocab.txt").read_text().split())})
+    tokens.post_processor = RobertaProcessing(("[SEP]", 3), ("[CLS]", 2))
+    (made / "vocab.txt").unlink()
+    roles = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "cls", "sep", "unk", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=tokens, **roles).save_pretrained(made)
+    config = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps(config | settings))
+    return made
+
+
+def test_rows_are_those_of_the_checkpoints_tokenizer(data: Path) -> None:
+    weights = roberta_rows(data / "checkpoint")
+    judge = finetuned_only(data, weights=weights, tasks=("STS-B",))
+    rows, texts = judge.tokens().train, judge.data("STS-B").train.texts
+    batch, theirs = judge.inputs(rows, [0, 1]), AutoTokenizer.from_pretrained(weights)
+    expected = theirs(*[list(column) for column in zip(*texts[:2], strict=True)])["input_ids"]
+    assert set(batch) == {"input_ids", "attention_mask", "labels"}
+    for ids, row in zip(batch["input_ids"].tolist(), expected, strict=True):
+        assert ids == row + [0] * (len(ids) - len(row))
+    assert judge.protocol != finetuned_only(data, tasks=("STS-B",)).protocol
+    packed = pickle.loads(pickle.dumps(judge.packed()))
+    assert packed.protocol == judge.protocol
+    again = packed.inputs(packed.tokens().train, [0, 1])
+    assert torch.equal(again["input_ids"], batch["input_ids"])
+
+
+def test_formats_that_cannot_be_fed_are_refused(data: Path) -> None:
+    weights = roberta_rows(data / "checkpoint")
+    with pytest.raises(DataError, match=r"read_out='pair' .* token types, .* gives both 0"):
+        finetuned_only(data, weights=weights, tasks=("STS-B",), read_out="pair").tokens()
+    tuned = {"architectures": ["BertForSequenceClassification"], "pad_token_id": None}
+    weights = roberta_rows(data / "checkpoint", **tuned)
+    with pytest.raises(DataError, match=r"names no pad_token_id .* set it to that of padding, 0"):
+        finetuned_only(data, weights=weights, adapt="none").tokens()

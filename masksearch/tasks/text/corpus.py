@@ -34,6 +34,7 @@ from masksearch.tasks.text.files import (
     split_files,
     text_files,
 )
+from masksearch.tasks.text.layout import RowLayout
 from masksearch.tasks.text.packing import (
     Boundaries,
     Sequences,
@@ -94,6 +95,11 @@ class Corpus:
     def vocabulary(self) -> int:
         """Number of token ids: the largest one and one."""
         return id_count(self.tokenizer)
+
+    @cached_property
+    def layout(self) -> RowLayout:
+        """BERT's rows of these tokens."""
+        return RowLayout.bert(self.special, self.length)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from masksearch.errors import DataError, warn
 from masksearch.files import short_hash
 from masksearch.tasks.text.files import HELD_OUT_SHARE, decode_utf8, hub_answers, marked_pieces
+from masksearch.tasks.text.layout import RowLayout
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -92,7 +93,12 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
     files = [path, path / "tokenizer.json", path / "vocab.txt"]
     plain = next((read_plain(file) for file in files if file.is_file()), None)
     if plain is None or not is_plain(path):
-        made: Tokenizer = load_tokenizer(name).backend_tokenizer
+        loaded = load_tokenizer(name)
+        if not loaded.is_fast or loaded.split_special_tokens:  # no tokenizer.json holds the latter
+            raise DataError(
+                f"{name}: no fast tokenizer (tokenizer.json), or split_special_tokens set"
+            )
+        made: Tokenizer = loaded.backend_tokenizer
         made.no_padding()
         made.no_truncation()
         if plain is None:
@@ -171,9 +177,25 @@ def load_tokenizer(name: str | Path) -> Any:
         ) from error
     if len(loaded) <= len(loaded.all_special_ids):  # a class is made without its files, too
         raise DataError(f"{name} holds no tokens: no tokenizer.json, vocab.txt or the like")
-    if not loaded.is_fast or loaded.split_special_tokens:  # no tokenizer.json holds the latter
-        raise DataError(f"{name}: no fast tokenizer (tokenizer.json), or split_special_tokens set")
     return loaded
+
+
+def open_whole(name: str | Path) -> Any | None:
+    """The tokenizer as transformers has it, with what it puts around texts; None where there is
+    nothing but tokens: a `vocab.txt`, or a `tokenizer.json` alone that adds nothing.
+
+    Raises:
+        DataError: If there is none, or it cannot be read.
+    """
+    path = Path(name).expanduser()
+    if not is_plain(path):
+        return load_tokenizer(name)
+    if path.suffix != ".json" or (made := read_plain(path)).post_processor is None:
+        return None
+    from transformers import PreTrainedTokenizerFast
+
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=made, model_input_names=names)
 
 
 def special_ids(tokenizer: Tokenizer, source: str | Path | None = None) -> dict[str, int]:
@@ -289,6 +311,11 @@ class Vocabulary:
     def vocabulary(self) -> int:
         """Number of token ids."""
         return id_count(self.tokenizer)
+
+    @cached_property
+    def layout(self) -> RowLayout:
+        """BERT's rows of these tokens."""
+        return RowLayout.bert(self.special, self.length)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text, without special tokens."""
