@@ -258,8 +258,8 @@ class FineTuning(
 
     @property
     def source(self) -> RowSource:
-        """What makes the tasks' rows: the tokenizer of the checkpoint, or the one that was given;
-        of a model from scratch the corpus."""
+        """The source of the tasks' rows: the checkpoint's tokenizer, or the one that was given; of
+        a model from scratch the corpus."""
         if "source" in self.held:
             return cast(RowSource, self.held["source"])
         named = self.tokenizer or (self.start.tokenizer_source if self.weights else None)
@@ -278,7 +278,7 @@ class FineTuning(
 
     @property
     def token_digest(self) -> str:
-        """Hash of what makes ids, and the length."""
+        """Hash of the tokenizer, and the length."""
         return str(self.held.get("digest") or self.source.digest)
 
     def tokens(self, name: str = "") -> Any:
