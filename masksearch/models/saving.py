@@ -482,6 +482,10 @@ class MaskCallback(TrainerCallback, ExportableState):
     `masksearch.save_pretrained` writes. Every model that `model_init` makes gets the mask. A
     training that resumes under another mask is refused.
 
+    Make the Trainer with it, `callbacks=[..]`. Of a callback that `trainer.add_callback` adds,
+    transformers calls nothing before `train`: that puts the mask on, `evaluate` and `predict`
+    are refused until then, and `save_model` writes the model without a mask.
+
     Args:
         mask: As in `masksearch.attach`, a mask or a mapping from parts to masks; None = the one
             that is on the model already.
@@ -492,7 +496,7 @@ class MaskCallback(TrainerCallback, ExportableState):
         TypeError: If `mask` is no mask.
         AttachError: From the Trainer: if the mask cannot be put on the model, or there is none,
             if the model could not be loaded again from a checkpoint, or one is resumed that was
-            trained under another mask.
+            trained under another mask; if `evaluate` or `predict` ran without the mask.
 
     >>> import masksearch as ms
     >>> keeps = ms.MaskCallback(ms.masks.window(64))
@@ -527,6 +531,19 @@ class MaskCallback(TrainerCallback, ExportableState):
                 f"the checkpoint of step {state.global_step} was trained under another mask than "
                 f"the one that is attached now, {attached(parts['model'])!s:.200}; resume under "
                 "its own, ms.saved_masks(checkpoint), or begin anew, resume_from_checkpoint=None"
+            )
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        """Refuses scores of a model without the mask, after their first batch."""
+        present, mask = attached(parts["model"]), self.mask
+        other = mask is not None and present != mask and [*present.values()] != [mask]
+        if other or not present:
+            raise AttachError(
+                f"these scores are under {', '.join(map(str, present.values())) or 'no mask':.100}"
+                f", not under {mask or 'a mask'!s:.100} of MaskCallback: one that is added "
+                "later puts its mask on in train() alone; give it to the Trainer, callbacks=[..], "
+                "or ms.attach(model, mask) first; for dense scores "
+                "trainer.remove_callback(ms.MaskCallback)"
             )
 
     def put_on(self, model: nn.Module) -> None:
