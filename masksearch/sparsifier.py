@@ -42,7 +42,7 @@ from masksearch.masks.measure import effective_density
 from masksearch.models.card import Findings
 from masksearch.models.checkpoints import CONFIG, VERSION, find_folder, quiet
 from masksearch.models.pretrained import tuned_kind
-from masksearch.models.saving import copy_tokenizer, save_pretrained
+from masksearch.models.saving import copy_tokenizer, limit_length, save_pretrained
 from masksearch.strategies.build import spec_of
 from masksearch.strategies.opening import hand_designed
 from masksearch.study.records import read_budgets
@@ -296,8 +296,10 @@ def save(
     result |= {"minus dense": difference_as_json(loss), "masks": rows_as_json(comparison)}
     about = answer, result["model"], result["task"]
     found = Findings(*about, full.objectives[0].name, taken.scores[seed])
-    save_pretrained(full.adapted(advice.mask, seed=seed), out, found=found)
+    model = full.adapted(advice.mask, seed=seed)
+    save_pretrained(model, out, found=found)
     copy_tokenizer(find_folder(result["model"])[1], out)
+    limit_length(out, model)
     comparison = replace(comparison, notes={"answer": answer})
     shutil.copyfile(comparison.report(out / RUN / "report" / "report.html"), out / "report.html")
     write_text_in_one_move(out / RESULT, json.dumps(result, indent=1, default=str) + "\n")

@@ -24,6 +24,7 @@ from scipy.stats import pearsonr
 from tiny_checkpoint import tiny_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from toy_sentences import WORDS, write_lines
+from transformers import AutoTokenizer
 
 import masksearch as ms
 from masksearch import Comparison, masks
@@ -119,6 +120,9 @@ def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(place, t
             right += int(model(**batch).logits.argmax()) == label
     assert right / len(rows) == pytest.approx(saved["score"])
     card = (found.folder / "README.md").read_text("utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(found.folder)
+    assert tokenizer.model_max_length == ms.saved_masks(found.folder)["self"].longest == 16
+    assert tokenizer.padding_side == "right"
     body = card.split("---\n", 2)[2].strip()
     assert body.startswith("**Transformers alone refuses this folder")
     assert found.answer in card
@@ -303,6 +307,8 @@ def test_a_killed_command_goes_on_and_repeats_nothing(place, tmp_path, moment):
     assert finished.items() <= after.items()
     straight = sparsify(place, tmp_path / "straight", strategy_options=None, seeds=3)
     assert f"budget 0.6: {straight.answer}" in done.stdout
+    timed = f"ms.load_pretrained({str(tmp_path / 'out')!r}), length=16)"  # of the mask
+    assert timed in done.stdout
 
 
 def judged(role: Any, name: str, score: float, print: str = "") -> Record:

@@ -93,7 +93,7 @@ def attach(options: AttachOptions) -> None:
     from masksearch.masks.text import names_run
     from masksearch.models.checkpoints import CONFIG, check_positions
     from masksearch.models.pretrained import count_positions
-    from masksearch.models.saving import copy_tokenizer, open_model, save_pretrained
+    from masksearch.models.saving import copy_tokenizer, limit_length, open_model, save_pretrained
     from masksearch.models.speed import measure_speed
 
     model, mask, lengths = options.model, options.mask, options.length or []
@@ -123,7 +123,9 @@ def attach(options: AttachOptions) -> None:
     if options.out is not None:
         written = save_pretrained(whole, options.out, found=plan)
         copy_tokenizer(folder, written)
-        say(f"model and mask: {written}\n{how_to_use(written)}")
+        limit_length(written, whole)
+        use = how_to_use(written, min(longest, masked.longest or PAYS))
+        say(f"model and mask: {written}\n{use}")
         if names_run(mask) and options.budget is None:
             from masksearch.study.references import rival_note
 
@@ -136,13 +138,18 @@ def attach(options: AttachOptions) -> None:
             )
 
 
-def how_to_use(folder: Path) -> str:
-    """The last words of a command that has written a model with its mask."""
-    opened = f"ms.load_pretrained({str(folder)!r})"
+def how_to_use(folder: Path, longest: int) -> str:
+    """The last words of a command that has written a model with its mask.
+
+    Args:
+        folder: Of the model.
+        longest: Positions that model and mask have.
+    """
+    opened, length = f"ms.load_pretrained({str(folder)!r})", min(PAYS, longest)
     return (
         f"  open it: {opened}; transformers alone refuses it\n"
-        f"  time it here: print(*ms.measure_speed({opened}, length={PAYS})); pairs become seconds "
-        f"from about {PAYS} tokens on\n"
+        f"  time it here: print(*ms.measure_speed({opened}, length={length})); pairs become "
+        f"seconds from about {PAYS} tokens on\n"
         "  serve it: docs/inference.md (a pipeline, ONNX, a smaller cache)"
     )
 
@@ -306,7 +313,7 @@ def sparsify(options: SparsifyOptions) -> None:
     )
     from masksearch.cli.output import print_comparison
     from masksearch.evaluators.glue import GlueEvaluator
-    from masksearch.models.checkpoints import CONFIG
+    from masksearch.models.checkpoints import CONFIG, saved_masks
     from masksearch.sparsifier import RESULT
     from masksearch.sparsifier import sparsify as sparsify_model
     from masksearch.study.records import read_budgets
@@ -343,4 +350,5 @@ def sparsify(options: SparsifyOptions) -> None:
             print_comparison(found.comparison, as_json=False)
             typer.echo(f"budget {limit:g}: {found.answer}")
             typer.echo(f"  model and mask: {found.folder}   page: {found.folder / 'report.html'}")
-            typer.echo(how_to_use(found.folder))
+            longest = saved_masks(found.folder)["self"].longest
+            typer.echo(how_to_use(found.folder, longest or PAYS))

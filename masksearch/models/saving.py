@@ -37,13 +37,14 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.trainer_callback import ExportableState
 
 from masksearch.attention.attach import ATTACHMENT, attach, attached
 from masksearch.attention.interface import ENTRY
 from masksearch.attention.probe import SELF, unwrapped
 from masksearch.errors import AttachError, DataError, MaskFormatError, install_command
-from masksearch.files import disk_error
+from masksearch.files import disk_error, write_text_in_one_move
 from masksearch.masks import Mask
 from masksearch.masks.text import save_mask
 from masksearch.models.card import Account, Findings, write_card
@@ -63,6 +64,7 @@ from masksearch.models.checkpoints import (
     read_json,
     read_manifest,
     read_model,
+    saved_masks,
 )
 from masksearch.models.encoders import MaskedLanguageModel
 from masksearch.models.pretrained import hugging_face_model
@@ -71,6 +73,7 @@ from masksearch.tasks.text.tokenizer import special_ids
 
 LARGEST_JSON = 100_000  # characters of a mask's JSON; a larger mask is a safetensors file
 BASE_CONFIG = "base_config.json"  # of the model that an adapter is for
+DENSE_LENGTH = "dense_max_length"  # in a tokenizer's settings: its length without the mask
 CONFIGS = (CONFIG, "adapter_config.json", BASE_CONFIG)
 
 
@@ -98,7 +101,9 @@ def save_pretrained(
             `MaskedLanguageModel` is written as its architecture's model in transformers.
         folder: Made where it is missing; the model there is replaced, other files stay.
         tokenizer: Written as `tokenizer.json` and `tokenizer_config.json`; None = none. A
-            `Corpus` knows which special tokens it was opened with, whatever they are called.
+            `Corpus` knows which special tokens it was opened with, whatever they are called. A
+            tokenizer in the folder cuts texts at the mask's length, where that is the shorter
+            one; an encoder's pads them on the right.
         found: The plan that gave the mask, or how it was found; the card says it.
 
     Returns:
@@ -167,6 +172,7 @@ def write_model(
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         files = {Path(entries[part]["file"]).stem: mask for part, mask in masks.items()}
         write_card(aside, folder, base, files, found)
+    limit_length(folder, whole)
     return folder
 
 
@@ -333,6 +339,36 @@ def save_tokenizer(source: Tokenizer | TokenSource, config: Any, folder: Path) -
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
+def limit_length(folder: Path, model: nn.Module) -> None:
+    """Has the tokenizer beside a model cut texts at the mask's length, and pad an encoder's on
+    the right, since masks count positions from the left.
+
+    Its length without the mask stays beside the other, for the mask that comes next.
+
+    Args:
+        folder: What `write_model` wrote, with the files of a tokenizer or without.
+        model: The one in the folder; of one that has several parts nothing is changed.
+    """
+    path = folder / "tokenizer_config.json"
+    files = [*folder.glob("tokenizer*"), *folder.glob("vocab.*")]
+    mask = saved_masks(folder).get(SELF) if files else None
+    if mask is None:
+        return
+    written = read_json(path) if path.is_file() else {}
+    settings = dict(written)
+    dense = settings.pop(DENSE_LENGTH, settings.get("model_max_length")) or VERY_LARGE_INTEGER
+    longest = min(dense, mask.longest or dense)
+    if longest < dense:
+        settings |= {"model_max_length": longest, DENSE_LENGTH: dense}
+    elif DENSE_LENGTH in written:
+        settings["model_max_length"] = dense
+    causal = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
+    if causal == {False}:  # an encoder; a decoder that generates pads on the left
+        settings["padding_side"] = "right"
+    if settings != written:
+        write_text_in_one_move(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+
+
 # -- reading -----------------------------------------------------------------------------------
 def copy_tokenizer(folder: Path, out: Path) -> None:
     """Puts the model's tokenizer beside it, where it has one and `out` has none."""
@@ -482,6 +518,10 @@ class MaskCallback(TrainerCallback, ExportableState):
     `masksearch.save_pretrained` writes. Every model that `model_init` makes gets the mask. A
     training that resumes under another mask is refused.
 
+    Make the Trainer with it, `callbacks=[..]`. Of a callback that `trainer.add_callback` adds,
+    transformers calls nothing before `train`: that puts the mask on, `evaluate` and `predict`
+    are refused until then, and `save_model` writes the model without a mask.
+
     Args:
         mask: As in `masksearch.attach`, a mask or a mapping from parts to masks; None = the one
             that is on the model already.
@@ -492,7 +532,7 @@ class MaskCallback(TrainerCallback, ExportableState):
         TypeError: If `mask` is no mask.
         AttachError: From the Trainer: if the mask cannot be put on the model, or there is none,
             if the model could not be loaded again from a checkpoint, or one is resumed that was
-            trained under another mask.
+            trained under another mask; if `evaluate` or `predict` ran without the mask.
 
     >>> import masksearch as ms
     >>> keeps = ms.MaskCallback(ms.masks.window(64))
@@ -527,6 +567,19 @@ class MaskCallback(TrainerCallback, ExportableState):
                 f"the checkpoint of step {state.global_step} was trained under another mask than "
                 f"the one that is attached now, {attached(parts['model'])!s:.200}; resume under "
                 "its own, ms.saved_masks(checkpoint), or begin anew, resume_from_checkpoint=None"
+            )
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **parts: Any) -> None:
+        """Refuses scores of a model without the mask, after their first batch."""
+        present, mask = attached(parts["model"]), self.mask
+        other = mask is not None and present != mask and [*present.values()] != [mask]
+        if other or not present:
+            raise AttachError(
+                f"these scores are under {', '.join(map(str, present.values())) or 'no mask':.100}"
+                f", not under {mask or 'a mask'!s:.100} of MaskCallback: one that is added "
+                "later puts its mask on in train() alone; give it to the Trainer, callbacks=[..], "
+                "or ms.attach(model, mask) first; for dense scores "
+                "trainer.remove_callback(ms.MaskCallback)"
             )
 
     def put_on(self, model: nn.Module) -> None:

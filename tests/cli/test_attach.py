@@ -1,6 +1,7 @@
 """`masksearch attach`: what it prints and writes, and one line for mistakes."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoint import tiny_checkpoint
 from toy import ToyEvaluator
-from transformers import BertForMaskedLM
+from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassification, pipeline
 
+import masksearch as ms
 from masksearch import (
     Comparison,
     attach,
@@ -39,7 +41,7 @@ def test_model_and_mask_are_written_and_explained(folder, tmp_path, run):
     said = run(folder, "window(2) | global_tokens(1)", "--length", 40, "--out", tmp_path / "out")
     opened = f"ms.load_pretrained({str(tmp_path / 'out')!r})"
     assert f"open it: {opened}; transformers alone refuses it" in said
-    assert f"print(*ms.measure_speed({opened}, length=512))" in said
+    assert f"print(*ms.measure_speed({opened}, length=48))" in said  # of the model's positions
     assert "0-1" in said
     assert "sdpa" in said
     assert str(tmp_path / "out") in said
@@ -62,8 +64,37 @@ def test_a_table_is_explained_at_its_own_length(folder, tmp_path, run):
     path = save_mask(masks.table(masks.per_layer(layers).dense(16, 2, 2)), tmp_path / "mask.json")
     said = run(folder, path, "--out", tmp_path / "out")
     assert "  16  " in said
+    command = re.search(r"time it here: (print\(.*?, length=\d+\)\))", said)
+    assert command[1].endswith("length=16))")  # of the table's
+    exec(command[1], {"ms": ms})
     assert said.count("nothing sparse pays") <= 2  # once of the rows, once of their masks
     assert "weights:" not in said  # which are told where a run has judged others
+
+
+@pytest.mark.slow
+def test_a_pipeline_cuts_at_the_length_of_the_mask_and_pads_right(folder, tmp_path, run):
+    source, out = tmp_path / "classifier", tmp_path / "out"
+    torch.manual_seed(0)
+    BertForSequenceClassification.from_pretrained(folder).save_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.padding_side, tokenizer.model_max_length = "left", 512
+    tokenizer([["mask", "star"]] * 2, truncation=True, max_length=30, padding="max_length")
+    tokenizer.save_pretrained(source)  # those are in its tokenizer.json
+    assert json.loads((source / "tokenizer.json").read_text())["truncation"]["max_length"] == 30
+    table = torch.rand(19, 19, generator=torch.Generator().manual_seed(0)) < 0.4
+    mask = masks.table(table) | masks.window(0)
+    run(source, save_mask(mask, tmp_path / "mask.json"), "--out", out)
+    model, ours = load_pretrained(out), AutoTokenizer.from_pretrained(out)
+    classify = pipeline("text-classification", model=model, tokenizer=str(out), top_k=None)
+    texts = ["mask star " * 40, "star mask star"]
+    for text, found in zip(texts, classify(texts, truncation=True, batch_size=2), strict=True):
+        ids = ours(text, truncation=True)["input_ids"]
+        assert ids == tokenizer(text, truncation=True, max_length=19)["input_ids"]
+        with torch.no_grad():
+            alone = model(torch.tensor([ids])).logits[0].softmax(0)
+        by_label = {each["label"]: each["score"] for each in found}
+        labels = [by_label[f"LABEL_{number}"] for number in range(2)]
+        assert labels == pytest.approx(alone.tolist(), abs=1e-6)
 
 
 def test_content_masks_and_files(folder, tmp_path, run):

@@ -183,6 +183,44 @@ def test_the_mask_may_be_on_the_model_already(tmp_path):
         ms.MaskCallback("window(2)")
 
 
+@pytest.mark.slow
+def test_scores_of_a_callback_that_is_added_later_are_refused_until_its_mask_is_on(tmp_path):
+    model = classifier()
+    late = trainer(tmp_path / "late", model, callback=hf.TrainerCallback(), eval_strategy="steps")
+    late.add_callback(ms.MaskCallback(MASK))
+    says = r"under no mask, not under window\(2\) .* added .* callbacks=\[.* ms\.attach\(model, m"
+    for scores in (late.evaluate, lambda: late.predict(ROWS)):
+        with pytest.raises(AttachError, match=says):
+            scores()
+    ms.attach(model, masks.window(5))
+    with pytest.raises(AttachError, match=r"under window\(5\), not under window\(2\)"):
+        late.evaluate()
+    ms.attach(model, MASK)  # the remedies
+    expected = late.evaluate()["eval_loss"]
+    made_with = trainer(tmp_path / "made with", classifier())
+    assert made_with.evaluate()["eval_loss"] == expected
+    ms.detach(model)
+    with pytest.raises(AttachError, match=r"for dense scores trainer\.remove_callback\(ms\.M"):
+        late.evaluate()
+    late.train()  # puts it on, evaluates and saves
+    assert ms.attached(model) == {"self": MASK} == verify(tmp_path / "late" / "checkpoint-4")
+    made_with.train()
+    assert late.evaluate()["eval_loss"] == made_with.evaluate()["eval_loss"]
+    late.save_model(str(tmp_path / "last"))
+    assert verify(tmp_path / "last") == {"self": MASK}
+
+
+@pytest.mark.slow
+def test_scores_of_a_mapping_and_of_the_mask_of_the_model_are_those_of_their_masks(tmp_path):
+    for mask in ({"self": MASK}, None):
+        late = trainer(tmp_path, classifier(), callback=hf.TrainerCallback())
+        late.add_callback(ms.MaskCallback(mask))
+        with pytest.raises(AttachError, match="under no mask, not under"):
+            late.evaluate()
+        ms.attach(late.model, MASK)
+        assert late.predict(ROWS).predictions == pytest.approx(logits(late.model).numpy())
+
+
 # -- folders that lack their mask --------------------------------------------------------------
 @pytest.fixture
 def bert(tmp_path: Path) -> Path:

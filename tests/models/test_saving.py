@@ -271,7 +271,7 @@ def test_sharded_weights_are_read_and_replaced(folder, monkeypatch):
     save_pretrained(attach(bert(seed=1), STAR), folder)
     assert names(folder) == [
         "README.md", "config.json", "mask.json", "mask.png", "masksearch.json",
-        "model.safetensors", "tokenizer.json",
+        "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
     assert torch.equal(output(load_pretrained(folder)), output(attach(bert(seed=1), STAR)))
 

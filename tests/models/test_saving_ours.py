@@ -2,9 +2,13 @@
 
 import json
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from masksearch import attach, masks, save_pretrained
@@ -106,6 +110,9 @@ def test_tokenizer_is_read_by_both(tmp_path):
     assert ours.get_vocab() == tokenizer.get_vocab()
     assert special_ids(ours) == special
     assert tokenizer.post_processor is None  # the caller's own is as it was
+    table = masks.table(torch.eye(7) > 0)
+    save_pretrained(attach(made(), table), tmp_path, tokenizer=tokenizer)
+    assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == 7
 
 
 def test_special_tokens_of_another_name_are_written(tmp_path):
@@ -124,6 +131,86 @@ def test_special_tokens_of_another_name_are_written(tmp_path):
     assert {name: getattr(theirs, name) for name in roles} == roles
     assert theirs("a small mask.")["input_ids"] == [2, 5, 6, 7, 9, 3]
     assert read_vocabulary(after, 12).special == source.special
+
+
+LONG = " ".join(["a small mask ."] * 30)
+SIDES = st.sampled_from(["left", "right"])
+CUT = {"strategy": "LongestFirst", "stride": 0}
+PADDED = {"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]", "pad_to_multiple_of": None}
+BLOCKS = {  # of a tokenizer.json
+    "truncation": st.builds(
+        lambda length, side: {"max_length": length, "direction": side.title(), **CUT},
+        *(st.integers(4, 99), SIDES),
+    ),
+    "padding": st.builds(
+        lambda length, side: {"strategy": length, "direction": side.title(), **PADDED},
+        *(st.one_of(st.just("BatchLongest"), st.builds(dict, Fixed=st.integers(4, 99))), SIDES),
+    ),
+}
+NAMES = {f"{name[1:-1].lower()}_token": name for name in TOKENS[:5]}
+SETTINGS = st.fixed_dictionaries(
+    {"tokenizer_class": st.just("BertTokenizer"), **{n: st.just(t) for n, t in NAMES.items()}},
+    optional={
+        "model_max_length": st.sampled_from([4, 7, 9, 12, 512, int(1e30), None]),
+        "max_length": st.integers(4, 99),
+        "padding_side": SIDES,
+    },
+)
+
+
+def put_tokenizer(folder: Path, written: dict[str, Any] | None, **blocks: Any) -> None:
+    """What a checkpoint may hold: tokenizer.json, and settings beside it."""
+    folder.mkdir(exist_ok=True, parents=True)
+    tokenizer = word_piece({token: number for number, token in enumerate(TOKENS)})
+    described = json.loads(tokenizer.to_str()) | blocks
+    described["post_processor"] = {
+        "type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]
+    }  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    (folder / "tokenizer_config.json").unlink(missing_ok=True)
+    if written is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(written))
+
+
+@pytest.mark.slow
+@settings(max_examples=12)
+@given(
+    written=st.none() | SETTINGS,
+    blocks=st.fixed_dictionaries({}, optional=BLOCKS),
+    lengths=st.lists(st.sampled_from([5, 8, 11, None]), min_size=1, max_size=2),
+)
+def test_a_tokenizer_beside_a_mask_cuts_at_its_length_and_pads_right(
+    tmp_path_factory, written, blocks, lengths
+):
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("model")
+    put_tokenizer(folder, written, **blocks)
+    stated = (written or {}).get("model_max_length") or int(1e30)
+    model = made()
+    for length in lengths:  # one mask after the other on the same model
+        mask = masks.window(1) if length is None else masks.table(torch.eye(length) > 0)
+        save_pretrained(attach(model, mask), folder)
+        theirs = AutoTokenizer.from_pretrained(folder)
+        assert theirs.model_max_length == min(stated, length or stated)
+        whole = theirs(LONG)["input_ids"]
+        assert len(whole) == 2 + 30 * 4
+        cut = theirs([LONG, "a mask"], truncation=True, padding=True)["input_ids"]
+        shown = min(stated, length or stated, len(whole))
+        assert [len(row) for row in cut] == [shown, shown]
+        assert cut[1] == [2, 5, 7, 3, *[0] * (shown - 4)]
+
+
+def test_a_decoder_pads_where_it_did_and_a_folder_without_a_tokenizer_gets_none(tmp_path):
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    put_tokenizer(tmp_path / "gpt2", {**NAMES, "padding_side": "left"})
+    decoder = attach(GPT2LMHeadModel(GPT2Config(**sizes)), masks.table(torch.eye(8) > 0))
+    theirs = AutoTokenizer.from_pretrained(save_pretrained(decoder, tmp_path / "gpt2"))
+    assert (theirs.padding_side, theirs.model_max_length) == ("left", 8)
+    bare = save_pretrained(attach(made(), masks.table(torch.eye(8) > 0)), tmp_path / "bare")
+    assert not list(bare.glob("tokenizer*"))
 
 
 def test_another_activation_is_refused(tmp_path):
