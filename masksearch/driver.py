@@ -31,7 +31,7 @@ from masksearch.contracts import (
     Split,
     Strategy,
 )
-from masksearch.errors import SearchError, expects, unknown_name, warn
+from masksearch.errors import SearchError, expects, hide_passwords, unknown_name, warn
 from masksearch.executors.local import Local
 from masksearch.gates.unit_costs import with_costs
 from masksearch.gates.units import Units
@@ -374,7 +374,7 @@ def search(
         "seed": str(seed),
         "constraints": json.dumps(list(constraints)),
         "budget": json.dumps(budgets) if budgets else "",
-        "scheduler": "" if scheduler is None else repr(scheduler),
+        "scheduler": "" if scheduler is None else hide_passwords(repr(scheduler)),
         **evaluator_facts(evaluator),
     }
     with one_at_a_time(), StudyStore(run, storage) as store:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, cast
+from urllib.parse import unquote
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -48,6 +49,44 @@ def cut_middle(text: str, most: int) -> str:
     if (more := len(text) - most) > 0:
         text = f"{text[: most // 2]} [{more} characters are left out here] {text[-(most // 2) :]}"
     return str(without_controls(text))
+
+
+SECRETS = re.compile(  # words, and endings of words
+    "key|auth(orization)?|pass|pwd?|.*(token|secrets?|passw(or)?d|passphrase|credentials?|apikey)"
+)
+HIDDEN = "***"
+
+
+def names_secret(name: str, value: str = "") -> bool:
+    """Whether a setting of that name is a secret: one of its words is (by . _ - and capitals), or
+    one of a setting in its value (ODBC's `PWD=..`).
+
+    >>> [names_secret(name) for name in ("hub.api_key", "hubPassword", "tokenizer", "keys")]
+    [True, True, False, False]
+    >>> names_secret("odbc_connect", "DSN=x;PWD=y"), names_secret("passfile", "/me/.pgpass")
+    (True, False)
+    """
+    names = " ".join([name, *re.findall(r"\b[\w.-]++(?=\s*=)", unquote(value))])
+    words = re.split(r"[ ._-]+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", names)
+    return any(SECRETS.fullmatch(word.lower()) for word in words)
+
+
+def hide_passwords(text: str) -> str:
+    """A text without control characters, and with `***` for the passwords of its addresses.
+
+    That of `://NAME:..@` reaches to the last @ of its line, since it may hold spaces, quotes and
+    slashes; a secret of a query to the next & or the line's end. What stands between goes, too.
+
+    >>> hide_passwords("no answer from postgresql://me:a /b@c@host/db?sslpassword=d e&x=1")
+    'no answer from postgresql://me:***@host/db?sslpassword=***&x=1'
+    """
+
+    def hide(match: re.Match[str]) -> str:
+        return f"{match[1]}{HIDDEN}" if names_secret(match[2], match[3]) else match[0]
+
+    text = re.sub(r"(://[^:/\n]*:).*@", rf"\1{HIDDEN}@", without_controls(text))
+    text = re.sub(r"([?&]([\w.-]+)=)(?!\*{3}(?![^&:\s]))([^&\n]*)", hide, text)
+    return re.sub(r"(password=)('[^'\n]*'|(?!\*{3}(?![^&:\s]))[^&\s]+)", rf"\1{HIDDEN}", text)
 
 
 class MaskSearchError(Exception):

@@ -32,6 +32,7 @@ from masksearch.errors import (
     UnknownNameError,
     check_name,
     cut_middle,
+    hide_passwords,
     install_command,
     unknown_name,
 )
@@ -123,7 +124,7 @@ def describe_error(error: BaseException) -> str:
             file = file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
         where = f" in {file}, line {users[-1].lineno}"
     try:
-        said = cut_middle(" ".join(str(error).split()), LONGEST)
+        said = cut_middle(hide_passwords(" ".join(str(error).split())), LONGEST)
     except Exception as problem:  # of its own __str__
         said = f"(its text cannot be made: {type(problem).__name__})"
     text = f"{type(error).__name__}{where}: {said}"

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 
 from masksearch.cli.options import OptionsError
+from masksearch.errors import HIDDEN
 from masksearch.files import read_object, remove_empty, write_text_in_one_move
 
 COMMAND = "command.json"  # what `resume` repeats
@@ -57,7 +58,7 @@ def remember(run: Path, command: str, options: Mapping[str, Any]) -> None:
     or ~/.pgpass.
     """
     from masksearch.study.status import finished_trials
-    from masksearch.study.storage import hide_secrets
+    from masksearch.study.storage import hide_secrets, passwords_in
     from masksearch.study.store import storable_storage
 
     path = run / COMMAND
@@ -65,6 +66,7 @@ def remember(run: Path, command: str, options: Mapping[str, Any]) -> None:
         raise OptionsError(f"{run} is a file; --run names a folder")
     if path.is_file() and (command not in ("search", "compare") or finished_trials(run)):
         return
+    passwords = passwords_in([options.get("storage"), options.get("set")])
     plain: dict[str, Any] = {}
     for name, value in options.items():
         if value is None:
@@ -83,7 +85,7 @@ def remember(run: Path, command: str, options: Mapping[str, Any]) -> None:
         elif name == "storage":
             plain[name] = storable_storage(value)
         elif name == "set":
-            plain[name] = hide_secrets([absolute_setting(each) for each in value])
+            plain[name] = hide_secrets([*map(absolute_setting, value)], passwords=passwords)
         else:
             plain[name] = hide_secrets(value, name)
     write_text_in_one_move(path, json.dumps({"command": command, "options": plain}, indent=1))
@@ -126,7 +128,6 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
             such option, or names a server that the user does not.
         SearchError: If its storage may not be followed (`follow_storage`).
     """
-    from masksearch.study.storage import HIDDEN
     from masksearch.study.store import follow_storage
 
     path = run / COMMAND

@@ -30,7 +30,7 @@ from typing import Any, ClassVar, NoReturn, TextIO
 import cloudpickle
 
 from masksearch.contracts import Evaluator, Report
-from masksearch.errors import SearchError
+from masksearch.errors import SearchError, hide_passwords
 from masksearch.executors.job import TIME_LIMIT_NOTE, JobRun
 from masksearch.user_code import describe_error
 
@@ -173,6 +173,9 @@ class StepResult:
     fatal: bool = False  # the search ends with this error; the trial stays open
     artifacts: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)  # artifacts, where they must travel
+
+    def __post_init__(self) -> None:  # Ray keeps logs of what travels
+        self.error = hide_passwords(self.error)
 
 
 class TrialRunner:

@@ -45,7 +45,7 @@ from masksearch.files import path_inside
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import MEASURES, ROUNDING
 from masksearch.masks.text import load_mask, save_mask
-from masksearch.study.storage import hide_secrets
+from masksearch.study.storage import hide_secrets, redact
 from masksearch.training.parts import read_settings
 from masksearch.user_code import place_of
 
@@ -171,7 +171,7 @@ def job_data(record: Record, run: Path) -> dict[str, Any]:
         case Prune(config=config):
             return {"kind": "prune", "config": dict(config)}
         case Refused(reason=reason):
-            return {"kind": "refused", "reason": reason}
+            return {"kind": "refused", "reason": redact(reason)}
 
 
 def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
@@ -207,7 +207,8 @@ def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
             values=from_json(result["values"]),
             curve=tuple(Report(int(at), from_json(each)) for at, each in result["curve"]),
             artifacts=without_controls(result["artifacts"]),
-            **without_controls({name: result[name] for name in FINISHED}),
+            **without_controls({name: result[name] for name in FINISHED if name != "error"}),
+            error=redact(result["error"]),
         )
     return StoredTrial(record, proposal["draw"], order, read_answers(trial))
 
@@ -246,7 +247,7 @@ def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
         case "prune":
             return Prune(data["config"])
         case "refused":
-            return Refused(without_controls(data["reason"]))
+            return Refused(redact(data["reason"]))
     raise SearchError(
         f"trial {number} of {run} has a job of the kind {data['kind']!r}, which this version of "
         "masksearch does not know; read it with the version that wrote it"

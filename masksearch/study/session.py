@@ -52,8 +52,9 @@ from masksearch.errors import (
     warn,
 )
 from masksearch.masks.measure import fingerprint, measures
-from masksearch.study.records import Constraint, trial_source
+from masksearch.study.records import Constraint, evaluator_settings, trial_source
 from masksearch.study.status import StatusBoard
+from masksearch.study.storage import passwords_in, redact
 from masksearch.study.store import StudyStore
 from masksearch.user_code import BUDGET, describe_error
 
@@ -143,6 +144,7 @@ class Session:
         self.scheduler, self.listeners, self.queue = scheduler, listeners, deque(queue)
         how = limits.trials, limits.seconds, limits.title
         self.board = StatusBoard(store.run, evaluator.objectives, *how)
+        self.passwords = store.passwords | passwords_in(evaluator_settings(evaluator))
         self.started = time.monotonic()
         self.open: dict[int, OpenTrial] = {}  # by trial number
         self.results: dict[Key, Record] = {}  # of every known mask: what it is answered with
@@ -218,7 +220,8 @@ class Session:
             self.say_cautions()
             state = "ended"
         except Exception as error:  # Ctrl-C is none
-            state = f"stopped: {' '.join(str(error).split()) or type(error).__name__}"
+            text = redact(str(error), self.passwords)
+            state = f"stopped: {' '.join(text.split()) or type(error).__name__}"
             raise
         finally:
             self.board.end(state)
@@ -376,7 +379,7 @@ class Session:
 
     def finish(self, record: Record) -> None:
         """A record is final: disk first, then the strategy, then the listeners."""
-        record = replace(record, error=cut_middle(record.error, LONGEST))
+        record = replace(record, error=cut_middle(redact(record.error, self.passwords), LONGEST))
         try:
             self.store.finish(record)
         except (TypeError, ValueError, KeyError) as error:

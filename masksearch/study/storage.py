@@ -26,10 +26,11 @@ import re
 import socket
 import sqlite3
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 import filelock
 import optuna
@@ -39,7 +40,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy import exc, text
 
-from masksearch.errors import SearchError, install_command, without_controls
+from masksearch.errors import HIDDEN, SearchError, hide_passwords, install_command, names_secret
 from masksearch.files import FULL
 
 LINE: dict[str, Any] = {  # libpq's names; what a user's URL sets is left alone
@@ -113,19 +114,25 @@ def locate_storage(run: Path, storage: str | BaseStorage | None) -> StorageLocat
         return StorageLocation("journal", str(path), path)
     try:
         url = sqlalchemy.engine.make_url(storage)
-    except (exc.ArgumentError, ValueError) as error:
+        is_file = url.username is None and url.get_backend_name() == "sqlite"
+        if not is_file and not re.fullmatch(r".*?://([^:/?]*(:[^@]*)?@)?[^@]*", storage):
+            raise ValueError("a second @, and the password would end at the first")
+        shown = show_url(url)
+        if url.drivername in ("postgres", "postgresql"):
+            url = url.set(drivername="postgresql+psycopg")
+        text = url.render_as_string(hide_password=False)
+    except (exc.ArgumentError, ValueError):  # whose words and traceback may show the password
+        shown = hide_passwords(re.sub(r"(?s)^([\w+.-]*://)?.*@", rf"\1{HIDDEN}@", storage))
         raise SearchError(
-            f"cannot open the storage {redact(storage)}: it is no storage; give a database URL "
-            "such as postgresql://user@host/database, 'journal:PATH', or nothing for SQLite"
-        ) from error
-    if url.drivername in ("postgres", "postgresql"):
-        url = url.set(drivername="postgresql+psycopg")
-    shown, text = redact(storage), url.render_as_string(hide_password=False)
+            f"cannot open the storage {shown}: it is no storage; give a database URL such as "
+            "postgresql://user@host/database (any other @ in it is written %40), 'journal:PATH', "
+            "or nothing for SQLite"
+        ) from None
     if url.get_backend_name() == "postgresql":
         return StorageLocation("postgresql", shown, None, text)
     if url.get_backend_name() == "sqlite" and url.database and url.database != ":memory:":
         return StorageLocation("sqlite", shown, Path(url.database).resolve(), text)
-    return StorageLocation("other", shown, None, storage)
+    return StorageLocation("other", shown, None, text)
 
 
 def open_storage(
@@ -243,14 +250,14 @@ def explain_errors(
             json.JSONDecodeError, UnicodeDecodeError, *more) as error:  # type: ignore[misc] # fmt: skip
         problem = explain(error, location, failed)
         # a traceback would show the server's address and password
-        raise problem from None if location.kind == "postgresql" else error
+        raise problem from None if location.url and location.path is None else error
 
 
 def explain(error: BaseException, location: StorageLocation, failed: str) -> SearchError:
     """The error for what a database, a server or the system has said."""
     where = location.path or location.shown
     cause = root_of(error)
-    text = " ".join(str(cause).split())
+    text = " ".join(redact(str(cause), passwords_in(location.url)).split())
     full = isinstance(cause, OSError) and cause.errno in FULL
     if "unable to open" in text and location.path is not None and location.path.parent.is_dir():
         left = os.statvfs(location.path.parent)
@@ -276,7 +283,7 @@ def explain(error: BaseException, location: StorageLocation, failed: str) -> Sea
         return SearchError(f"{location.shown} lacks a driver: {install_command('postgresql')}")
     remedies = (remedy for pattern, remedy in REMEDIES.items() if re.search(pattern, text))
     remedy = next((f"; {remedy}" for remedy in remedies), "")
-    return SearchError(f"{failed} {location.shown}: {redact(text, location.url)}{remedy}")
+    return SearchError(f"{failed} {location.shown}: {text}{remedy}")
 
 
 def root_of(error: BaseException) -> BaseException:
@@ -289,44 +296,81 @@ def root_of(error: BaseException) -> BaseException:
     return error
 
 
-def redact(text: str, url: str = "") -> str:
-    """A text without passwords: neither that of a URL in it nor that of `url`."""
-    text = re.sub(r"(://[^/\s@:]*):[^/\s]*@", r"\1:***@", without_controls(text))
-    text = re.sub(r"(password=)[^&\s]+", r"\1***", text)
-    secret = sqlalchemy.engine.make_url(url).password if url else None
-    return text.replace(str(secret), "***") if secret else text
+def secret_keys(url: sqlalchemy.URL) -> list[str]:
+    """The keys of a URL's query that are secrets."""
+    return [key for key, value in url.query.items() if names_secret(key, str(value))]
 
 
-SECRETS = re.compile(  # words, and endings of words
-    "key|auth(orization)?|pass|pwd?|.*(token|secrets?|passw(or)?d|passphrase|credentials?|apikey)"
-)
-HIDDEN = "***"
+def show_url(url: sqlalchemy.URL) -> str:
+    """A URL for people, with `***` for its password and the secrets of its query.
+
+    >>> show_url(sqlalchemy.make_url("postgresql://me:K/x y@db:5432/masks?password=K"))
+    'postgresql://me:***@db:5432/masks?password=***'
+    """
+    shown = url.update_query_dict(dict.fromkeys(secret_keys(url), HIDDEN)).render_as_string()
+    return shown.replace(quote(HIDDEN), HIDDEN)
+
+
+def passwords_in(value: Any) -> set[str]:
+    """The passwords of the addresses in plain data, as they are written and as they are meant.
+
+    As SQLAlchemy reads it, a password reaches from `://NAME:` to the next @, across lines.
+    """
+    if isinstance(value, Mapping | list | tuple):
+        parts = value.values() if isinstance(value, Mapping) else value
+        return {password for part in parts for password in passwords_in(part)}
+    written = re.findall(r"(?=://[^:/]*:([^@]*)@)", str(value))
+    settings = re.findall(r"[?&]([\w.-]+)=([^&\n]*)", str(value))
+    written += [text for name, text in settings if names_secret(name, text)]
+    return {*written, *map(unquote, written), *map(unquote_plus, written)}
+
+
+VARIED = 7  # different characters that a password has which is looked for outside of addresses
+
+
+def strike(text: str, passwords: Collection[str]) -> str:
+    """A text without these passwords, plain, quoted and escaped, wherever they stand.
+
+    One of fewer than `VARIED` different characters stays, and one of letters or digits alone is
+    struck as a whole word only: the text holds such words and numbers of its own, and holes in
+    their place would spoil it and tell the password. In addresses every password is hidden.
+
+    >>> strike("K/x9 w%Q, and K/x9%20w%25Q, but not a", ["K/x9 w%Q", "a"])
+    '***, and ***, but not a'
+    """
+    for each in sorted(passwords, key=len, reverse=True):
+        if len(set(each)) >= VARIED:
+            spelled = {each, quote_plus(each, errors="replace"), repr(each)[1:-1]}
+            spelled |= {quote(each, safe, errors="replace") for safe in ("", "/", " +")}
+            spelled |= {json.dumps(each, ensure_ascii=ascii)[1:-1] for ascii in (True, False)}
+            longest = sorted(spelled, key=len, reverse=True)
+            edge = r"\b" if each.isalpha() or each.isdecimal() else ""
+            text = re.sub(f"{edge}({'|'.join(map(re.escape, longest))}){edge}", HIDDEN, text)
+    return text
+
+
+def redact(text: str, passwords: Collection[str] = ()) -> str:
+    """A text without control characters, these passwords, and those of addresses in it."""
+    return hide_passwords(strike(text, passwords))
+
+
 SETTING = re.compile(r"""(['"]?)([\w.-]+)(\1\s*[=:]\s*)('[^']*'|"[^"]*"|[^\s,(){}\[\]'"]+)""")
 
 
-def names_secret(name: str) -> bool:
-    """Whether a setting of that name is a secret: one of its words is (by . _ - and capitals).
-
-    >>> [names_secret(name) for name in ("hub.api_key", "hubPassword", "tokenizer", "keys")]
-    [True, True, False, False]
-    """
-    words = re.split(r"[._-]+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", name)
-    return any(SECRETS.fullmatch(word.lower()) for word in words)
-
-
-def hide_secrets(value: Any, name: str = "") -> Any:
+def hide_secrets(value: Any, name: str = "", passwords: Collection[str] | None = None) -> Any:
     """Plain data as it may be written down: secret settings are `***`, in texts too, and so are
-    the passwords of addresses.
+    the passwords of addresses, and what repeats one (`strike`; also `passwords`, where given).
 
     >>> hide_secrets(["hub.token=abc def", "epochs=3", "at https://me:word@host/x"])
     ['hub.token=***', 'epochs=3', 'at https://me:***@host/x']
     """
+    passwords = passwords_in(value) if passwords is None else passwords
     if names_secret(name) and value is not None and not isinstance(value, bool):
         return HIDDEN
     if isinstance(value, Mapping):
-        return {key: hide_secrets(each, str(key)) for key, each in value.items()}
+        return {key: hide_secrets(each, str(key), passwords) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [hide_secrets(each, name) for each in value]
+        return [hide_secrets(each, name, passwords) for each in value]
     if not isinstance(value, str):
         return value
     setting = re.match(r"[\w.-]+=", value)
@@ -338,7 +382,7 @@ def hide_secrets(value: Any, name: str = "") -> Any:
         shown = f"{match[1]}{match[2]}{match[3]}{quote}{HIDDEN}{quote}"
         return shown if names_secret(match[2]) else match[0]
 
-    return SETTING.sub(hide, redact(value))
+    return SETTING.sub(hide, redact(value, passwords))
 
 
 LOCK = ".writer.lock"  # in the run folder

@@ -61,11 +61,14 @@ from masksearch.study.storage import (
     ServerLock,
     StorageLocation,
     explain_errors,
+    hide_secrets,
     locate_storage,
     lock_run,
     lock_study,
     open_storage,
+    passwords_in,
     redact,
+    secret_keys,
     sqlite_url,
 )
 
@@ -149,7 +152,7 @@ def storable_storage(storage: str) -> str:
         path = location.path
         return sqlite_url(path) if location.kind == "sqlite" else f"journal:{path}"
     url = sqlalchemy.engine.make_url(storage)
-    parts = url._replace(password=None).difference_update_query(["password"])
+    parts = url._replace(password=None).difference_update_query(secret_keys(url))
     return parts.render_as_string(hide_password=False)
 
 
@@ -257,6 +260,7 @@ class StudyStore:
             named = None if address is None else address.storage
             storage = follow_storage(self.run, named, allowed)
         self.given, self.location = storage, locate_storage(self.run, storage)
+        self.passwords = passwords_in(self.location.url)
         if not write and self.location.path is not None and not self.location.path.is_file():
             where = DATABASE if storage is None else self.location.shown
             raise SearchError(f"{self.run} holds no study (no {where}); run a search first")
@@ -444,7 +448,7 @@ class StudyStore:
         Args:
             call: Plain data; see `masksearch.study.records.describe_call`.
         """
-        self.call = call
+        self.call = hide_secrets(call, passwords=self.passwords)
 
     def write_call(self, trial: int) -> None:
         """Writes what `note_call` was given, with the first trial that it was begun for."""
@@ -531,7 +535,7 @@ class StudyStore:
         lock = self.locks[-1] if self.locks else None
         if not isinstance(lock, ServerLock) or not self.owner:
             raise lost
-        wait, reason = f"{SERVER_WAIT / 60:g} minutes", redact(str(lost), self.location.url)
+        wait, reason = f"{SERVER_WAIT / 60:g} minutes", redact(str(lost), self.passwords)
         self.say(f"does not answer; results wait for it, up to {wait}")
         while time.monotonic() - since < SERVER_WAIT:
             time.sleep(SERVER_PAUSE)
