@@ -1,4 +1,4 @@
-"""What stands around the texts of a row, and how rows become a padded batch.
+"""The special tokens around the texts of a row, and how rows become a padded batch.
 
 layout = RowLayout.bert(special, length=64)     # [CLS] a [SEP] or [CLS] a [SEP] b [SEP]
 ids, first = layout.join([7, 8], [9])           # ids, and how many of them have token type 0
