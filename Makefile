@@ -1,5 +1,6 @@
 # make demo   the demonstration: a few minutes, no data needed
 # make test   ruff, mypy and the default tests
+# make test-library   those of masks on models: a third of the default tests
 # make test-all   every test that needs no GPU: faults, Ray, long ones
 # make test-cluster   Slurm, Ray on several nodes and PostgreSQL, with their daemons: 20 minutes, best as root
 # make test-decoders   the tests of masksearch-decoders alone
@@ -23,7 +24,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecod
 BESIDE = --editable ./masksearch-bench --editable ./masksearch-decoders
 SITE = $(BIN)/python -m sphinx -q -n -j auto -W --keep-going -c docs
 
-.PHONY: demo test lint types tests test-all test-cluster test-decoders test-llamacpp verify-results docs linkcheck gpu install format clean
+.PHONY: demo test lint types tests test-library test-all test-cluster test-decoders test-llamacpp verify-results docs linkcheck gpu install format clean
 
 demo: $(BASE)
 	$(BIN)/masksearch demo --run runs/demo
@@ -39,6 +40,9 @@ types: $(STAMP)
 
 tests: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST)
+
+test-library: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST) tests/masks tests/attention tests/models
 
 test-all: export HYPOTHESIS_PROFILE ?= thorough
 test-all: $(STAMP)

@@ -20,7 +20,7 @@ from masksearch.attention.attach import attach
 from masksearch.attention.kernels.choose import choose
 from masksearch.masks import Mask, layer_of
 from masksearch.models.encoders import MaskedLanguageModel, encoder
-from masksearch.training.parts import Size, find_size
+from masksearch.models.sizes import Size, find_size
 
 SHORT = 128  # positions at which a mask must cost next to nothing
 HIDDEN = 0.15  # share of the tokens that are predicted

@@ -27,8 +27,8 @@ from masksearch.gates.gates import Gates
 from masksearch.gates.result import DamResult
 from masksearch.gates.sparsebert import PublishedGates
 from masksearch.models.encoders import MaskedLanguageModel, Output, encoder
+from masksearch.models.sizes import SIZES, Size
 from masksearch.tasks.planted.process import PlantedProcess
-from masksearch.training.parts import SIZES, Size
 
 NANO = SIZES["nano"]
 KEY = ("part", "cell", "seed")

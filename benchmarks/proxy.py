@@ -44,10 +44,10 @@ from masksearch import masks
 from masksearch.attention.attach import attach
 from masksearch.errors import install_command
 from masksearch.models.encoders import MaskedLanguageModel, encoder
+from masksearch.models.sizes import find_size
 from masksearch.tasks.mlm import MlmTask
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.training.loop import TrainConfig, train
-from masksearch.training.parts import find_size
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from masksearch.attention.attach import attach
 from masksearch.masks import Mask
 from masksearch.models.encoders import MaskedLanguageModel, encoder
+from masksearch.models.sizes import find_size
 from masksearch.tasks.mlm import MlmTask
 from masksearch.tasks.text.corpus import Corpus
 from masksearch.training.loop import TrainConfig, train
-from masksearch.training.parts import find_size
 
 SKIPPED = 2  # first steps that are not counted: allocation, kernels' choice
 LR = 5e-4

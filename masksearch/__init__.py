@@ -29,7 +29,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.contracts import Evaluator as Evaluator
     from masksearch.contracts import Objective as Objective
     from masksearch.contracts import Report as Report
-    from masksearch.contracts import Shape as Shape
     from masksearch.driver import Comparison as Comparison
     from masksearch.driver import Study as Study
     from masksearch.driver import compare as compare
@@ -48,6 +47,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.gates.units import trim as trim
     from masksearch.loggers.console import progress as progress
     from masksearch.masks import Mask as Mask
+    from masksearch.masks.shape import Shape as Shape
     from masksearch.masks.text import load_mask as load_mask
     from masksearch.masks.text import save_mask as save_mask
     from masksearch.models.card import push_to_hub as push_to_hub

@@ -1,9 +1,7 @@
 """Code from outside of the package: functions and classes of a user, named as
-`path/to/file.py:name`, and what distributions beside this one add, found by entry points.
+`path/to/file.py:name`.
 
-The search spaces of the package are files like a user's, and can be named as modules. The groups
-of entry points are `masksearch.strategies` (name -> a `StrategySpec`), `masksearch.commands` (name
--> a command) and `masksearch.parts` (name -> what one place here asks for).
+The search spaces of the package are files like a user's, and can be named as modules.
 """
 
 from __future__ import annotations
@@ -19,9 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, EllipsisType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -29,11 +25,9 @@ from typing import TYPE_CHECKING, Any
 from masksearch.errors import (
     EvaluatorError,
     MaskSearchError,
-    UnknownNameError,
     check_name,
     cut_middle,
     hide_passwords,
-    install_command,
     unknown_name,
 )
 from masksearch.files import text_hash
@@ -49,13 +43,6 @@ DOCUMENTED = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 SPACES = Path(__file__).parent / "spaces"  # in a clone a link to search_spaces/
 NEIGHBOURS: dict[str, Path] = {}  # modules that users' files have loaded from their folders
 PARSING = threading.Lock()  # Python 3.11 counts the parser's depth for all threads together
-EXTRAS = {  # group of entry points -> name -> the extra that brings it
-    "strategies": {"allocate": "decoders"},
-    "commands": {"allocate": "decoders"},
-    "parts": dict.fromkeys(
-        ("--decoder", "gguf", "masksearch-plan", "MaskedCache", "kv_bytes"), "decoders"
-    ),
-}
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -463,30 +450,3 @@ def check_evaluator(evaluator: object) -> None:
         inspect.signature(evaluator).bind(None, seed=0, workdir=None)
     except TypeError as error:
         raise refuse(f"cannot be called with (mask, seed=, workdir=): {error}") from error
-
-
-# -- distributions beside this one ---------------------------------------------------------------
-@cache
-def offered(group: str) -> dict[str, EntryPoint]:
-    """Name -> entry point of a group, of what can be imported."""
-    every = entry_points(group=f"masksearch.{group}")
-    return {each.name: each for each in every if find_spec(each.module.partition(".")[0])}
-
-
-def load_part(group: str, name: str, what: str) -> Any:
-    """The part that a distribution offers by that name; None where none is known.
-
-    Args:
-        group: As of `offered`.
-        name: The name.
-        what: What the name is of, in words.
-
-    Raises:
-        UnknownNameError: If it is missing; says what to install.
-    """
-    if name in offered(group):
-        return offered(group)[name].load()
-    if extra := EXTRAS[group].get(name):
-        remedy = install_command(extra)
-        raise UnknownNameError(f"{what} {name!r} needs masksearch-{extra}: {remedy}")
-    return None

@@ -2,7 +2,11 @@
 
 import ast
 import functools
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +15,15 @@ import pytest
 from tests.parsed import DECODERS, FILES, PACKAGE, nodes_of, tree_of
 
 RANKS = [
-    {"errors", "files", "masks"},
+    # the library: masks on models
+    {"errors", "files", "neighbours"},
+    {"masks"},
+    {"attention"},
+    {"models"},
+    # the search
     {"contracts", "user_code"},
-    {"training", "tasks", "attention", "analysis"},
-    {"models", "gates", "loggers", "study"},
+    {"training", "tasks", "analysis"},
+    {"gates", "loggers", "study"},
     {"positions", "report"},
     {"evaluators"},
     {"strategies"},
@@ -75,6 +84,71 @@ def test_the_walk_sees_the_package():
     assert len(FILES) > 30
     assert "masksearch.masks.core.Mask" in dict(imported(PACKAGE / "contracts.py"))
     assert file_of("masksearch.masks.core.Mask") == "masks/core.py"
+
+
+LIBRARY = set().union(*RANKS[:4])  # what stands below the search
+
+
+@pytest.mark.slow
+def test_the_library_works_where_there_is_no_search(tmp_path):
+    """Masks on models: attached, saved and opened, with the rooms above taken away."""
+    (tmp_path / "masksearch").mkdir()
+    for part in sorted(LIBRARY | TOP - {"__main__"}):
+        here = PACKAGE / (part if (PACKAGE / part).is_dir() else f"{part}.py")
+        (shutil.copytree if here.is_dir() else shutil.copy)(
+            here, tmp_path / "masksearch" / here.name
+        )
+    program = tmp_path / "program.py"
+    program.write_text(ALONE)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path)],
+        env=environment | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+ALONE = """
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+# an editable installation would find the missing rooms
+sys.meta_path = [each for each in sys.meta_path if "editable" not in str(each)]
+
+import torch
+from transformers import BertConfig, BertModel
+
+import masksearch as ms
+from masksearch import masks
+
+here = Path(sys.argv[1])
+assert Path(ms.__file__).is_relative_to(here), ms.__file__
+assert find_spec("masksearch.contracts") is None
+mask = masks.window(2) | masks.global_tokens(1)
+assert 0 < mask.sparsity(16) < 1
+assert ms.Shape(16, 2, 2).layers == 2
+torch.manual_seed(0)
+sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+model = BertModel(BertConfig(vocab_size=30, intermediate_size=32, **sizes)).eval()
+ids = torch.randint(0, 30, (2, 16))
+dense = model(input_ids=ids).last_hidden_state
+masked = ms.attach(model, mask)(input_ids=ids).last_hidden_state
+assert not torch.allclose(dense, masked)
+ms.save_pretrained(model, here / "saved")
+again = ms.load_pretrained(here / "saved").eval()
+assert torch.allclose(again(input_ids=ids).last_hidden_state, masked, atol=1e-6)
+ms.detach(model)
+assert torch.allclose(model(input_ids=ids).last_hidden_state, dense, atol=1e-6)
+try:
+    ms.search
+except ModuleNotFoundError:
+    pass
+else:
+    raise AssertionError("there is a search")
+"""
 
 
 def test_every_part_has_a_rank():

@@ -26,6 +26,7 @@ from masksearch.evaluators.planted import DATA, HEAD, WEIGHTS
 from masksearch.gates.gates import Gates
 from masksearch.gates.result import DamResult, agreement
 from masksearch.models.encoders import MaskedLanguageModel, encoder
+from masksearch.models.sizes import Size
 from masksearch.report.dam import (
     plot_agreement,
     plot_dam,
@@ -34,7 +35,6 @@ from masksearch.report.dam import (
 from masksearch.report.style import INK, clean, new_figure, write_figure
 from masksearch.tasks.planted import PlantedTask
 from masksearch.training.loop import TrainConfig, train
-from masksearch.training.parts import Size
 
 IMAGES = Path(__file__).parents[1] / "images"
 DPI = 90

@@ -28,9 +28,9 @@ import masksearch as ms
 from masksearch.analysis.pareto import hypervolume
 from masksearch.contracts import generator
 from masksearch.gates.discretise import at_sparsity
+from masksearch.models.sizes import Size
 from masksearch.strategies.dam import SPREAD
 from masksearch.tasks.planted.process import PlantedProcess, pair_by_offsets
-from masksearch.training.parts import Size
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -44,6 +44,7 @@ from masksearch.evaluators.assembled import NO_CORPUS, TrainingBase
 from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import keys_of_rows
+from masksearch.models.sizes import find_size, initial_spread
 from masksearch.training.checkpoints import DENSE, Checkpoints, provide_dense
 from masksearch.training.loop import TrainConfig, move_batches, report_steps
 from masksearch.training.parts import (
@@ -55,8 +56,6 @@ from masksearch.training.parts import (
     ModelConfig,
     Precision,
     TextConfig,
-    find_size,
-    initial_spread,
 )
 from masksearch_decoders import decoders
 from masksearch_decoders.cache.cache_bytes import CacheSizes, needed_bytes

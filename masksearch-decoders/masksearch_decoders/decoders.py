@@ -49,8 +49,8 @@ from masksearch.models.checkpoints import (
 )
 from masksearch.models.encoders import Output
 from masksearch.models.pretrained import count_positions
+from masksearch.models.sizes import AnySize, find_size, initial_spread
 from masksearch.training.loop import device_memory
-from masksearch.training.parts import AnySize, find_size, initial_spread
 
 DECODERS = {"llama": "Llama", "qwen3": "Qwen3", "gpt2": "GPT2"}  # name -> class name's beginning
 HELD = 1 << 23  # logits that are in memory at once: 32 MB of float32
@@ -73,7 +73,7 @@ def decoder_config(
 
     Args:
         architecture: A name of `DECODERS`.
-        size: Layers x width x heads, as `masksearch.training.parts.find_size` takes it.
+        size: Layers x width x heads, as `masksearch.models.sizes.find_size` takes it.
         vocabulary: Number of token ids.
         length: Longest sequence, in positions.
         kv_heads: Key-value heads of a layer (grouped queries), a divisor of the heads; None = as

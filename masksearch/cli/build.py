@@ -28,14 +28,9 @@ from masksearch.errors import check_name, without_controls
 from masksearch.masks import parse
 from masksearch.masks.core import Mask
 from masksearch.masks.text import names_run
+from masksearch.neighbours import load_part
 from masksearch.training.parts import unknown_setting
-from masksearch.user_code import (
-    call_user,
-    check_evaluator,
-    load_function,
-    load_object,
-    load_part,
-)
+from masksearch.user_code import call_user, check_evaluator, load_function, load_object
 
 if TYPE_CHECKING:
     from masksearch.analysis.runs import Candidate

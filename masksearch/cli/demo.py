@@ -37,11 +37,11 @@ from masksearch.masks.leaves import Full
 from masksearch.models.checkpoints import quiet
 from masksearch.models.pretrained import hugging_face_model, use_their_epsilon
 from masksearch.models.saving import save_tokenizer
+from masksearch.neighbours import load_part
 from masksearch.report.collect import NOTES, report_on
 from masksearch.strategies.build import spec_of
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch.tasks.planted.process import PlantedProcess
-from masksearch.user_code import load_part
 
 STRATEGIES = ("dam", "tpe", "nsga2", "random")
 TRIALS = 10  # masks of each search by a strategy that draws them from the space

@@ -14,7 +14,7 @@ import typer
 from masksearch.cli import options
 from masksearch.errors import install_command
 from masksearch.files import cache_folder
-from masksearch.user_code import load_part
+from masksearch.neighbours import load_part
 
 PACKAGES = ("masksearch", "torch", "transformers", "optuna", "numpy", "safetensors")
 FEATURES = {  # extra -> (its module, what needs it); distributions beside this one have their own

@@ -46,7 +46,8 @@ from masksearch.cli.search import (
     search,
 )
 from masksearch.errors import MaskSearchError, ServerUnreachableError, cut_middle
-from masksearch.user_code import load_file, load_part, offered
+from masksearch.neighbours import load_part, offered
+from masksearch.user_code import load_file
 
 if TYPE_CHECKING:
     from masksearch.driver import Comparison, Study

@@ -32,7 +32,7 @@ from masksearch.cli.options import (
     takes,
 )
 from masksearch.files import object_in
-from masksearch.user_code import load_part
+from masksearch.neighbours import load_part
 
 if TYPE_CHECKING:
     from masksearch.masks import Mask

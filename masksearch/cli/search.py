@@ -29,7 +29,7 @@ from masksearch.cli.options import (
 )
 from masksearch.cli.resuming import resumable
 from masksearch.errors import MaskSearchError, check_name
-from masksearch.user_code import offered
+from masksearch.neighbours import offered
 
 if TYPE_CHECKING:
     from masksearch.analysis.runs import Candidate

@@ -48,6 +48,7 @@ from masksearch.models.encoders import (
     encoder,
 )
 from masksearch.models.pretrained import Pretrained, open_pretrained
+from masksearch.models.sizes import find_size, initial_spread
 from masksearch.tasks.mlm import MlmTask, mark_scored
 from masksearch.tasks.sentence_pairs import SentencePairTask, build_task
 from masksearch.tasks.text.corpus import Corpus
@@ -68,8 +69,6 @@ from masksearch.training.parts import (
     MachineConfig,
     ModelConfig,
     TextConfig,
-    find_size,
-    initial_spread,
     settings_fields,
 )
 

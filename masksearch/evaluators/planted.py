@@ -39,10 +39,10 @@ from masksearch.files import text_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import keys_of_rows
 from masksearch.models.encoders import MaskedLanguageModel, Output, encoder
+from masksearch.models.sizes import AnySize, find_size
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess, PlantedTask
 from masksearch.training.loop import TrainConfig, one_thread, report_steps, train
-from masksearch.training.parts import AnySize, find_size
 
 WEIGHTS, HEAD, DATA, DOWNSTREAM = 21, 22, 23, 24  # streams of random numbers
 NARROW = 64  # width up to which one thread trains a model

@@ -24,13 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch.errors import check_name
-from masksearch.masks.lower import HasShape
 from masksearch.masks.measure import counts_all_alike, pair_weights
+from masksearch.masks.shape import Shape
 
 Per = Literal["mask", "layer", "head"]
 
 
-def weights_of(shape: HasShape) -> Tensor | None:
+def weights_of(shape: Shape) -> Tensor | None:
     """`pair_weights`, `[n, n]` or `[layers, 1, n, n]`; None where all cells count alike."""
     return None if counts_all_alike(shape) else pair_weights(shape)
 

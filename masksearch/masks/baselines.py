@@ -18,8 +18,8 @@ from operator import itemgetter, or_
 from masksearch.masks.core import FAMILIES, Either, Mask
 from masksearch.masks.families import SWEPT
 from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, SpecialTokens, Window
-from masksearch.masks.lower import HasShape
 from masksearch.masks.measure import ROUNDING, effective_density
+from masksearch.masks.shape import Shape
 from masksearch.masks.tables import PerHead, PerLayer
 
 SINKS, WINDOWS = 4, 8  # the default local mask: so many sinks, and this part of the length
@@ -34,7 +34,7 @@ PLACES = {"every n-th layer": "every n-th"} | {
 
 def equal_cost_baselines(
     limit: float,
-    shape: HasShape,
+    shape: Shape,
     cost: Callable[[Mask], float] | None = None,
     *,
     local: Mask | None = None,
@@ -109,7 +109,7 @@ def equal_cost_baselines(
 def heads_within(
     limit: float,
     cost: Callable[[Mask], float],
-    shape: HasShape,
+    shape: Shape,
     order: Sequence[Sequence[int]] | None,
 ) -> dict[str, Mask]:
     """Those masks of `equal_cost_baselines` that have whole heads; the arguments are as there."""
@@ -129,7 +129,7 @@ def heads_within(
     return drawn
 
 
-def check_order(order: Sequence[Sequence[int]] | None, shape: HasShape) -> Sequence[Sequence[int]]:
+def check_order(order: Sequence[Sequence[int]] | None, shape: Shape) -> Sequence[Sequence[int]]:
     """The order of the heads in each layer; by their numbers where there is none.
 
     Raises:
@@ -193,7 +193,7 @@ def widest_window(
     return densest(limit, cost, lambda reach: reduce(or_, [*sinks, Window(reach)]), range(length))
 
 
-def outer_tokens(shape: HasShape) -> list[int]:
+def outer_tokens(shape: Shape) -> list[int]:
     """The ids with which all rows of the data begin and end, such as those of [CLS] and [SEP]."""
     if shape.tokens is None:
         return []
@@ -224,7 +224,7 @@ def full_layers(full: frozenset[int], layers: int, local: Mask) -> Mask:
 
 
 def whole_head_mask(
-    shape: HasShape,
+    shape: Shape,
     ways: Sequence[Mask],
     where: str | None,
     other: Mask,

@@ -24,8 +24,8 @@ from masksearch.masks.leaves import (
     Stride,
     Window,
 )
-from masksearch.masks.lower import HasShape
 from masksearch.masks.measure import counts_all_alike, effective_density
+from masksearch.masks.shape import Shape
 from masksearch.masks.tables import PerHead, PerLayer
 
 
@@ -131,7 +131,7 @@ NEAR = 0.002  # difference of effective densities that is near enough
 ATTEMPTS = 32  # draws, of which the nearest is taken where none is near enough
 
 
-def sweep_families(shape: HasShape, densities: Sequence[float]) -> dict[str, Mask]:
+def sweep_families(shape: Shape, densities: Sequence[float]) -> dict[str, Mask]:
     """Chooses a hand-designed mask for each density, to compare with the front of a search.
 
     For each density a member is taken that keeps at most one point more: of the families with one
@@ -185,7 +185,7 @@ def members(length: int) -> list[tuple[str, str, Mask]]:
     return list(by_mask.values())
 
 
-def random_like(mask: Mask, shape: HasShape, seed: int = 0, *, first_key: bool = False) -> Mask:
+def random_like(mask: Mask, shape: Shape, seed: int = 0, *, first_key: bool = False) -> Mask:
     """Random keys that keep as much as a mask does: its fair opponent at equal density.
 
     Where all cells count alike (`pair_weights`), these are `random_keys` in the number that gives
@@ -225,7 +225,7 @@ def random_like(mask: Mask, shape: HasShape, seed: int = 0, *, first_key: bool =
 
 
 def match_density(
-    make: Callable[[int, int], Mask], target: float, shape: HasShape, seed: int, planes: int = 1
+    make: Callable[[int, int], Mask], target: float, shape: Shape, seed: int, planes: int = 1
 ) -> Mask:
     """A mask with random keys whose effective density is near a given one.
 

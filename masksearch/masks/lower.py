@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from masksearch.errors import LengthError
 from masksearch.masks.checks import no_empty_rows
 from masksearch.masks.core import DenseMask, Mask, distinct_planes
 from masksearch.masks.leaves import Causal
+from masksearch.masks.shape import Shape
 
 MOST_TILES = 1 << 16  # distinct tiles of one predicate: 128 MiB at blocks of 128
 ROOM = 1 << 10  # distinct tiles that a predicate has room for at least: 2 MiB at blocks of 128
@@ -24,31 +25,12 @@ if TYPE_CHECKING:
 Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, query, key) -> bool
 
 
-class HasShape(Protocol):
-    """The sizes to lower a mask to, and the pairs that count (`masksearch.contracts.Shape`)."""
-
-    @property
-    def length(self) -> int: ...
-    @property
-    def layers(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def causal(self) -> bool: ...
-    @property
-    def histogram(self) -> Sequence[tuple[int, int]]: ...
-    @property
-    def read(self) -> int | None: ...
-    @property
-    def tokens(self) -> Tensor | None: ...
-
-
-def under_causality(mask: Mask, shape: HasShape) -> Mask:
+def under_causality(mask: Mask, shape: Shape) -> Mask:
     """The part of a mask that a model of that shape uses: no later key where it is causal."""
     return mask & Causal() if shape.causal else mask
 
 
-def lower(mask: Mask, shape: HasShape) -> DenseMask:
+def lower(mask: Mask, shape: Shape) -> DenseMask:
     """Computes the table of a mask that a model of this shape uses.
 
     Args:

@@ -15,7 +15,8 @@ from masksearch.errors import MaskSearchError, UncountedHops
 from masksearch.masks.checks import grid, no_empty_rows
 from masksearch.masks.core import CELLS_AT_ONCE, DenseMask, Mask, Plane, Points, distinct_planes
 from masksearch.masks.leaves import SpecialTokens
-from masksearch.masks.lower import HasShape, block_view, row_counts, under_causality
+from masksearch.masks.lower import block_view, row_counts, under_causality
+from masksearch.masks.shape import Shape
 from masksearch.masks.text import short_text
 
 ROUNDING = 1e-9  # share by which a density or a budget may be missed
@@ -26,7 +27,7 @@ MEASURES = (
 )
 
 
-def fingerprint(mask: Mask, shape: HasShape) -> str:
+def fingerprint(mask: Mask, shape: Shape) -> str:
     """Hashes a mask's lowered bits and shape: equal masks have one fingerprint (SHA-256, hex).
 
     A mask that follows the tokens is hashed by its expression.
@@ -43,7 +44,7 @@ def fingerprint(mask: Mask, shape: HasShape) -> str:
     return hash_rows(mask, shape)
 
 
-def keys_of_rows(mask: Mask, shape: HasShape) -> Tensor:
+def keys_of_rows(mask: Mask, shape: Shape) -> Tensor:
     """How many keys each query keeps, `[layers, heads, n]`; layers or heads that are alike once.
 
     Raises:
@@ -55,7 +56,7 @@ def keys_of_rows(mask: Mask, shape: HasShape) -> Tensor:
     return counts
 
 
-def hash_rows(mask: Mask, shape: HasShape) -> str:
+def hash_rows(mask: Mask, shape: Shape) -> str:
     """The fingerprint of the lowered mask, some rows after the others."""
     length, mask = shape.length, under_causality(mask, shape)
     digest = hashlib.sha256(f"{shape.layers}x{shape.heads}x{length}x{length}".encode())
@@ -83,7 +84,7 @@ def hash_rows(mask: Mask, shape: HasShape) -> str:
     return digest.hexdigest()
 
 
-def sequences_at(shape: HasShape) -> Tensor:
+def sequences_at(shape: Shape) -> Tensor:
     """How many sequences of the data have a token at each position: int64 `[n]`, falling."""
     ends = torch.zeros(shape.length, dtype=torch.int64)
     for tokens, count in shape.histogram:
@@ -91,13 +92,13 @@ def sequences_at(shape: HasShape) -> Tensor:
     return ends.flip(0).cumsum(0).flip(0)
 
 
-def counts_all_alike(shape: HasShape) -> bool:
+def counts_all_alike(shape: Shape) -> bool:
     """Whether every cell of the table counts the same: no padding, not causal, all rows read."""
     padded = any(tokens != shape.length for tokens, _ in shape.histogram)
     return not (shape.causal or padded or shape.read is not None)
 
 
-def pair_weights(shape: HasShape) -> Tensor:
+def pair_weights(shape: Shape) -> Tensor:
     """How much of the data each cell of the table serves.
 
     Args:
@@ -126,7 +127,7 @@ def pair_weights(shape: HasShape) -> Tensor:
     return weights
 
 
-def effective_density(mask: Mask, shape: HasShape) -> float:
+def effective_density(mask: Mask, shape: Shape) -> float:
     """Kept share of the non-padding query-key pairs that reach the output, in [0, 1].
 
     `sum(weights x kept) / sum(weights)` with `pair_weights`, over all layers and heads together.
@@ -163,7 +164,7 @@ def effective_density(mask: Mask, shape: HasShape) -> float:
     return kept / (heads * ((layers - 1) * of_whole + of_last))
 
 
-def kept_pairs(plane: Plane, shape: HasShape, read: int) -> int:
+def kept_pairs(plane: Plane, shape: Shape, read: int) -> int:
     """Non-padding query-key pairs that one layer and head keeps in its first rows, in all
     sequences."""
     query, key = grid(shape.length)
@@ -176,7 +177,7 @@ def kept_pairs(plane: Plane, shape: HasShape, read: int) -> int:
     return kept
 
 
-def unit_densities(mask: Mask, shape: HasShape) -> list[list[float]]:
+def unit_densities(mask: Mask, shape: Shape) -> list[list[float]]:
     """The share that each layer and head keeps of the non-padding query-key pairs (and are read).
 
     Returns:
@@ -210,7 +211,7 @@ def unit_densities(mask: Mask, shape: HasShape) -> list[list[float]]:
     return densities
 
 
-def token_densities(mask: Mask, shape: HasShape, tokens: Tensor) -> list[list[float]]:
+def token_densities(mask: Mask, shape: Shape, tokens: Tensor) -> list[list[float]]:
     """`unit_densities` of a mask that follows the tokens, counted in rows of the data.
 
     Args:
@@ -249,7 +250,7 @@ def token_ids(mask: Mask) -> set[int]:
     return set(ids).union(*map(token_ids, mask.parts))
 
 
-def layer_pairs(shape: HasShape) -> tuple[int, int]:
+def layer_pairs(shape: Shape) -> tuple[int, int]:
     """Pairs of tokens that a head can form in all sequences: of a layer whose rows are all read,
     and of the last one."""
 
@@ -261,7 +262,7 @@ def layer_pairs(shape: HasShape) -> tuple[int, int]:
     return of_whole, sum(count * pairs(min(n, read), n) for n, count in shape.histogram)
 
 
-def unread_note(shape: HasShape) -> str:
+def unread_note(shape: Shape) -> str:
     """A sentence on the pairs that reach no output; empty where all of them do.
 
     >>> from masksearch import Shape
@@ -316,7 +317,7 @@ def sparsity_off_diagonal(counts: Tensor, on: Tensor) -> float:
     return 1 - (int(counts.sum()) - int(on.sum())) / cells if cells else 0.0
 
 
-def measures(mask: Mask, shape: HasShape, block: int = BLOCK) -> dict[str, float]:
+def measures(mask: Mask, shape: Shape, block: int = BLOCK) -> dict[str, float]:
     """The measures that every record carries.
 
     Args:

@@ -37,9 +37,9 @@ from transformers.utils import logging as messages
 
 from masksearch.attention.interface import ENTRY, KEY, NAME
 from masksearch.attention.probe import refuse_family
-from masksearch.contracts import Shape
 from masksearch.errors import DataError, LengthError, MaskFormatError
 from masksearch.masks import Mask
+from masksearch.masks.shape import Shape
 from masksearch.masks.text import load_mask
 
 SECONDS = 5.0  # for the Hub's first answer

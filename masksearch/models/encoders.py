@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksearch.errors import check_name
-from masksearch.training.parts import AnySize, find_size, initial_spread
+from masksearch.models.sizes import AnySize, find_size, initial_spread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,7 +57,7 @@ def encoder(
 
     Args:
         size: A name such as "tiny", "4x128x4" (layers x width x heads), a mapping or a `Size`;
-            see `masksearch.training.parts.find_size`.
+            see `masksearch.models.sizes.find_size`.
         vocabulary: Number of token ids.
         length: Longest sequence, in positions.
         seed: Seed of the weights; the global generator is left as it was.

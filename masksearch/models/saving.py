@@ -68,8 +68,7 @@ from masksearch.models.checkpoints import (
 )
 from masksearch.models.encoders import MaskedLanguageModel
 from masksearch.models.pretrained import hugging_face_model
-from masksearch.tasks.text.corpus import TokenSource
-from masksearch.tasks.text.tokenizer import special_ids
+from masksearch.models.special_tokens import TokenSource, read_special_ids
 
 LARGEST_JSON = 100_000  # characters of a mask's JSON; a larger mask is a safetensors file
 BASE_CONFIG = "base_config.json"  # of the model that an adapter is for
@@ -314,7 +313,7 @@ def save_tokenizer(source: Tokenizer | TokenSource, config: Any, folder: Path) -
         config: The model's.
         folder: Where to.
     """
-    special = special_ids(source) if isinstance(source, Tokenizer) else source.special
+    special = read_special_ids(source) if isinstance(source, Tokenizer) else source.special
     tokenizer = source if isinstance(source, Tokenizer) else source.tokenizer
     copied = Tokenizer.from_str(tokenizer.to_str())
     tokens = {role: str(copied.id_to_token(number)) for role, number in special.items()}

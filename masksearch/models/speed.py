@@ -22,7 +22,7 @@ from masksearch.errors import AttachError, UnknownNameError
 from masksearch.masks.checks import at_least
 from masksearch.models.checkpoints import check_positions
 from masksearch.models.pretrained import count_positions
-from masksearch.user_code import load_part
+from masksearch.neighbours import load_part
 
 
 @dataclass(frozen=True)

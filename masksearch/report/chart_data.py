@@ -20,6 +20,7 @@ from masksearch.contracts import LOW, RANDOM, Objective, Record, Shape, is_side_
 from masksearch.masks.families import SCRAMBLED
 from masksearch.masks.measure import unit_densities
 from masksearch.masks.text import short_text
+from masksearch.neighbours import load_part
 from masksearch.report.chart_rows import (
     Difference,
     DifferenceChart,
@@ -41,7 +42,6 @@ from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
 from masksearch.report.style import GREY, INK, ORANGE, PINK, STYLES, TITLES, styles_of
 from masksearch.report.tables import percent
-from masksearch.user_code import load_part
 
 T = TypeVar("T")
 COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - sparsity of the pairs

@@ -20,12 +20,13 @@ from masksearch.gates.unit_costs import DENSITY, find_cost, with_costs
 from masksearch.gates.units import Units, read_levels, write_levels
 from masksearch.masks import window
 from masksearch.masks.measure import effective_density
+from masksearch.neighbours import load_part, offered
 from masksearch.strategies import prune
 from masksearch.strategies.dam import OPTIONS, SPARSEBERT, Cut, DamStrategy, PublishedDamStrategy
 from masksearch.strategies.prune import PruneStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space, try_space
 from masksearch.study.records import Constraint
-from masksearch.user_code import load_part, load_strategy, offered
+from masksearch.user_code import load_strategy
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,13 @@ from torch import Tensor
 
 from masksearch.errors import DataError, warn
 from masksearch.files import short_hash
+from masksearch.models.special_tokens import SPECIALS, read_special_ids
 from masksearch.tasks.text.files import HELD_OUT_SHARE, decode_utf8, hub_answers, marked_pieces
 from masksearch.tasks.text.layout import RowLayout
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SPECIALS = {  # role -> spellings, the first one is used by trained vocabularies
-    "pad": ("[PAD]", "<pad>"),
-    "unknown": ("[UNK]", "<unk>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
-}
 SENTENCE_ENDS = frozenset(".!?…。！？")  # noqa: RUF001  (full-width marks end sentences too)
 
 
@@ -199,29 +193,14 @@ def open_whole(name: str | Path) -> Any | None:
 
 
 def special_ids(tokenizer: Tokenizer, source: str | Path | None = None) -> dict[str, int]:
-    """Ids of the five special tokens by role.
+    """Ids of the five special tokens by role; see `read_special_ids`.
 
     Args:
         tokenizer: A `tokenizers.Tokenizer`.
         source: What it was opened from; a folder's settings may give them any name.
-
-    Raises:
-        DataError: If the tokenizer lacks one; names the spellings that were tried.
     """
-    by_role, settings = {}, None
-    if source is not None and not is_plain(Path(source).expanduser()):
-        settings = load_tokenizer(source)
-    for role, spellings in SPECIALS.items():
-        name = getattr(settings, f"{'unk' if role == 'unknown' else role}_token", None)
-        names = (name,) if name else spellings
-        numbers = [number for each in names if (number := tokenizer.token_to_id(each)) is not None]
-        if not numbers:
-            raise DataError(
-                f"the tokenizer has no {role} token ({' or '.join(names)}); "
-                "masked-language-model training needs one: use a BERT-like tokenizer"
-            )
-        by_role[role] = int(numbers[0])
-    return by_role
+    plain = source is None or is_plain(Path(source).expanduser())
+    return read_special_ids(tokenizer, None if plain else load_tokenizer(str(source)))
 
 
 def id_count(tokenizer: Tokenizer) -> int:

@@ -1,0 +1,48 @@
+"""What distributions beside this one add, found by entry points.
+
+Their groups are `masksearch.strategies` (name -> a `StrategySpec`), `masksearch.commands` (name
+-> a command) and `masksearch.parts` (name -> what one place here asks for).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import Any
+
+from masksearch.errors import UnknownNameError, install_command
+
+EXTRAS = {  # group of entry points -> name -> the extra that brings it
+    "strategies": {"allocate": "decoders"},
+    "commands": {"allocate": "decoders"},
+    "parts": dict.fromkeys(
+        ("--decoder", "gguf", "masksearch-plan", "MaskedCache", "kv_bytes"), "decoders"
+    ),
+}
+
+
+@cache
+def offered(group: str) -> dict[str, EntryPoint]:
+    """Name -> entry point of a group, of what can be imported."""
+    every = entry_points(group=f"masksearch.{group}")
+    return {each.name: each for each in every if find_spec(each.module.partition(".")[0])}
+
+
+def load_part(group: str, name: str, what: str) -> Any:
+    """The part that a distribution offers by that name; None where none is known.
+
+    Args:
+        group: As of `offered`.
+        name: The name.
+        what: What the name is of, in words.
+
+    Raises:
+        UnknownNameError: If it is missing; says what to install.
+    """
+    if name in offered(group):
+        return offered(group)[name].load()
+    if extra := EXTRAS[group].get(name):
+        remedy = install_command(extra)
+        raise UnknownNameError(f"{what} {name!r} needs masksearch-{extra}: {remedy}")
+    return None
