@@ -34,6 +34,7 @@ from masksearch.contracts import POINT, Executor, Record
 from masksearch.driver import Comparison, Study, compare, open_study, search
 from masksearch.errors import DataError, SearchError
 from masksearch.evaluators.glue import GlueEvaluator
+from masksearch.evaluators.tuning import rescale
 from masksearch.files import cache_folder, write_text_in_one_move
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
@@ -366,7 +367,8 @@ def dense_model(start: GlueEvaluator, run: Path, seed: int) -> Path:
     if tuned_kind(given) is not None:
         return given
     if not (folder / CONFIG).is_file():
-        head: Any = start.dense(start.downstream[0], seed)
+        (name,) = start.downstream
+        head: Any = rescale(start.dense(name, seed), start.unit(name))
         part = folder.with_name(f"{MODEL}.part")
         with quiet():  # its bar
             head.eval().whole.save_pretrained(part)

@@ -258,11 +258,11 @@ def test_a_budget_below_the_diagonal_and_a_foreign_folder_are_refused(place, tmp
 
 
 @pytest.mark.slow
-def test_a_dense_model_that_judging_rows_refuse_is_refused_before_the_search(place, tmp_path):
+def test_judging_rows_that_cannot_judge_are_refused_before_the_search(place, tmp_path):
     for part, count in (("train", 181), ("dev", 5)):
         rows = (place / "reviews" / f"{part}.csv").read_text("utf-8").splitlines()
         write_lines(tmp_path / "few" / f"{part}.csv", rows[:count])
-    with pytest.raises(SearchError, match=r"the dense model of few has .*no more than noise"):
+    with pytest.raises(DataError, match=r"few: rows that judge \(split='holdout'\) are 1 \("):
         ms.sparsify(
             *(place / "checkpoint", tmp_path / "few", 0.6),
             out=tmp_path / "out",

@@ -46,6 +46,7 @@ from masksearch.evaluators.tuning import (
     mean_scores,
     pooled_lengths,
     read_scores,
+    rescale,
     train_together,
     write_scores,
 )
@@ -227,6 +228,12 @@ class FineTuning(
         """A task's classes in the order of their numbers (None = its head is of another kind),
         and by other names that checkpoints have."""
         return None, ()
+
+    def unit(self, name: str) -> tuple[float, float] | None:
+        """Mean and deviation by which a task's labels are learnt standardised; a saved model
+        answers in the unit of the labels. None = they are learnt as they are."""
+        unit: tuple[float, float] | None = getattr(self.tokens(name), "unit", None)
+        return unit
 
     def task_seed(self, name: str, seed: int) -> int:
         """The seed of a task's head and order; tasks of one evaluator may have their own."""
@@ -493,7 +500,8 @@ class FineTuning(
             encoder = self.start.encoder(dropout=self.dropout)
         with TemporaryDirectory() as folder:
             head = self.under(encoder, name, table, Checkpoints(Path(folder)), seed)
-        whole: nn.Module = getattr(detach(head.eval()), "whole", head)
+        head = rescale(detach(head.eval()), self.unit(name))
+        whole: nn.Module = getattr(head, "whole", head)
         return attach(whole, masks.cropped(table, self.length))
 
     def as_table(self, mask: Mask) -> Mask:
@@ -588,6 +596,7 @@ class FineTuning(
             opened = open_tuned(location, self.head_kind, names, known)
             if names and len(names) == 2:
                 turned = dict(sorted(zip(opened.order or (0, 1), names[::-1], strict=True)))
+            rescale(opened, self.unit(name), inverse=True)
             head: nn.Module = opened.to(self.torch_device)
             kept = folder / self.dense_name(head, name, seed)
         else:
@@ -623,7 +632,7 @@ class FineTuning(
     def dense_name(self, head: nn.Module, name: str, seed: int) -> str:
         """The name of a task's dense model among files: a hash of what its weights depend on."""
         if self.is_tuned:
-            return short_hash("tuned-1", self.start.digest)
+            return short_hash("tuned-1", self.start.digest, *map(repr, self.unit(name) or ()))
         return f"{name}-{self.dense_key(head, name, seed)}"
 
     def dense_key(self, head: nn.Module, name: str, seed: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -20,16 +20,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from masksearch.analysis.pareto import beats_constant
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch, Split, mixed_seed
-from masksearch.errors import DataError, check_name
+from masksearch.errors import DataError, check_name, warn
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskScores, begin_at
 from masksearch.files import short_hash
 from masksearch.models.encoders import READ_OUT, ReadOut, SequenceClassifier
 from masksearch.models.pretrained import begin_tuned
 from masksearch.tasks.glue.columns import Columns
-from masksearch.tasks.glue.read import GlueData, describe_rows, glue_source, load_glue
+from masksearch.tasks.glue.read import SHOWN, GlueData, describe_rows, glue_source, load_glue
 from masksearch.tasks.glue.tasks import (
     COLUMNS,
     Convention,
@@ -45,6 +46,7 @@ from masksearch.tasks.glue.tasks import (
     task_named,
     task_number,
 )
+from masksearch.tasks.splits import is_part
 from masksearch.tasks.text.packing import shrink
 from masksearch.tasks.text.rows import RowSource, TokenRows, tokenize_rows
 from masksearch.training.parts import refuse_missing
@@ -262,6 +264,8 @@ class GlueEvaluator(FineTuning):
                 values[f"{part}{LOW}"] = lower_bound(each[task.primary], least)
             counted = [each[metric] for metric in column_metrics(task, self.convention)]
             scores[part] = np.mean(counted, axis=0)
+            if data.unit is not None:
+                outputs = outputs.double() * data.unit[1] + data.unit[0]
             predictions[part] = outputs.numpy() if task.regression else shrink(outputs.numpy())
         part_weights = {part: weights[part] for part in scores if part in weights}
         return TaskScores(values, RowScores(scores, part_weights, data.digests, predictions))
@@ -290,13 +294,14 @@ class GlueEvaluator(FineTuning):
 
 @dataclass(frozen=True, eq=False)
 class GlueTokens:
-    """A task with its tokenized rows; otherwise like `GlueData`."""
+    """A task with its tokenized rows, their scores in `unit`; otherwise like `GlueData`."""
 
     task: GlueTask
     train: TokenRows
     dev: Mapping[str, TokenRows]
     digest: str
     digests: Mapping[str, str]  # of the rows of each development set
+    unit: tuple[float, float] | None = None
 
 
 read_glue = lru_cache(maxsize=16)(load_glue)
@@ -313,13 +318,48 @@ def read_tokens(
 ) -> GlueTokens:
     """A task's tokenized rows, made once a process."""
     data = read_glue(folder, task, rows, dev_rows=dev_rows, split=split)
+    check_judged(data, split)
     train, *dev = (
         tokenize_rows(source, part.texts, part.labels) for part in (data.train, *data.dev.values())
     )
+    if (unit := data.unit) is not None:  # in float64, before they are tensors
+        train, *dev = (
+            replace(part, labels=(part.labels - unit[0]) / unit[1]) for part in (train, *dev)
+        )
     digests = {
         name: short_hash(*map(repr, zip(part.texts, part.labels, strict=True)))
         for name, part in data.dev.items()
     }
     others = [part.digest for part in (train, *dev)]
     digest = short_hash(data.digest, *others) if any(others) else data.digest
-    return GlueTokens(data.task, train, dict(zip(data.dev, dev, strict=True)), digest, digests)
+    tokenized = dict(zip(data.dev, dev, strict=True))
+    return GlueTokens(data.task, train, tokenized, digest, digests, unit)
+
+
+def check_judged(data: GlueData, split: Split) -> None:
+    """Checks that the rows that judge can tell a model from a constant answer.
+
+    A class of the training rows that they lack is warned of.
+
+    Args:
+        data: Its development sets hold the rows of the split.
+        split: Which one.
+
+    Raises:
+        DataError: If even answers that are all right would not beat a constant one.
+    """
+    task, more = data.task, ", or split='all' (--set split=all)" if is_part(split) else ""
+    for name, rows in data.dev.items():
+        labels, values = rows.labels, {name: 1.0, f"{name}{MAJORITY}": majority(task, rows.labels)}
+        if (several := len(set(labels)) > 1) and split != "all":
+            values[name + LOW] = lower_bound(row_scores(task, task.primary, labels, labels, 1.0))
+        counts = f"{len(rows)} ({describe_rows(task, rows)})"
+        said = f"{name}: rows that judge (split={split!r}) are {counts}"
+        if not (several and beats_constant(values)[name]):
+            raise DataError(
+                f"{said}: even right answers do not beat a constant one on them; give more rows, "
+                f"of several labels{more}"
+            )
+        lacking = sorted({*data.train.labels} - {*labels}) if task.labels else []
+        if names := ", ".join(repr(task.labels[int(at)]) for at in lacking[:SHOWN]):
+            warn(f"{said}: none has the label {names}, which is not judged; give rows of it")

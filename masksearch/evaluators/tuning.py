@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from masksearch.analysis.pareto import beats_constant
 from masksearch.analysis.row_scores import ROWS, RowScores
 from masksearch.contracts import LOW, MAJORITY, Batch, Differentiable, generator
-from masksearch.errors import SearchError
+from masksearch.errors import DataError, SearchError
 from masksearch.files import write_text_in_one_move
 from masksearch.models.pretrained import TaskModels, distance_of_logits
 from masksearch.training.accumulation import group
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 LABELS = ("labels", "start_positions", "end_positions")  # in a batch: what is learnt from
 SET_ASIDE, EVERY = 256, 10  # rows held out of the training of gates: at most, and each how many
+MOST_MEAN = 1e5  # deviations that a mean can be from 0, by the digits of float32
 HELD_OUT = 32  # rows of a batch of them
 EACH = 10_000  # sequences of each of several tasks in a histogram of lengths
 POOL = 50  # batches of similar length are formed among that many batches' rows
@@ -176,6 +177,42 @@ def begin_at(head: nn.Module, value: float) -> None:
     """Has a regression answer that value at first: the bias of its last layer."""
     *_, last = (part for part in head.modules() if isinstance(part, nn.Linear))
     nn.init.constant_(last.bias, value)
+
+
+def rescale(head: nn.Module, unit: tuple[float, float] | None, inverse: bool = False) -> nn.Module:
+    """Has a regression that answers standardised answer in a unit: changes its last layer.
+
+    Args:
+        head: The model, without a mask; changed in place.
+        unit: Mean and deviation of its answers; None = it stays as it is.
+        inverse: Whether it answers in the unit now, and standardised then.
+
+    Raises:
+        DataError: If its answers are not those of a linear layer, or float32 cannot hold them.
+    """
+    if unit is None:
+        return head
+    (mean, deviation), training, answers = unit, head.training, list[Tensor]()
+    if abs(mean) > MOST_MEAN * deviation:
+        raise DataError(
+            f"the scores have the mean {mean:g} and the deviation {deviation:.3g}, too little "
+            f"beside it for a saved model's float32 answers; subtract {mean:g} from all scores"
+        )
+    *_, last = (part for part in head.modules() if isinstance(part, nn.Linear))
+    hook = last.register_forward_hook(lambda layer, inputs, answer: answers.append(answer))
+    with hook, torch.no_grad():
+        logits = head.eval()(torch.ones(1, 4, dtype=torch.int64, device=last.weight.device)).logits
+        head.train(training)
+        if last.bias is None or not (answers and torch.equal(answers[-1], logits)):
+            raise DataError(
+                f"{type(getattr(head, 'whole', head)).__name__} does not end in a linear layer "
+                "with a bias, which could put its scores into their unit; take a class such as "
+                "BERT's or RoBERTa's"
+            )
+        factor, shift = (1 / deviation, -mean / deviation) if inverse else (deviation, mean)
+        last.weight.copy_(last.weight.double() * factor)
+        last.bias.copy_(last.bias.double() * factor + shift)
+    return head
 
 
 def frozen_copy(head: nn.Module) -> nn.Module:

@@ -3,21 +3,35 @@
 import pickle
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from real_data import DATA, real
 from tiny_checkpoint import tiny_checkpoint
-from toy_sentences import WORDS, write_lines
+from toy_sentences import SMALL, WORDS, write_lines
 
 import masksearch as ms
 from masksearch import GlueEvaluator, attach, masks
-from masksearch.analysis.row_scores import RowScores
-from masksearch.errors import UnknownNameError
+from masksearch.analysis.pareto import beats_constant
+from masksearch.analysis.row_scores import RowScores, lower_bound
+from masksearch.errors import DataError, UnknownNameError
+from masksearch.evaluators.glue import check_judged
 from masksearch.models.encoders import SequenceClassifier, encoder
-from masksearch.tasks.glue.tasks import TASKS, GlueTask, glue_score
+from masksearch.tasks.glue.columns import Columns
+from masksearch.tasks.glue.read import GlueData, Rows
+from masksearch.tasks.glue.tasks import (
+    TASKS,
+    GlueTask,
+    glue_score,
+    majority,
+    row_scores,
+    score,
+)
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +219,144 @@ def test_all_nine_tasks_on_real_rows(tmp_path: Path) -> None:
     assert RowScores.load(tmp_path / "rows.safetensors").score == pytest.approx(
         found.nine, abs=1e-6
     )
+
+
+# -- labels ------------------------------------------------------------------------------------
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("read_out", "answers"),
+    [
+        ("first+mean", [2.166228, 2.319051, 2.322309, 2.263261]),
+        ("own", [1.902634, 1.903020, 1.902848, 1.902859]),
+    ],
+)
+def test_sts_b_is_learnt_in_its_own_unit(tmp_path, monkeypatch, read_out, answers):
+    """SOURCE: version 0.2.0, as it was before tables of one's own were standardised."""
+    monkeypatch.setattr("masksearch.evaluators.finetuning.check_learned", lambda *given: None)
+    for part, count in (("train", 40), ("dev", 24)):
+        rows = [
+            f"{WORDS[n % 7]}\t{WORDS[n % 5]} {WORDS[n % 3]}\t{n % 6 * 0.8}" for n in range(count)
+        ]
+        write_lines(tmp_path / "STS-B" / f"{part}.tsv", ["sentence1\tsentence2\tscore", *rows])
+    place = {"weights": tiny_checkpoint(tmp_path / "bert", WORDS), "cache": tmp_path / "cache"}
+    how = {"tasks": ("STS-B",), "adapt": "none", "read_out": read_out, "dropout": 0.0}
+    judge = GlueEvaluator(None, tmp_path, **place, **how, **SMALL)  # type: ignore[arg-type]
+    data, rows = judge.data("STS-B"), judge.tokens("STS-B").train
+    assert data.digest == "0ae2cc82d3e86394"  # in the protocol's hash; the files and no setting
+    assert judge.unit("STS-B") is None
+    assert rows.labels.tolist() == data.train.labels
+    model = judge.dense("STS-B", 1).eval()
+    with torch.no_grad():
+        said = model(**judge.inputs(rows, [0, 1, 2, 3]))
+    assert said.logits.flatten().tolist() == pytest.approx(answers, abs=1e-4)
+    gaps = [(a - b) ** 2 for a, b in zip(answers, data.train.labels, strict=False)]
+    assert float(said.loss) == pytest.approx(sum(gaps) / 4, abs=1e-4)
+
+
+def in_columns(folder: Path, *dev: object, train: str = "abc") -> GlueEvaluator:
+    """A judge of one's own table with those labels of development rows."""
+    for part, labels in (("train", train * 20), ("dev", dev)):
+        lines = [f"{WORDS[at]}\t{label}" for at, label in enumerate(labels)]
+        write_lines(folder / "own" / f"{part}.tsv", ["text\tlabel", *lines])
+    own = {"tasks": (Columns(("text",), "label"),), "adapt": "none", "cache": folder / "cache"}
+    place = {"weights": tiny_checkpoint(folder / "bert", WORDS)}
+    return GlueEvaluator(None, folder / "own", **own, **place, **SMALL)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("dev", "message"),
+    [
+        (
+            "b" * 40,
+            r"own: rows that judge \(split='validation'\) are \d+ \(3 classes: a 0, b \d+, c 0\):",
+        ),
+        ("b", r"are 1 \(3 classes: a 0, b 1, c 0\): even right answers"),
+        ([1.5] * 40, r"scores 1.5 to 1.5\): even right answers do not beat .* of several labels"),
+    ],
+)
+def test_development_rows_that_cannot_judge_are_refused_where_they_are_read(
+    tmp_path, dev, message
+):
+    train = "123" if isinstance(dev, list) else "abc"
+    judge = in_columns(tmp_path, *dev, train=train)
+    with pytest.raises(DataError, match=message):
+        next(iter(judge(masks.full(), seed=0, workdir=tmp_path / "work")))
+    assert not [*(tmp_path / "cache").rglob("*.safetensors")]
+
+
+def test_a_class_without_development_rows_is_warned_of(tmp_path):
+    judge = in_columns(tmp_path, *"ac" * 20)
+    with pytest.warns(
+        UserWarning, match="rows that judge .*validation.* none has the label 'b', which"
+    ):
+        _ = judge.protocol
+    with pytest.warns(
+        UserWarning, match="rows that judge .*holdout.* none has the label 'b', which is"
+    ):
+        judge.on("holdout")
+
+
+SCORED = GlueTask("own", ("text",), "y", labels=(), metrics=("pearson",))
+TWO, THREE = (GlueTask("own", ("text",), "y", labels=tuple("abc"[:n])) for n in (2, 3))
+HALF = r"or split='all' \(--set split=all\)$"
+
+
+@pytest.mark.parametrize(
+    ("task", "dev", "split", "message"),
+    [
+        (TWO, [1] * 12, "validation", rf"are 12 \(2 classes: a 0, b 12\): .* labels, {HALF}"),
+        (TWO, [1], "holdout", rf"rows that judge \(split='holdout'\) are 1 .* {HALF}"),
+        (
+            TWO,
+            [0, 0],
+            "all",
+            r"own: rows that judge \(split='all'\) are 2 .* rows, of several labels$",
+        ),
+        (TWO, [0, 0], "test", r"rows that judge \(split='test'\) are 2 .* of several labels$"),
+        (TWO, [0, 1], "holdout", r"are 2 \(2 classes: a 1, b 1\): even right answers do not beat"),
+        (SCORED, [2.5] * 9, "validation", r"are 9 \(regression, 9 rows, scores 2.5 to 2.5\)"),
+        (SCORED, [2.5], "all", "are 1 .* more rows, of several labels$"),
+    ],
+)
+def test_rows_on_which_a_constant_answer_is_right_are_refused(task, dev, split, message):
+    with pytest.raises(DataError, match=message):
+        check_judged(data_of(task, [0, 1], dev), split)
+
+
+def data_of(task: GlueTask, train: Sequence[float], dev: Sequence[float]) -> GlueData:
+    parts = [Rows([("",)] * len(part), [*part]) for part in (train, dev)]
+    return GlueData(task, parts[0], {"own": parts[1]}, "")
+
+
+def perfect_beats_constant(task: GlueTask, labels: Sequence[float], split: str) -> bool:
+    """By what is reported of answers that are all right."""
+    if len(set(labels)) < 2:
+        return False
+    value = score(task, labels, labels)[task.primary]
+    values = {"own": value, "own/majority": majority(task, labels)}
+    if split != "all":
+        values["own/low"] = lower_bound(row_scores(task, task.primary, labels, labels, value))
+    return beats_constant(values)["own"]
+
+
+@given(
+    st.sampled_from([TWO, replace(TWO, metrics=("f1",)), replace(TWO, metrics=("matthews",))]),
+    st.lists(st.integers(0, 1), min_size=1, max_size=24),
+    st.sampled_from(["validation", "holdout", "all", "test"]),
+)
+def test_rows_judge_where_right_answers_beat_a_constant_one(task, labels, split):
+    try:
+        check_judged(data_of(task, labels, labels), split)
+    except DataError:
+        assert not perfect_beats_constant(task, labels, split)
+    else:
+        assert perfect_beats_constant(task, labels, split)
+
+
+def test_a_class_that_the_judging_rows_lack_is_warned_of():
+    data = data_of(THREE, [0, 1, 2], [0, 2] * 6)
+    with pytest.warns(UserWarning, match=r"are 12 \(.* b 0, .*: none has the label 'b', which is"):
+        check_judged(data, "validation")
 
 
 # -- the paper's table -------------------------------------------------------------------------

@@ -12,16 +12,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from toy_sentences import WORDS, judged, sentence_judge, write_lines, write_sentences
-from transformers import AutoModelForSequenceClassification
+from toy_sentences import SMALL, WORDS, judged, sentence_judge, write_lines, write_sentences
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 import masksearch as ms
 from masksearch import attach, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import DataError, UnknownNameError
+from masksearch.evaluators.tuning import rescale
 from masksearch.gates.gates import Gates
 from masksearch.models.encoders import SequenceClassifier, encoder
-from masksearch.models.pretrained import TaskModels, distance_of_logits
+from masksearch.models.pretrained import TaskModels, TunedHead, distance_of_logits
+from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.tasks import GlueTask
 from masksearch_decoders import CausalEvaluator
 
@@ -175,6 +181,110 @@ def test_what_does_not_go_together_is_refused(data: Path) -> None:
     scratch = ms.GlueEvaluator(data / "glue" / "SST-2", data / "glue", tasks=("SST-2",))
     with pytest.raises(DataError, match="is not made again"):
         scratch.adapted(masks.star(), seed=0)
+
+
+# -- a table of one's own, in any unit -----------------------------------------------------------
+def in_unit(data: Path, home: Path, mean: float, step: float, **settings: Any) -> Any:
+    """A judge of texts of four words, whose score is `mean` and `step` times that of the words."""
+    draw = random.Random(2)
+    for part, count in (("train", 192), ("dev", 120)):
+        lines = ["text\tscore"]
+        for _ in range(count):
+            numbers = [draw.randrange(10) for _ in range(4)]
+            score = mean + step * sum(numbers) / 4
+            lines.append(f"{' '.join(WORDS[at] for at in numbers)}\t{score!r}")
+        write_lines(home / "own" / f"{part}.tsv", lines)
+    own = {"tasks": (Columns(("text",), "score"),), "weights": data / "checkpoint"}
+    small = {"dropout": 0.0, "read_out": "own", "cache": home / "cache", "recover_steps": 5}
+    return ms.GlueEvaluator(None, home / "own", **{**SMALL, **own, **small, **settings})
+
+
+UNITS = [(1e5, 8e4), (0.0, 1e-12), (-3e12, 1e12), (1e5, 1e-3)]
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_rows_losses_and_targets_are_the_same_in_every_unit(data, tmp_path, unit):
+    mean, step = unit
+    one = in_unit(data, tmp_path / "one", 0.0, 1.0, adapt="none")
+    other = in_unit(data, tmp_path / "other", *unit, adapt="none")
+    rows = [judge.tokens() for judge in (one, other)]
+    for part in ("train", "dev"):
+        first, second = (
+            each.train.labels if part == "train" else each.dev["own"].labels for each in rows
+        )
+        assert second == pytest.approx(first, abs=1e-6)
+    labels = torch.tensor(one.data("own").train.labels, dtype=torch.float64)
+    where, spread = float(labels.mean()), float(labels.std(correction=0))
+    assert one.unit("own") == pytest.approx((where, spread))
+    assert other.unit("own") == pytest.approx((mean + step * where, step * spread), rel=1e-6)
+    assert one.protocol != other.protocol
+    losses = [
+        float(
+            judge.begin("own", 1)
+            .eval()(**judge.inputs(judge.tokens().train, [0, 1, 2]))
+            .loss.detach()
+        )
+        for judge in (one, other)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["labels", "dense", "both"])
+def test_a_model_learns_the_same_in_every_unit_and_answers_in_its_own(data, tmp_path, how):
+    found = []
+    for name, unit in (("one", (0.0, 1.0)), ("other", (1e5, 8e4))):
+        judge = in_unit(data, tmp_path / name, *unit, adapt="recover", learn_from=how, epochs=1)
+        judged(judge, tmp_path / name / "work", masks.star())
+        rows = RowScores.load(tmp_path / name / "work" / "rows.safetensors")
+        model = judge.adapted(masks.star(), seed=1)
+        ms.save_pretrained(model, tmp_path / name / "saved")
+        opened = ms.load_pretrained(tmp_path / name / "saved")
+        some, answers = judge.tokens().dev["own"], []
+        for at in range(9):
+            batch = {n: p for n, p in judge.inputs(some, [at]).items() if n != "labels"}
+            with torch.no_grad():
+                answers.append(float(opened(**batch).logits))
+        mean, spread = judge.unit("own")
+        assert answers == pytest.approx(rows.predictions["own"].tolist()[:9], abs=1e-4 * spread)
+        source = replace(judge, gates_learn_from="dense").differentiable(1)
+        gap = float(source.model(**next(source.batches)).loss.detach())
+        found.append([gap, *((rows.predictions["own"] - mean) / spread)])
+    assert found[0] == pytest.approx(found[1], abs=0.01)
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_regression_is_learnt_from_in_the_deviation_of_its_rows(data, tmp_path):
+    config = BertConfig.from_pretrained(data / "checkpoint", num_labels=1)
+    model = BertForSequenceClassification.from_pretrained(data / "checkpoint", config=config)
+    rescale(TunedHead(model, "SequenceClassification"), (1e5, 8e4))  # a user's, in its own unit
+    model.save_pretrained(tmp_path / "tuned")
+    (tmp_path / "tuned" / "vocab.txt").write_bytes((data / "checkpoint/vocab.txt").read_bytes())
+    place = {"weights": tmp_path / "tuned", "read_out": "first+mean"}
+    judge = in_unit(data, tmp_path, 1e5, 8e4, **place, adapt="none")
+    batch = judge.inputs(judge.tokens().train, [0, 1, 2])
+    inputs = {name: part for name, part in batch.items() if name != "labels"}
+    (mean, spread), model = judge.unit("own"), model.eval()
+    with torch.no_grad():
+        theirs, ours = model(**inputs).logits.double(), judge.dense("own", 1).eval()(**batch)
+        torch.testing.assert_close(
+            ours.logits.double(), (theirs - mean) / spread, atol=1e-5, rtol=1e-5
+        )
+        saved = judge.adapted(masks.full(), seed=1)(**inputs).logits.double()
+    torch.testing.assert_close(saved, theirs, atol=1e-5 * spread, rtol=1e-6)
+    other = in_unit(data, tmp_path / "other", 0.0, 1.0, **place, adapt="none")
+    names = {each.dense_name(each.dense("own", 1), "own", 1) for each in (judge, other)}
+    assert len(names) == 2  # whose labels alone are alike
+
+
+@pytest.mark.nightly
+def test_scores_are_equal_in_every_unit(data, tmp_path):
+    scores = []
+    for number, unit in enumerate([(0.0, 1.0), *UNITS]):
+        judge = in_unit(data, tmp_path / str(number), *unit, adapt="none", epochs=6)
+        scores.append(judged(judge, tmp_path / f"work{number}", masks.full())[0]["own"])
+    assert scores[0] > 0.7
+    assert scores == pytest.approx([scores[0]] * len(scores), abs=0.01)
 
 
 # -- several tasks' models as one ---------------------------------------------------------------

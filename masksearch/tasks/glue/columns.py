@@ -28,8 +28,9 @@ Labels = Mapping[str, str]  # where it stands, in words -> label
 class Columns:
     """The columns of one's own data: one or two of texts, and that of the labels.
 
-    Labels that are numbers, and either not whole or more than 20, are scores (a regression); all
-    others are classes. Equal numbers are one class, however they are spelled (1, 1.0 and 01).
+    Labels that are numbers, and either not whole or more than 20, are scores (a regression), in
+    any unit; all others are classes. Equal numbers are one class, however they are spelled (1, 1.0
+    and 01).
     """
 
     texts: tuple[str, ...]
@@ -102,7 +103,7 @@ def understand(task: GlueTask, train: Labels, judged: Labels) -> GlueTask:
         raise task.hidden_label(hidden[0])
     if not others and (fractions or len(numbers) > MOST_CLASSES):
         ends = float(min(numbers)), float(max(numbers))
-        return replace(task, labels=(), metrics=SCORE_METRICS, score_range=ends)
+        return replace(task, labels=(), metrics=SCORE_METRICS, score_range=ends, standardised=True)
     names: dict[Decimal | str, str] = {}
     for where, value in values.items():
         names[value] = min(names.get(value, spelled[where]), spelled[where], key=len)

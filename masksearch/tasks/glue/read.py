@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from masksearch.contracts import Split
 from masksearch.errors import DataError, did_you_mean
 from masksearch.files import content_hash, short_hash
@@ -39,6 +41,7 @@ HIDDEN_TESTS = (
     "split='holdout', the development rows that no search has seen"
 )
 SHOWN = 20  # classes that are named with their rows
+SPREADS = 1e-13, 1e13  # deviations of scores that are learnt standardised
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,22 @@ class GlueData:
     train: Rows
     dev: Mapping[str, Rows]
     digest: str  # hash of the data and of the row limits
+
+    @property
+    def unit(self) -> tuple[float, float] | None:
+        """Mean and deviation of the training scores, where they are learnt standardised, else
+        None; DataError where all are one, or float32 weights cannot hold the deviation."""
+        if not (self.task.standardised and self.task.regression):
+            return None
+        scores, (least, most) = np.array(self.train.labels), SPREADS
+        mean, deviation = float(scores.mean()), float(scores.std()) if np.ptp(scores) else 0.0
+        if not least <= deviation <= most:
+            remedy = f"divide all by {deviation:.0e}" if deviation else "give rows of several"
+            raise DataError(
+                f"{self.task.name}: the scores of {len(scores)} training rows deviate by "
+                f"{deviation:.3g} from {mean:g}, and {least:g} to {most:g} can be learnt; {remedy}"
+            )
+        return mean, deviation
 
 
 def load_glue(

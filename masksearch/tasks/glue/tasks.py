@@ -84,6 +84,8 @@ class GlueTask:
         hub: The same task on the Hub; None = it is not there.
         seed_number: Number that the fine-tuning's seeds are derived from; None = a hash of the
             name. The tasks of this package have fixed ones, so that no row changes another's.
+        standardised: Whether a regression learns its scores with the mean 0 and the deviation 1
+            of the training rows, as those of `Columns` are; False = as they are written.
 
     Raises:
         ValueError: If a value is out of its range; names the task.
@@ -104,6 +106,7 @@ class GlueTask:
     bert_metric: str | None = None
     hub: HubForm | None = None
     seed_number: int | None = None
+    standardised: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("texts", "labels", "metrics"):

@@ -1,11 +1,15 @@
 """GLUE files, and tasks of one's own in them."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from real_data import DATA, real
 
 import masksearch as ms
@@ -13,7 +17,7 @@ from masksearch.contracts import mixed_seed
 from masksearch.errors import DataError, UnknownNameError
 from masksearch.tasks.glue import load_glue
 from masksearch.tasks.glue.columns import Columns
-from masksearch.tasks.glue.read import GlueData, describe_rows
+from masksearch.tasks.glue.read import GlueData, Rows, describe_rows
 from masksearch.tasks.glue.tasks import (
     TASKS,
     GlueTask,
@@ -380,6 +384,41 @@ def test_labels_that_are_mistakes_are_named_by_their_line(tmp_path, train, dev, 
 def test_classes_that_may_be_mistakes_are_warned_of(tmp_path, train, dev, message):
     with pytest.warns(UserWarning, match=message):
         read_labels(tmp_path / "own", train, dev)
+
+
+# -- scores in any unit --------------------------------------------------------------------------
+SCORED = GlueTask(
+    "own", ("text",), "y", labels=(), metrics=("pearson",), standardised=True,
+)  # fmt: skip
+
+
+def unit_of(task: GlueTask, scores: Sequence[float]) -> tuple[float, float] | None:
+    return GlueData(task, Rows([("",)] * len(scores), [*scores]), {}, "").unit
+
+
+@given(st.lists(st.integers(-99, 99), min_size=2, max_size=9), st.integers(-12, 11))
+def test_a_unit_is_the_mean_and_the_deviation_of_the_training_scores(scores, power):
+    assume(len(set(scores)) > 1)
+    part = [score * 10.0**power for score in scores]
+    unit = unit_of(SCORED, part)
+    assert unit == pytest.approx((fmean(part), pstdev(part)), rel=1e-9, abs=1e-9 * 10.0**power)
+    assert unit_of(replace(SCORED, standardised=False), part) is None
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (
+            [0.1] * 3,
+            "own: the scores of 3 training rows deviate by 0 from 0.1, .* give rows of",
+        ),
+        ([0, 2e30], r"deviate by 1e\+30 from 1e\+30, and 1e-13 to 1e\+13 .* divide all by 1e\+30"),
+        ([0, 2e-30], "deviate by 1e-30 from 1e-30, and 1e-13 to .* divide all by 1e-30"),
+    ],
+)
+def test_scores_without_a_unit_are_refused_by_their_deviation(train, message):
+    with pytest.raises(DataError, match=message):
+        unit_of(SCORED, train)
 
 
 @pytest.mark.parametrize(
