@@ -126,7 +126,8 @@ def probe(
         called = cast(PreTrainedModel, called).base_model  # heads may ask for equal lengths
     arguments = dict(inputs) if inputs is not None else example_inputs(called, roots[0], device)
     try:
-        with recording(model, roots, before or {}) as calls, torch.no_grad():
+        eager = torch.compiler.set_stance("force_eager")  # a graph would not record its calls
+        with recording(model, roots, before or {}) as calls, torch.no_grad(), eager:
             called(**arguments)
     except FAILURES as error:
         if inputs is not None or isinstance(error, MaskSearchError) or ran_out_of_memory(error):

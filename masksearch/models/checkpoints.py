@@ -225,7 +225,8 @@ def read_model(
             "same save, or give model_class= for a class with a new head"
         )
     for name, weight in model.named_parameters():
-        if weight.element_size() > 1 and not weight.is_meta and not weight.isfinite().all():
+        plain = type(weight) is torch.nn.Parameter and weight.element_size() > 1  # not quantised
+        if plain and not weight.is_meta and not weight.isfinite().all():
             what = "NaN" if weight.isnan().any() else "infinity"
             raise DataError(
                 f"the weights of {folder} hold {what} in {name}; take another checkpoint, or "

@@ -74,6 +74,7 @@ LARGEST_JSON = 100_000  # characters of a mask's JSON; a larger mask is a safete
 BASE_CONFIG = "base_config.json"  # of the model that an adapter is for
 DENSE_LENGTH = "dense_max_length"  # in a tokenizer's settings: its length without the mask
 CONFIGS = (CONFIG, "adapter_config.json", BASE_CONFIG)
+QUANTISED = ("torchao.", "torch.ao.nn.quantized.")  # whose modules and weights no file holds
 
 
 # -- writing -----------------------------------------------------------------------------------
@@ -238,11 +239,19 @@ def build_options(model: PreTrainedModel) -> dict[str, bool]:
 
     Raises:
         AttachError: If the class then builds other tensors (without storage, to compare): from
-            this configuration nothing could load the model again.
+            this configuration nothing could load the model again. Likewise if weights are of a
+            class that safetensors do not hold.
     """
     if unwrapped(model) is not model:
         check_adapter(model)
         return {}
+    kinds = [type(each).__module__ for each in (*model.modules(), *model.parameters())]
+    if not hasattr(model, "hf_quantizer") and any(kind.startswith(QUANTISED) for kind in kinds):
+        raise AttachError(
+            f"this {type(model).__name__} was quantised in memory, and safetensors hold no such "
+            "weights; save the model before that, and quantise what ms.load_pretrained(folder) "
+            "opens (torchao, bitsandbytes: its option quantization_config=)"
+        )
     cls, config = type(model), cast(Any, deepcopy(model.config))
     config._attn_implementation = "sdpa"
     switches = inspect.signature(cls.__init__).parameters

@@ -281,6 +281,19 @@ def test_compiled_models_notice(whole):
     assert torch.allclose(output(compiled), output(model), atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("whole", [True, False])
+def test_layers_are_found_without_compiling_anything(whole):
+    """A model that compiles itself: whole graphs cannot record calls, and need not."""
+    model, expected = BERT.made(), output(attach(BERT.made(), NARROW))
+    graphs: list[object] = []
+    model.compile(fullgraph=whole, backend=lambda graph, given: graphs.append(graph) or graph)
+    attach(model, NARROW)
+    assert not graphs
+    assert torch.allclose(output(model), expected, atol=1e-6)
+    assert graphs
+
+
 # -- configurations of attached models ---------------------------------------------------------
 @pytest.mark.parametrize("still", [True, False])
 def test_a_student_is_made_from_the_configuration(still):

@@ -377,6 +377,37 @@ def wide_head() -> Any:
     return attach(model, STAR)
 
 
+class Packed(Tensor):
+    """A weight as torchao has it: a class of its own, which knows few operations."""
+
+    __module__ = "torchao.quantization"
+
+    @classmethod
+    def __torch_function__(cls, function: Any, *call: Any, **rest: Any) -> Any:
+        if function in (Tensor.isfinite, Tensor.abs):
+            raise NotImplementedError("Packed dispatch")
+        return super().__torch_function__(function, *call, **rest)
+
+
+def packed(model: Any) -> Any:
+    weight = model.encoder.layer[0].output.dense.weight
+    model.encoder.layer[0].output.dense.weight = nn.Parameter(weight.data.as_subclass(Packed))
+    return model
+
+
+class Quantised(hf.BertModel):
+    @classmethod
+    def from_pretrained(cls, *call: Any, **rest: Any) -> Any:
+        model, report = super().from_pretrained(*call, **rest)
+        return packed(model), report
+
+
+def test_a_quantised_model_is_opened(folder):
+    again = load_pretrained(folder, model_class=Quantised)
+    assert isinstance(again.encoder.layer[0].output.dense.weight, Packed)
+    assert torch.allclose(output(again), output(load_pretrained(folder)), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -391,10 +422,15 @@ def wide_head() -> Any:
         (lambda: nn.Linear(2, 2), "Linear is no Hugging Face model"),
         (lambda: masks.window(1), "Window is no Hugging Face model"),
         (cut_layers, r"nothing could load it again: 3. differ, such as encoder\.layer\.1\."),
+        (lambda: attach(torch.ao.quantization.quantize_dynamic(bert(), {nn.Linear}), STAR),
+         r"BertModel was quantised in memory, .* quantise what ms\.load_pretrained\(folder\)"),
+        (lambda: attach(packed(bert()), STAR), r"this BertModel was quantised in memory"),
         (wide_head, r"nothing could load it again: 2 differ, such as classifier\.bias; change"),
     ],
-    ids=["nothing", "gates", "around", "around-masked", "inside", "linear", "mask", "cut", "wide"],
+    ids=["nothing", "gates", "around", "around-masked", "inside", "linear", "mask", "cut",
+         "dynamic", "packed", "wide"],
 )  # fmt: skip
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
 def test_models_that_are_not_saved(tmp_path, model, message):
     with pytest.raises(AttachError, match=message):
         save_pretrained(model(), tmp_path / "out")

@@ -162,6 +162,17 @@ def test_missing_parts_are_said_to_be_missing(tmp_path, record, objectives, shap
     assert "from one seed and therefore has no interval" in alone
 
 
+def test_a_chart_of_some_trials_does_not_claim_all(tmp_path, record, objectives, monkeypatch):
+    for part in ("chart_data", "result"):
+        monkeypatch.setattr(f"masksearch.report.{part}.DRAWN", 2)
+    study = [record(k, 0.9 - 0.02 * k, masks.window(k + 1)) for k in range(12)]
+    path = write_report(tmp_path / "report.html", objectives=objectives, studies={"tpe": study})
+    said = path.read_text()
+    assert re.search(r"The chart shows \d of 12 finished trials", said)
+    assert "Finished trials of the searches. A line joins" in said
+    assert "Every finished trial" not in said
+
+
 @pytest.mark.nightly
 def test_report_is_the_same_twice(tmp_path, record, objectives):
     told = {"studies": {"tpe": [record(0, 0.7)]}, "objectives": objectives}
