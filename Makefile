@@ -5,6 +5,7 @@
 # make test-cluster   Slurm, Ray on several nodes and PostgreSQL, with their daemons: 20 minutes, best as root
 # make test-decoders   the tests of masksearch-decoders alone
 # make test-llamacpp   GGUF files as llama.cpp computes them: builds llama-cpp-python first, up to an hour
+# make written  the pages and schemas that programs write: commands, api, gallery
 # make verify-results   every claim of the pages, recomputed from the result files that are kept
 # make docs   the site, in build/site: a minute or two; make linkcheck (network): the links that leave it
 # make gpu    the tests and benchmarks that need a GPU, with PYTHON as it is
@@ -24,7 +25,7 @@ INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecod
 BESIDE = --editable ./masksearch-bench --editable ./masksearch-decoders
 SITE = $(BIN)/python -m sphinx -q -n -j auto -W --keep-going -c docs
 
-.PHONY: demo test lint types tests test-library test-all test-cluster test-decoders test-llamacpp verify-results docs linkcheck gpu install format clean
+.PHONY: demo test lint types tests test-library test-all test-cluster test-decoders test-llamacpp verify-results written docs linkcheck gpu install format clean
 
 demo: $(BASE)
 	$(BIN)/masksearch demo --run runs/demo
@@ -62,6 +63,9 @@ test-llamacpp: $(STAMP)
 
 verify-results: $(BASE)
 	$(BIN)/python -m experiments.verify
+
+written: $(STAMP)
+	for each in docs/programs/write_*.py; do PYTHONPATH=. $(BIN)/python $$each || exit 1; done
 
 docs: $(DOCS)
 	$(SITE) -b html . build/site

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 import torch
 from torch import Tensor, nn
 
-from masksearch.errors import EvaluatorError, SearchError, without_controls
+from masksearch.errors import EvaluatorError, SearchError
 from masksearch.files import own_numbers
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
@@ -78,7 +78,6 @@ class Objective:
 
     def __post_init__(self) -> None:
         own_numbers(self)
-        object.__setattr__(self, "name", without_controls(self.name))
         if self.goal not in ("min", "max"):
             raise ValueError(f"goal must be 'min' or 'max', got {self.goal!r}")
         if self.worst != self.worst:  # NaN
@@ -108,9 +107,8 @@ class Report:
                 'ms.contracts.Report(step, {"accuracy": accuracy})'
             )
         for name in self.values:
-            if not isinstance(name, str) or name != without_controls(name):
-                plain = without_controls(str(name))
-                raise EvaluatorError(f"reported names are plain text, as {plain!r}; got {name!r}")
+            if not isinstance(name, str):
+                raise EvaluatorError(f"reported names are text, as {str(name)!r}; got {name!r}")
         plain = {name: plain_number(name, value) for name, value in self.values.items()}
         own_numbers(self)
         if whole(self.step) is None or self.step < 0:

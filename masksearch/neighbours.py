@@ -1,4 +1,4 @@
-"""What distributions beside this one add, found by entry points.
+"""Parts that distributions beside this one add, found by entry points.
 
 Their groups are `masksearch.strategies` (name -> a `StrategySpec`), `masksearch.commands` (name
 -> a command) and `masksearch.parts` (name -> what one place here asks for).

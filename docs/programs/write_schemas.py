@@ -335,7 +335,6 @@ class Result(Struct):
     version: Literal[1]
     title: str
     about: Annotated[Lines, about("What it is about, where its maker says so.")]
-    progress: Annotated[Lines, about("How far runs are that go on.")]
     verdicts: Lines
     unread: Annotated[Lines, about("Run folders that could not be read, and why.")]
     sections: list[Section]

@@ -45,7 +45,7 @@ from masksearch.tasks.text.files import make_absolute
 from masksearch.tasks.text.layout import RowLayout
 from masksearch.tasks.text.packing import IdLists, shrink
 from masksearch.tasks.text.rows import RowSource, digest_in_layout
-from masksearch.training.parts import refuse_missing
+from masksearch.training.parts import at_least, refuse_missing
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -93,8 +93,8 @@ class SquadEvaluator(FineTuning):
     _: KW_ONLY
     squad_held_out: Path | str | None = None
     max_question: int | None = None
-    stride: int | None = None
-    max_answer: int = 30
+    stride: int | None = at_least(1, None)
+    max_answer: int = at_least(1, 30)
     null_threshold: float = 0.0
 
     downstream: ClassVar[tuple[str, ...]] = ("SQuAD",)

@@ -56,6 +56,7 @@ from masksearch.training.parts import (
     ModelConfig,
     Precision,
     TextConfig,
+    at_least,
 )
 from masksearch_decoders import decoders
 from masksearch_decoders.cache.cache_bytes import CacheSizes, needed_bytes
@@ -155,16 +156,16 @@ class CausalEvaluator(
     held_out_sequences: int = 64
     length: int = Default(256)
     architecture: str = "llama"
-    kv_heads: int | None = None
+    kv_heads: int | None = at_least(1, None)
     batch: int = 16
     precision: Precision | None = None
     recover_lr: float | None = 3e-4
-    recover_tokens: int = 200_000
+    recover_tokens: int = at_least(1, 200_000)
     cost: Cost = "effective_sparsity"
     bands: Sequence[int] | None = None
     kl: bool = False
     tasks: Sequence[str] = ()
-    task_rows: int = 16
+    task_rows: int = at_least(1, 16)
 
     measure_names = (CACHE, CACHE_PER_HEAD)
 

@@ -374,8 +374,6 @@ def test_wrong_tasks_are_refused(data: Path) -> None:
         evaluator(data, tasks="passkey", length=250).settings()
     with pytest.raises(ms.errors.UnknownNameError, match="niah_multikey_1"):
         evaluator(data, tasks=["niah_multikey1"])
-    with pytest.raises(ms.errors.UnknownNameError, match="task_rows"):
-        evaluator(data, passkeys=32)
     with pytest.raises(ValueError, match="planted recall has token ids of its own, so tasks="):
         CausalEvaluator(Recall(), tasks=["vt"])
 

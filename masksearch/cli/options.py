@@ -297,7 +297,10 @@ def read_source(path: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
                 declared |= inherited[1]
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                declared[item.target.id] = ast.unparse(item.value) if item.value else ""
+                value = item.value
+                if isinstance(value, ast.Call) and value.args:  # as at_least(0, 800)
+                    value = value.args[:2][-1]
+                declared[item.target.id] = ast.unparse(value) if value else ""
     else:
         args = [*node.args.args, *node.args.kwonlyargs]
         defaults = [*node.args.defaults, *node.args.kw_defaults]

@@ -21,7 +21,6 @@ from masksearch.cli.options import (
     argument,
     described,
     described_values,
-    flag,
     option,
     takes,
 )
@@ -140,7 +139,6 @@ class ReportOptions:
         "Write the page to this file; of a mask, its picture (NAME.png).",
         *(OUTPUT, "report.html in the folder; here, where there are several", "FILE"),
     )
-    watch: bool = flag("watch", "Write the page again and again while a run goes on.", OUTPUT)
     storage: Storage = None
     against: str | None = option(
         "What masks are set against in the verdict of a comparison: named, nearest or all (see "
@@ -166,7 +164,7 @@ def report(options: ReportOptions) -> None:
     picture.
 
     Examples:
-        masksearch report runs/search --watch
+        masksearch report runs/search
         masksearch report runs/a runs/b --out runs/all.html
         masksearch report runs/compare --against all
         masksearch report "bigbird(2,1,2) | window(3)" --length 48
@@ -179,14 +177,9 @@ def report(options: ReportOptions) -> None:
     if len(folders) < len(runs):
         stray = next(run for run in runs if not Path(run).is_dir())
         raise FileNotFoundError(f"{stray}: no such run folder")
-    from masksearch.report.collect import report_on, studies_in, watch_runs
+    from masksearch.report.collect import report_on, studies_in
 
     path = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
-    if options.watch:
-        typer.echo(f"watching; the page loads itself again: {path.resolve()}")
-        *_, page = watch_runs(folders, path, storage=storage)
-        typer.echo(f"report: {page.resolve()}")
-        return
     page = report_on(folders, path, storage=storage)
     result: dict[str, Any] = {"report": str(page.resolve())}
     studies = studies_in(folders[0], storage) if len(folders) == 1 else []

@@ -69,6 +69,8 @@ from masksearch.training.parts import (
     MachineConfig,
     ModelConfig,
     TextConfig,
+    at_least,
+    positive,
     settings_fields,
 )
 
@@ -137,17 +139,17 @@ class FineTuning(
     """
 
     adapt: How = "train"
-    recover_steps: int = 100
+    recover_steps: int = at_least(1, 100)
     gates_learn_from: LearnFrom | None = None
-    gates_batch: int | None = None
+    gates_batch: int | None = at_least(1, None)
     keep_recovered: bool = False
-    finetune_lr: float | None = None
-    finetune_batch: int = 32
-    epochs: int = 3
-    finetune_seeds: int = 1
+    finetune_lr: float | None = positive(None)
+    finetune_batch: int = at_least(1, 32)
+    epochs: int = at_least(1, 3)
+    finetune_seeds: int = at_least(1, 1)
     frozen: Frozen = None
-    rows: int | None = 10_000
-    dev_rows: int | None = 2_000
+    rows: int | None = at_least(1, 10_000)
+    dev_rows: int | None = at_least(1, 2_000)
     split_seed: int = 0
 
     score_name: ClassVar[str]  # what a search improves
@@ -346,7 +348,7 @@ class FineTuning(
         """Whether a fine-tuned folder is judged as it is, which no seed changes."""
         return self.adapt == "none" and self.is_tuned
 
-    @property
+    @cached_property
     def is_tuned(self) -> bool:
         """Whether the checkpoint is fine-tuned already."""
         return tuned_kind(self.start.locate()) is not None

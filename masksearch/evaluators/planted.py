@@ -43,6 +43,7 @@ from masksearch.models.sizes import AnySize, find_size
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch.tasks.planted.process import PlantedLabelTask, PlantedProcess, PlantedTask
 from masksearch.training.loop import TrainConfig, one_thread, report_steps, train
+from masksearch.training.parts import at_least, positive
 
 WEIGHTS, HEAD, DATA, DOWNSTREAM = 21, 22, 23, 24  # streams of random numbers
 NARROW = 64  # width up to which one thread trains a model
@@ -97,18 +98,18 @@ class PlantedEvaluator(TrainingBase, Evaluator):
 
     process: PlantedProcess | GradedProcess = field(default_factory=PlantedProcess)
     _: KW_ONLY
-    held_out_sequences: int = 1024
+    held_out_sequences: int = at_least(1, 1024)
     size: AnySize = "nano"
-    initializer_range: float | None = 0.18
+    initializer_range: float | None = positive(0.18)
     steps: int = 500
     batch: int = 16
     lr: float | None = 4e-3
     reports: int = 5
-    downstream_steps: int = 24
+    downstream_steps: int = at_least(1, 24)
     downstream_batch: int = 32
-    gate_batch: int = 64
+    gate_batch: int = at_least(1, 64)
     gate_initializer_range: float = 0.12
-    downstream_lr: float = 2e-3
+    downstream_lr: float = positive(2e-3)
 
     def __post_init__(self) -> None:
         super().__post_init__()

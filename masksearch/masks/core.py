@@ -124,12 +124,12 @@ class Mask:
                 changed[name] = tuple(change(one) for one in value)
         return dataclasses.replace(cast(Any, self), **changed) if changed else self
 
-    @property
+    @cached_property
     def heads(self) -> int | None:
         """Number of heads that the mask tells apart; None = the same for any number."""
         return common_count([part.heads for part in self.parts], HeadCountError, "heads")
 
-    @property
+    @cached_property
     def layers(self) -> int | None:
         """Number of layers that the mask tells apart; None = the same for any number."""
         return common_count([part.layers for part in self.parts], LayerCountError, "layers")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -61,13 +62,13 @@ class BitMask(Mask):
         """The bits as `[layers | 1, heads | 1, .., own]`."""
         return self.bits.view((1,) * (len(self.own) + 2 - self.bits.ndim) + self.bits.shape)
 
-    @property
+    @cached_property
     def heads(self) -> int | None:
         """Number of heads that have bits of their own; None = one for all."""
         count = self.planes_of_bits.shape[1]
         return count if count > 1 else None
 
-    @property
+    @cached_property
     def layers(self) -> int | None:
         """Number of layers that have bits of their own; None = one for all."""
         count = len(self.planes_of_bits)
@@ -279,7 +280,7 @@ class PerHead(Mask):
         if any(part.heads is not None for part in self.of):
             raise HeadCountError("per_head takes masks that do not tell heads apart themselves")
 
-    @property
+    @cached_property
     def heads(self) -> int | None:
         """Number of masks."""
         return len(self.of)
@@ -318,7 +319,7 @@ class PerLayer(Mask):
         if any(part.layers is not None for part in self.of):
             raise LayerCountError("per_layer takes masks that do not tell layers apart themselves")
 
-    @property
+    @cached_property
     def layers(self) -> int | None:
         """Number of masks."""
         return len(self.of)

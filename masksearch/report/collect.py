@@ -6,9 +6,8 @@ import contextlib
 import json
 import math
 import shlex
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,13 +26,11 @@ from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.page import write_report
 from masksearch.report.section import Recipe, Section, evaluate_line, recipe_of
 from masksearch.study.status import NAME as STATUS
-from masksearch.study.status import read_status, status_lines
-from masksearch.study.storage import hide_secrets, is_locked
+from masksearch.study.storage import hide_secrets
 from masksearch.study.store import StudyStore, holds_study
 
 NOTES = "notes.json"  # facts and verdicts that a program left in the run folder
 COMMAND = "command.json"  # what the command line left there
-WATCHED = 2.0  # seconds between two looks at a run that goes on
 RESAMPLES = 300  # draws of the bootstrap of a page's proxy card
 CARD_MASKS = 500  # that a page's proxy card is judged on; its pairs are compared one by one
 LONGEST = 40  # characters of a setting that may stand in a section's title
@@ -180,7 +177,6 @@ def report_on(
     *,
     command: str = "",
     storage: str | BaseStorage | None = None,
-    live: bool = False,
 ) -> Path:
     """Writes the page of run folders, with its data, figures and tables beside it.
 
@@ -193,8 +189,6 @@ def report_on(
         command: Writes the page again.
         storage: Where the run's study lies, if it is not the folder's own database; of several
             runs, those that name it.
-        live: Whether the runs go on: the page then says how far they are and loads itself again,
-            and no figures, tables and proxy card are made.
 
     Returns:
         The path of the page.
@@ -218,7 +212,7 @@ def report_on(
         groups.setdefault(key, []).append(study)
     titles = name_groups(list(groups.values()))
     sections = [
-        section_on(studies, title, {} if index else notes.get("facts", {}), live=live)
+        section_on(studies, title, {} if index else notes.get("facts", {}))
         for index, (studies, title) in enumerate(zip(groups.values(), titles, strict=True))
     ]
     if truth := [(sparsity, score) for sparsity, score in notes.get("truth", [])]:
@@ -230,49 +224,8 @@ def report_on(
         about=notes.get("about", []),
         verdicts=notes.get("verdicts", []),
         unread=unread,
-        progress=progress_of([study.run for study in every]) if live else (),
         command=command or shlex.join(["masksearch", "report", *map(str, runs)]),
     )
-
-
-def progress_of(runs: Sequence[Path]) -> list[str]:
-    """How far each of these runs is that still goes on, in a line or two each."""
-    lines = []
-    for run in filter(is_locked, runs):
-        try:
-            lines += status_lines(run, read_status(run))[:2]
-        except SearchError:  # it has no board yet
-            lines.append(f"{run} begins")
-    return lines
-
-
-def watch_runs(
-    runs: Sequence[Path], path: Path, *, storage: str | BaseStorage | None = None
-) -> Iterator[Path]:
-    """Writes the page again and again while a run goes on; at last with its figures and tables.
-
-    Args:
-        runs: As in `report_on`. Folders that hold no study yet are waited for.
-        path: Of the page.
-        storage: As in `report_on`.
-
-    Yields:
-        The page, whenever it was written; the last time after all runs have ended.
-    """
-    before: list[int] = []
-    while True:
-        began = time.monotonic()
-        folders = [f for run in runs for f in (run, *sorted(run.glob("*/"))) if holds_study(f)]
-        boards = [folder / STATUS for folder in folders if (folder / STATUS).is_file()]
-        now = [board.stat().st_mtime_ns for board in boards]
-        going = not folders or bool(progress_of(folders))
-        if folders and (now != before or not going):
-            with contextlib.suppress(*([SearchError] if going else [])):  # has hardly begun
-                yield report_on(runs, path, storage=storage, live=going)
-        if not going:
-            return
-        before = now
-        time.sleep(WATCHED + 3 * (time.monotonic() - began))  # a quarter of a core at most
 
 
 def write_comparison(comparison: ComparedMasks, path: Path | str) -> Path:
@@ -288,10 +241,8 @@ def write_comparison(comparison: ComparedMasks, path: Path | str) -> Path:
     return write_report(path, [section], title="Masks compared")
 
 
-def section_on(
-    studies: Sequence[StoredStudy], title: str, facts: Mapping[str, str], *, live: bool = False
-) -> Section:
-    """The section of studies of one protocol; without a proxy card while a run goes on."""
+def section_on(studies: Sequence[StoredStudy], title: str, facts: Mapping[str, str]) -> Section:
+    """The section of studies of one protocol."""
     main, searches = studies[0], [study for study in studies if study.kind == "search"]
     compared = [study for study in studies if study.kind == "compare"]
     strategies = [study.facts.get("strategy", study.name) for study in searches]
@@ -313,7 +264,7 @@ def section_on(
         {"protocol": main.facts.get("protocol", ""), **limits_of(searches), **facts},
         main.shape,
         dam_health(searches),
-        None if live else card_of_studies(studies),
+        card_of_studies(studies),
         [study.recipe for study in studies],
         searches_of([study for name, study in pairs if name not in unfinished]),
         {name: study.run for name, study in pairs},

@@ -284,5 +284,3 @@ theme.onclick = () => {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { label(); drawAll(); });
 label();
 drawAll();
-if (document.body.dataset.refresh)
-  setInterval(() => card.open || location.reload(), 1000 * document.body.dataset.refresh);

@@ -33,14 +33,11 @@ from masksearch.report.style import save
 from masksearch.report.tables import front_table
 
 RESULT, FIGURES = "result.json", "figures"  # beside the page
-REFRESH = 5  # seconds after which the page of a run that goes on loads itself again
 PICTURES = 16  # masks of the printed figure at most
 ZOOM = 1.5 * 96  # pixels of the page for an inch of a figure
 
 
-def write_report(
-    path: Path | str, sections: Sequence[Section], *, progress: Sequence[str] = (), **head: Any
-) -> Path:
+def write_report(path: Path | str, sections: Sequence[Section], **head: Any) -> Path:
     """Writes the page, and beside it `result.json`, `figures/` and `tables/`; beside one that is
     not called `report.html` these are named after it, as `both_figures/` beside `both.html`.
 
@@ -51,8 +48,6 @@ def write_report(
     Args:
         path: Of the page; folders are made.
         sections: One for each protocol; scores of two protocols never share a figure.
-        progress: Lines on runs that go on. With them the page loads itself again and again, and
-            neither figures nor tables are written.
         **head: What else stands on top, as in `result_of`.
 
     Returns:
@@ -68,11 +63,11 @@ def write_report(
     for each in (file for folder in (figures, tables) for file in (folder, *folder.glob("*"))):
         if each.is_symlink():
             raise ValueError(f"{each} is a link, which no page follows; delete it, or take --out")
-    data = result_of(sections, progress=progress, **head)
+    data = result_of(sections, **head)
     result: dict[str, Any] = plain_data(data)
-    for chart in () if progress else charts_of(result):
+    for chart in charts_of(result):
         write_chart(chart, figures)
-    for index, section in enumerate(() if progress else sections):
+    for index, section in enumerate(sections):
         write_tables(tables, section.key, paper_tables(data["sections"][index], section))
         result["sections"][index]["figures"] = draw(figures, section)
     write_text_in_one_move(
@@ -126,7 +121,6 @@ def render_page(result: Mapping[str, Any], figures: Path) -> str:
         specs=charts,
         names_of=names_of,
         vega=vega_script() if charts else "",
-        refresh=REFRESH,
         style=style,
         script=script,
     )

@@ -59,7 +59,6 @@ def result_of(
     about: Sequence[str] = (),
     verdicts: Sequence[str] = (),
     unread: Sequence[str] = (),
-    progress: Sequence[str] = (),
     command: str = "",
 ) -> dict[str, Any]:
     """All that a page says.
@@ -70,7 +69,6 @@ def result_of(
         about: What it is about, a paragraph each.
         verdicts: Lines for its head.
         unread: Lines on folders that could not be read.
-        progress: Lines on runs that still go on.
         command: Writes the page again.
 
     Returns:
@@ -85,7 +83,6 @@ def result_of(
         "version": VERSION,
         "title": title,
         "about": list(about),
-        "progress": list(progress),
         "verdicts": list(verdicts),
         "unread": list(unread),
         "sections": [section_data(section, pictures, compared) for section in sections],

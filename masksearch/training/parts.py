@@ -9,10 +9,10 @@ loads torch: the command line reads its options from these classes.
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import KW_ONLY, MISSING, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from masksearch.errors import UnknownNameError, check_name, did_you_mean
 from masksearch.files import own_numbers
@@ -30,22 +30,28 @@ PLANTED = "recall"  # names planted recall in place of a text
 RATES = (2e-3, 1e-4)  # peak learning rates: from random weights, and from a checkpoint's
 FINETUNE_RATES = (5e-4, 5e-5)
 
-AT_LEAST_1 = (
-    *("batch", "micro_batches", "reports", "length", "vocabulary", "held_out_sequences"),
-    *("kv_heads", "recover_steps", "recover_tokens", "epochs", "finetune_batch"),
-    *("finetune_seeds", "gates_batch", "rows", "dev_rows", "task_rows", "stride", "max_answer"),
-    *("downstream_steps", "gate_batch"),
-)
-LEAST = {"steps": 0} | dict.fromkeys(AT_LEAST_1, 1)
-POSITIVE = ("lr", "recover_lr", "finetune_lr", "downstream_lr", "initializer_range")
-CHOICES: dict[str, tuple[str, Any]] = {  # what it is called, and its type
-    "pretraining": ("pre-training", Pretraining),
-    "schedule": ("schedule", Schedule),
-    "optimiser": ("optimiser", Optimiser),
-    "precision": ("precision", Precision),
-    "adapt": ("adapt", How),
-    "learn_from": ("learn_from", LearnFrom),
-}
+
+# -- rules of fields ------------------------------------------------------------------------------
+def at_least(least: int, default: Any) -> Any:
+    """A field of numbers from `least` on; None may stand for none."""
+    return field(default=default, metadata={"least": least})
+
+
+def positive(default: float | None) -> Any:
+    """A field of numbers above 0; None may stand for none."""
+    return field(default=default, metadata={"above": 0})
+
+
+def one_of(kind: Any, default: str | None, what: str = "") -> Any:
+    """A field of the names of a `Literal`; errors call it `what`, or by its name."""
+    return field(default=default, metadata={"names": get_args(kind), "what": what})
+
+
+def rules_of(kind: type) -> dict[str, Mapping[str, Any]]:
+    """Name -> rule of its field; a class that gives a field another default keeps its rule."""
+    declared = [vars(base).get("__dataclass_fields__", {}) for base in reversed(kind.__mro__)]
+    every = [each for fields in declared for each in fields.values() if each.metadata]
+    return {each.name: each.metadata for each in every}
 
 
 # -- the groups ----------------------------------------------------------------------------------
@@ -54,24 +60,7 @@ class Default(int):
 
 
 class Settings:
-    """The base of groups: refuses names that a class does not have, and values out of range."""
-
-    if not TYPE_CHECKING:  # type checkers read the signature that a dataclass has
-
-        def __new__(cls, *values: Any, **settings: Any) -> Self:
-            """Names what is near to a setting that the class does not have."""
-            parameters = [*inspect.signature(cls.__init__).parameters.values()][1:]
-            kinds = {each.name: each.kind for each in parameters}
-            if inspect.Parameter.VAR_KEYWORD not in kinds.values():
-                for name in settings.keys() - kinds.keys():
-                    raise unknown_setting(cls, name)
-            first = [name for name, kind in kinds.items() if kind < inspect.Parameter.KEYWORD_ONLY]
-            if len(values) > len(first) and inspect.Parameter.VAR_POSITIONAL not in kinds.values():
-                raise TypeError(
-                    f"{cls.__name__} takes {', '.join(first) or 'nothing'} by position, got "
-                    f"{len(values)} values; name the others"
-                )
-            return super().__new__(cls)
+    """The base of groups: refuses values that break the rule of their field."""
 
     def __init_subclass__(cls, **more: Any) -> None:
         super().__init_subclass__(**more)
@@ -86,15 +75,15 @@ class Settings:
     def __post_init__(self) -> None:
         own_numbers(self)
         settings = vars(self)
-        for name, least in LEAST.items():
-            if (value := settings.get(name)) is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        for name in POSITIVE:
-            if (value := settings.get(name)) is not None and not value > 0:
+        for name, rule in rules_of(type(self)).items():
+            if (value := settings.get(name)) is None:
+                continue
+            if "least" in rule and value < rule["least"]:
+                raise ValueError(f"{name} must be at least {rule['least']}, got {value}")
+            if "above" in rule and not value > 0:
                 raise ValueError(f"{name} must be positive, got {value}")
-        for name, (what, kind) in CHOICES.items():
-            if settings.get(name) is not None:
-                check_name(what, settings[name], get_args(kind))
+            if "names" in rule:
+                check_name(rule["what"] or name, value, rule["names"])
         if "size" in settings:
             object.__setattr__(self, "size", size_name(settings["size"]))  # one for equal sizes
 
@@ -135,10 +124,10 @@ class TextConfig(Settings):
     corpus: AnyText = None
     _: KW_ONLY
     held_out: Path | str | float | None = None
-    held_out_sequences: int = 512
+    held_out_sequences: int = at_least(1, 512)
     tokenizer: str | Path | None = None
-    vocabulary: int = 4096
-    length: int = 128
+    vocabulary: int = at_least(1, 4096)
+    length: int = at_least(1, 128)
     cache: Path | str | None = None
 
     def __post_init__(self) -> None:
@@ -172,7 +161,7 @@ class ModelConfig(Settings):
     weights: str | Path | None = None
     size: AnySize = "tiny"
     architecture: str = "bert"
-    initializer_range: float | None = None
+    initializer_range: float | None = positive(None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -199,14 +188,14 @@ class TrainingConfig(Settings):
         reports: Number of reports; their steps double up to `steps`.
     """
 
-    steps: int = 800
-    batch: int = 32
-    micro_batches: int = 1
-    lr: float | None = None
+    steps: int = at_least(0, 800)
+    batch: int = at_least(1, 32)
+    micro_batches: int = at_least(1, 1)
+    lr: float | None = positive(None)
     warmup: float = 0.06
-    schedule: Schedule = "linear"
-    optimiser: Optimiser = "adamw"
-    reports: int = 8
+    schedule: Schedule = one_of(Schedule, "linear")
+    optimiser: Optimiser = one_of(Optimiser, "adamw")
+    reports: int = at_least(1, 8)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -232,7 +221,7 @@ class EncoderConfig(Settings):
             that the process has compiled before are dropped first.
     """
 
-    pretraining: Pretraining = "mlm"
+    pretraining: Pretraining = one_of(Pretraining, "mlm", "pre-training")
     whole_words: bool = False
     dropout: float | None = None
     compile: bool = False
@@ -257,7 +246,7 @@ class MachineConfig(Settings):
     """
 
     device: str = "auto"
-    precision: Precision | None = "float32"
+    precision: Precision | None = one_of(Precision, "float32")
     checkpoint_seconds: float = 60.0
 
 
@@ -275,9 +264,9 @@ class AdaptConfig(Settings):
             of an encoder `"both"` in equal parts, or of a decoder its last `"hidden"` states.
     """
 
-    adapt: How | None = None
-    recover_lr: float | None = None
-    learn_from: LearnFrom = "labels"
+    adapt: How | None = one_of(How, None)
+    recover_lr: float | None = positive(None)
+    learn_from: LearnFrom = one_of(LearnFrom, "labels")
 
 
 def refuse_missing(evaluator: Settings, name: str) -> None:

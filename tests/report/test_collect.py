@@ -13,7 +13,7 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.contracts import Objective, Record
+from masksearch.contracts import Objective
 from masksearch.report.collect import (
     StoredStudy,
     name_groups,
@@ -75,21 +75,6 @@ def test_page_says_how_every_study_was_made(runs):
     assert dict(found["judged"].recipe.rows)["seeds"] == "[5, 6]"
 
 
-@pytest.mark.nightly
-def test_a_run_that_goes_on_is_told(tmp_path):
-    run, pages = tmp_path / "run", []
-
-    def told(record: Record) -> None:
-        if len(pages) == 1:
-            (run / "status.json").unlink()  # as before its first trial
-        pages.append(report_on(run, tmp_path / "report.html", live=True).read_text())
-
-    ms.search(space, ToyEvaluator(), run=run, trials=2, listeners=[told], progress=None)
-    assert [f"{run} begins" in page for page in pages] == [False, True]
-    ended = report_on(run, tmp_path / "report.html", live=True).read_text()
-    assert ["search by tpe" in page for page in (pages[0], ended)] == [True, False]
-
-
 def test_folder_of_nothing_that_can_be_read_is_an_error(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "study.db").write_bytes(b"no database")
@@ -129,7 +114,7 @@ def test_command_of_the_page_makes_the_study_again(tmp_path, command):
     command(*words, "--run", tmp_path / "a b")
     line = studies_in(tmp_path / "a b")[0].recipe.command
     assert shlex.split(line)[0] == "masksearch"
-    report_on(tmp_path / "a b", tmp_path / "report.html", live=True)
+    report_on(tmp_path / "a b", tmp_path / "report.html")
     (section,) = json.loads((tmp_path / "result.json").read_text())["sections"]
     judged = f"masksearch compare MASK --controls none --evaluator '{here}:ToyEvaluator'"
     assert section["evaluate"] == judged
@@ -205,7 +190,7 @@ def test_an_unfinished_search_is_named_and_left_out_at_equal_compute(tmp_path, s
             raise KeyboardInterrupt
 
     def section():
-        report_on(tmp_path, tmp_path / "report.html", live=True)
+        report_on(tmp_path, tmp_path / "report.html")
         return json.loads((tmp_path / "result.json").read_text())["sections"][0]
 
     last = seeds - 1
@@ -233,7 +218,7 @@ def test_searches_of_one_name_are_told_apart_by_their_folders(tmp_path):
     for run in runs:
         ms.search(space, ToyEvaluator(), run=run, trials=1, progress=None)
     for shown, names in ((runs, ["tpe/0", "tpe/1", "random/0", "b/other"]), (runs[:1], ["tpe"])):
-        report_on(shown, tmp_path / "report.html", live=True)
+        report_on(shown, tmp_path / "report.html")
         (section,) = json.loads((tmp_path / "result.json").read_text())["sections"]
         assert [row[0]["text"] for row in section["runs"]["rows"]] == names
         assert section["evaluate"] == ""  # no command began them

@@ -42,7 +42,7 @@ def section(record, compared, objectives, shape):
 
 @pytest.mark.slow
 def test_result_validates_and_is_json(section, tmp_path):
-    write_report(tmp_path / "report.html", [section], title="t", progress=["on its way"])
+    write_report(tmp_path / "report.html", [section], title="t")
     again = json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)
     check_file(tmp_path / "result.json", "result")
     assert again["failures"][0]["reason"] == "boom"

@@ -192,9 +192,18 @@ def digest_in_layout(source: RowSource, digest: str) -> str:
     return digest if usual else short_hash(digest, repr(layout))
 
 
+@dataclass(frozen=True)
+class TokenRow:
+    """A tokenized example."""
+
+    ids: list[int]
+    first: int  # tokens of type 0
+    label: float  # a score, or a class number (an int)
+
+
 @dataclass(frozen=True, eq=False)
 class TokenRows:
-    """Many labelled rows in arrays, in memory and in a pickle.
+    """Many labelled rows in arrays, in memory and in a pickle; a row is made where it is read.
 
     Args:
         ids: Every row's ids.
@@ -232,6 +241,9 @@ class TokenRows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __getitem__(self, index: int) -> TokenRow:
+        return TokenRow(self.ids[index], int(self.firsts[index]), self.labels[index].item())
 
     def batch(self, chosen: Sequence[int]) -> Batch:
         """The padded rows of those numbers, and their labels `[rows]`."""
