@@ -17,6 +17,7 @@ from masksearch import GlueEvaluator, attach, masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import UnknownNameError
 from masksearch.models.encoders import SequenceClassifier, encoder
+from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.tasks import TASKS, GlueTask, glue_score
 
 
@@ -47,6 +48,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows += [f"{words(9)}\t{words(40)}\t{draw.choice(labels)}" for _ in range(40)]
         write_lines(folder / "glue" / "MNLI" / f"{name}.tsv", rows)
     return folder
+
+
+def test_a_name_that_stands_alone_is_the_only_one(data):
+    own = GlueTask("SST-2", ("sentence",), "label", metrics=("accuracy",))
+    for one in ("SST-2", own):
+        judge = evaluator(data, tasks=one)
+        assert judge == evaluator(data, tasks=(one,))
+        assert judge.protocol == evaluator(data, tasks=[one]).protocol
+    assert own == GlueTask("SST-2", "sentence", "label", metrics="accuracy")
+    folder = data / "glue" / "SST-2"
+    alone = replace(evaluator(data), glue=folder, tasks=Columns("sentence", "label"))
+    assert alone == replace(alone, glue=folder, tasks=(Columns(("sentence",), "label"),))
 
 
 def evaluator(data: Path, **settings: object) -> GlueEvaluator:
