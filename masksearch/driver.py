@@ -319,7 +319,8 @@ def search(
             or of what the evaluator's second objective counts (`kv_bytes`). A space asks
             `masksearch.budget_of(trial)`; draws beyond theirs are not trained and count as no
             trials, and after 50 in a row the search ends. "dam" and "prune" cut their masks at
-            these densities, "allocate" solves for these budgets.
+            these densities, "allocate" solves for these budgets. The smallest is the target of
+            DAM's gates, unless `config` has a `density`.
         baselines: Name -> mask, judged first, beside the trials and on top of them;
             `masks.FAMILIES` for the six families. None = with a budget the hand-designed ones
             of that cost (`masks.equal_cost_baselines`, some twenty a budget), without one none. A

@@ -44,7 +44,7 @@ from masksearch.models.card import Findings
 from masksearch.models.checkpoints import CONFIG, VERSION, find_folder, quiet
 from masksearch.models.pretrained import tuned_kind
 from masksearch.models.saving import copy_tokenizer, limit_length, save_pretrained
-from masksearch.strategies.build import spec_of
+from masksearch.strategies.build import aim_gates, spec_of
 from masksearch.strategies.opening import hand_designed
 from masksearch.study.records import read_budgets
 from masksearch.study.status import clock
@@ -195,7 +195,7 @@ def sparsify(
     gated, drawn = spec.gated is not None and spec.gated({}), spec.space != "none"
     options = dict(strategy_options or (DAM if gated else {}))
     if gated:
-        options["config"] = {"density": limit, **options.get("config", {})}
+        options["config"] = aim_gates(options.get("config", {}), [limit])
     trials = trials or (TRIALS if drawn else 2)
     searches = range(seed, seed + (1 if recover_steps else seeds or 1))
     judged = range(FIRST_SEED, FIRST_SEED + (seeds or SEEDS if recover_steps else 1))

@@ -20,8 +20,8 @@ from masksearch.analysis.pareto import keeps_budget
 from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.errors import ResumeError, SearchError
 from masksearch.gates.discretise import at_sparsity
-from masksearch.masks.measure import effective_density, pair_weights
-from masksearch.study.records import parse_constraint
+from masksearch.masks.measure import effective_density, measures, pair_weights
+from masksearch.study.records import Constraint, parse_constraint
 from masksearch.study.status import read_status, status_lines
 from masksearch.tasks.planted.process import PlantedProcess
 from masksearch.user_code import load_function, shape_of
@@ -57,6 +57,40 @@ def spelled(share: Fraction) -> float | None:
     """A share as it is typed, where it has an end in decimals."""
     digits = Decimal(share.numerator) / Decimal(share.denominator)
     return float(digits) if Fraction(digits) == share else None
+
+
+SHARES = ["sparsity", "effective_sparsity", "density", "block_density", "sparsity_off_diagonal"]
+
+
+@given(
+    st.sampled_from([*SHARES, "kv_bytes"]),
+    st.sampled_from(["<=", ">=", "<", ">"]),
+    st.floats(-200, -0.001) | st.floats(1.001, 200),
+)
+def test_a_limit_that_is_no_share_is_refused(name, sign, limit):
+    with pytest.raises(
+        ValueError, match=rf"^{name} is a share in \[0, 1\], as 0\.9; got '{name} "
+    ):
+        parse_constraint(f"{name} {sign} {limit:.6f}", measured=["kv_bytes"])
+
+
+@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("limit", [0, 1])
+@pytest.mark.parametrize("sign", ["<=", ">=", "<", ">"])
+def test_a_limit_at_an_end_is_refused_where_no_mask_is(name, sign, limit):
+    text, shape = f"{name} {sign} {limit}", ms.Shape(64, 1, 1)
+    ends = [measures(mask, shape, block=1) for mask in (masks.window(0), masks.full())]
+    limited = Constraint(name, sign, limit)
+    if any(limited.holds(end[name]) for end in ends):
+        assert parse_constraint(text) == limited
+    else:
+        with pytest.raises(ValueError, match=f"^no mask keeps '{text}'"):
+            parse_constraint(text)
+
+
+@pytest.mark.parametrize("text", ["hops <= 4", "score >= 90"])
+def test_a_limit_on_what_is_no_share_may_be_any(text):
+    assert str(parse_constraint(text, ["score"])) == text
 
 
 @given(st.sampled_from([5, 10, 16, 20, 25, 40, 50, 100]), st.integers(1, 99), st.booleans())
@@ -316,7 +350,7 @@ def test_another_budget_is_another_search(tmp_path):
     [
         ({"budget": 0}, r"shares in \(0, 1\].*got 0$"),
         ({"budget": [0.3, 1.2]}, r"shares in \(0, 1\].*got 1.2$"),
-        ({"budget": "0.3"}, r"shares in \(0, 1\].*got '0'$"),
+        ({"budget": "0.3"}, r"shares in \(0, 1\].*got '0.3'$"),
         ({"budget": 0.05, "space": blind}, r"the diagonal costs, 0.0625 \(density\); got 0.05"),
         ({"budget": 0.1, "space": ms.Units(SHAPE, (masks.window(1), masks.full()))},
          r"every unit at its lowest mask, window\(1\), the density is 0.1797, asked for 0.1"),
@@ -401,6 +435,31 @@ def test_cuts_within_a_density_are_never_above_it(density, lengths):
         told = {"weights": weights, "within": True}
         cut = cost(masks.table(at_sparsity(chances, 1 - share, **told)), shape)
         assert share - 1 / 144 < cut <= share + 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:DAM")
+@pytest.mark.parametrize(
+    ("budget", "config", "target"),
+    [
+        (0.3, {}, 0.3),
+        ([0.4, 0.3, 0.5], {}, 0.3),
+        ([0.4, 0.3], {"density": 0.45}, 0.45),
+        (1.0, {}, None),  # DAM's own
+        (None, {}, None),
+    ],
+)
+def test_dam_trains_its_gates_for_the_smallest_budget(tmp_path, budget, config, target, capsys):
+    process = PlantedProcess(length=12, vocabulary=8, offsets=(5,), keys=1)
+    evaluator = ms.PlantedEvaluator(process, steps=4, downstream_steps=2, held_out_sequences=8)
+    options = {"config": {"steps": 4, "dense_warmup": 0.25, **config}}
+    told = {"strategy": "dam", "strategy_options": options, "budget": budget, "trials": 1}
+    study = search(None, tmp_path / "run", evaluator, **told, progress="auto")
+    asked = study.records()[0].job.config.get("density")
+    assert asked == (target or pytest.approx(2 / 12))
+    assert f"#0 one-shot training, target density {asked:.4g}" in capsys.readouterr().err
+    again = search(None, tmp_path / "run", evaluator, **told)  # the same search
+    assert len(again.records()) == 1
 
 
 @pytest.mark.slow

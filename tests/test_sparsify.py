@@ -209,6 +209,9 @@ def test_columns_are_one_task(place):
         GlueEvaluator(None, place / "reviews", tasks=(own, "SST-2"), weights=place / "checkpoint")
 
 
+READ = ["--data", "D", "--text", "text", "--label", "label"]
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -226,7 +229,21 @@ def test_columns_are_one_task(place):
         (["--glue", "D", "--tasks", "STS-B", "--label", "x"], "--label needs --data FOLDER"),
         (["--glue", "D"], "give --glue FOLDER --tasks NAME, or --data FOLDER"),
         (["--tasks", "STS-B"], "--tasks needs --glue FOLDER"),
-        (["--data", "D", "--text", "text", "--label", "label", "--set", "epoch=1"], "epochs"),
+        ([*READ, "--set", "epoch=1"], "epochs"),
+        ([*READ, "--set", "dam.step=40"], "unknown setting of dam 'step'; did you mean 'steps'"),
+        ([*READ, "--set", "damm.steps=4"], "unknown prefix of --set 'damm'; did you mean 'dam'"),
+        (
+            [*READ, "--set", "prune.rows=3"],
+            "--set prune.rows belongs to strategy prune; the strategy is 'dam'",
+        ),
+        *(
+            (
+                [*READ, "--set", each],
+                f"--set {each.partition('=')[0]} belongs to masksearch search; here --set takes "
+                "NAME=VALUE, ",
+            )
+            for each in ("units.levels=[]", "halving.factor=3", "cost.length=8")
+        ),
     ],
 )
 def test_mistakes_are_one_line(place, tmp_path, given, message, command):
@@ -235,6 +252,49 @@ def test_mistakes_are_one_line(place, tmp_path, given, message, command):
     words = ["--budget", "0.5", "--out", str(tmp_path / "out"), *words]
     assert message in command.refused("sparsify", place / "checkpoint", *words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "options"),
+    [
+        ("", {}, None),
+        ("epochs=3", {"epochs": 3}, None),
+        (
+            "dam.steps=40 dam.densities=[.2] rows=9",
+            {"rows": 9},
+            {
+                "gates": {"structure": "free"},
+                "config": {"steps": 40, "gate_lr": 0.1},
+                "densities": (0.2,),
+            },
+        ),
+        (
+            "dam.structure=toeplitz dam.density=.3 dam.gate_lr=.5",
+            {},
+            {
+                "gates": {"structure": "toeplitz"},
+                "config": {"steps": 150, "gate_lr": 0.5, "density": 0.3},
+            },
+        ),
+        ("prune.rounds=5 --strategy=prune", {}, {"rounds": 5}),
+    ],
+)
+def test_settings_reach_the_strategy(
+    place, tmp_path, command, monkeypatch, given, settings, options
+):
+    told = {}
+
+    def remember(*_: object, **named: Any) -> None:
+        told.update(named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("masksearch.sparsifier.sparsify", remember)
+    words = words_of(place, tmp_path / "out")
+    words = [word for word in words if not word.startswith("--set=")]
+    words += [word if "--" in word else f"--set={word}" for word in given.split()]
+    assert command.run(*words)[0] == 130
+    assert told["settings"] == {**settings, "length": 16}
+    assert told["strategy_options"] == options
 
 
 def test_an_interrupt_says_how_to_go_on(place, tmp_path, command, monkeypatch):

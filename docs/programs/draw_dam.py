@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -32,7 +33,7 @@ from masksearch.report.dam import (
     plot_dam,
     plot_gates,
 )
-from masksearch.report.style import INK, clean, new_figure, write_figure
+from masksearch.report.style import INK, PRINT, clean, new_figure, write_figure
 from masksearch.tasks.planted import PlantedTask
 from masksearch.training.loop import TrainConfig, train
 
@@ -92,6 +93,7 @@ def retrained(mask: ms.Mask, seed: int) -> float:
     return sum(losses) / len(losses)
 
 
+@rc_context(PRINT)
 def side_by_side(results: Mapping[str, DamResult]) -> Figure:
     """A column for each run: its gates (largest over the heads), density and loss.
 
@@ -133,6 +135,7 @@ def draw_gates(axes: Axes, table: Tensor) -> None:
     axes.spines[:].set_color("#AAAAAA")
 
 
+@rc_context(PRINT)
 def gates_of(results: Sequence[DamResult]) -> Figure:
     """The planted edges, then every head of each run, as one row of heat maps."""
     heads = [PROCESS.edges.float()[None, None], *(result.probabilities for result in results)]

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import optuna
 import torch
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from masksearch.report.pictures import planes, tile_panels
-from masksearch.report.style import write_figure
+from masksearch.report.style import PRINT, write_figure
 from masksearch.user_code import load_function
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,7 @@ def draws(name: str, length: int) -> list[Tensor]:
     return [planes(space(study.ask()), length, *SIZES.get(name, SMALL)) for _ in range(DRAWS)]
 
 
+@rc_context(PRINT)
 def figure_of(tables: list[Tensor], length: int, zoom: int) -> Figure:
     """All masks with their sparsities; layers down and heads across where they differ.
 

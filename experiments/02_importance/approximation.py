@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from stacked import Arm, Fit, Size, fit, influences
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from masksearch.analysis.stats import estimate
 from masksearch.contracts import generator
+from masksearch.report.style import PRINT
 
 ARMS = (
     Arm("diagonal, residual", diagonal=True, residual=True),
@@ -139,6 +141,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
             )
 
 
+@rc_context(PRINT)
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Right tokens by map and arm, a panel a case; the prediction below where it is not 1."""
     cases = list(dict.fromkeys((row.length, row.depth) for row in rows))

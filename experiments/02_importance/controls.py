@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -15,6 +16,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.stats import PairedDifference, estimate, paired_difference
 from masksearch.contracts import Evaluator, Record, generator
+from masksearch.report.style import PRINT
 
 RANDOM = 53  # stream of random numbers
 
@@ -129,6 +131,7 @@ def controls(test: Test, runs: Path, out: Path, say: Callable[[Record], None]) -
     draw(test, scores, pairs, out / f"{test.name}.png")
 
 
+@rc_context(PRINT)
 def draw(
     test: Test,
     scores: Scores,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
@@ -20,6 +21,7 @@ from masksearch.report.style import (
     INK,
     LABEL,
     PAGE,
+    PRINT,
     SMALL,
     SPARE,
     clean,
@@ -134,6 +136,7 @@ def importance_dynamics(
     return Dynamics(tuple(due), tuple(snapshots), tuple(losses))
 
 
+@rc_context(PRINT)
 def plot_importance_dynamics(
     steps: Sequence[int],
     profiles: Sequence[Profile],

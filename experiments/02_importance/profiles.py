@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from dynamics import importance_dynamics
 from learned import learned_importance
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -21,6 +22,7 @@ from masksearch.analysis.stats import Interval, estimate
 from masksearch.positions.analysis import importance
 from masksearch.positions.attention_maps import attention_maps
 from masksearch.positions.result import Importance
+from masksearch.report.style import PRINT
 from masksearch.training.loop import TrainConfig
 
 METHODS = ("gradient", "flip", "drop", "learned", "attention")
@@ -153,6 +155,7 @@ def numbers(value: Interval) -> list[str]:
     return [f"{x:.5g}" for x in (value.value, value.low, value.high)] + [str(value.n)]
 
 
+@rc_context(PRINT)
 def draw(
     subject: Subject,
     units: Mapping[tuple[str, str, str], Interval],

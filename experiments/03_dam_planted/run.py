@@ -23,12 +23,14 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 
 import masksearch as ms
 from masksearch.analysis.pareto import hypervolume
 from masksearch.contracts import generator
 from masksearch.gates.discretise import at_sparsity
 from masksearch.models.sizes import Size
+from masksearch.report.style import PRINT
 from masksearch.strategies.dam import SPREAD
 from masksearch.tasks.planted.process import PlantedProcess, pair_by_offsets
 
@@ -300,6 +302,7 @@ def tables(cells: Cells, out: Path) -> None:
     (out / "tables.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
+@rc_context(PRINT)
 def draw(cells: Cells, out: Path) -> None:
     """Left: recovery and density over the density asked for; right: hypervolume by strategy."""
     import matplotlib.pyplot as plt

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 import torch
 from curves import Curve, read, record, stored, write
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from replay import Outcome
@@ -32,6 +33,7 @@ from scipy.stats import kendalltau
 
 import masksearch as ms
 from masksearch.contracts import Objective
+from masksearch.report.style import PRINT
 from masksearch.strategies.halving import RANKINGS, ParetoHalving
 
 HERE = Path(__file__).parent
@@ -181,6 +183,7 @@ def signal(found: Sequence[Study]) -> list[dict[str, Any]]:
     ]
 
 
+@rc_context(PRINT)
 def draw(path: Path, study: Study, outcomes: dict[Any, list[Outcome]], table: list[Any]) -> None:
     """Hypervolume over steps, what is saved and lost at equal trials, and the sparse end."""
     figure = Figure(figsize=(13, 4), layout="constrained", facecolor="white")

@@ -18,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 import optuna
+from matplotlib import rc_context
 
 import masksearch as ms
 from masksearch.analysis.pareto import hypervolume, hypervolume_curve
 from masksearch.analysis.stats import estimate
 from masksearch.contracts import Evaluator, Objective, Report
 from masksearch.masks.measure import fingerprint
+from masksearch.report.style import PRINT
 from masksearch.study.store import quiet
 from masksearch.user_code import load_function
 
@@ -168,6 +170,7 @@ def write(curves: dict[str, np.ndarray], trials: int, out: Path) -> None:
                 rows.writerow([strategy, len(curve), at, *(f"{x:.4f}" for x in figures)])
 
 
+@rc_context(PRINT)
 def draw(curves: dict[str, np.ndarray], out: Path) -> None:
     """Share of the reachable hypervolume over the trials."""
     import matplotlib.pyplot as plt

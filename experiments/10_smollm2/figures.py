@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -34,6 +35,7 @@ def main() -> None:
     style.write_figure(draw(Results(folder)), folder / "front.png")
 
 
+@rc_context(style.PRINT)
 def draw(results: Results) -> Figure:
     """Two panels."""
     figure = style.new_figure(style.PAGE, 3.2)

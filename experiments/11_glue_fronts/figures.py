@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from masksearch.analysis.stats import CLAIM_SEEDS, estimate
@@ -30,6 +31,7 @@ ARMS = {  # mask without its budget -> what the legend says, colour, marker
 METRIC = {"STS-B": "Pearson", "QQP": "accuracy", "QNLI": "accuracy"}
 
 
+@rc_context(style.PRINT)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results")

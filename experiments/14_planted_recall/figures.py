@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import regret
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -39,6 +40,7 @@ def main() -> None:
     style.write_figure(draw(losses, judged), folder / "regret.png")
 
 
+@rc_context(style.PRINT)
 def draw(
     losses: Mapping[str, NDArray], judged: Mapping[str, Mapping[str, Sequence[int]]]
 ) -> Figure:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import tables
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -39,6 +40,7 @@ ADDED = {  # by the plan's amendment
 METRIC = {"STS-B": "Pearson"}
 
 
+@rc_context(style.PRINT)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=HERE / "results")
@@ -87,7 +89,7 @@ def write_for_both(figure: Figure, path: Path) -> None:
     for text in figure.findobj(Text):
         text.set_color(style.GREY)
     drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=style.DPI, transparent=True)
+    figure.savefig(drawn, format="png", dpi=style.DPI, transparent=True)
     Image.open(drawn).quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
 
 

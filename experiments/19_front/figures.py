@@ -19,6 +19,7 @@ import kept
 import numpy as np
 import pandas as pd
 import tables
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from masksearch.report import style
@@ -130,6 +131,7 @@ def panels_of_front(scores: pd.DataFrame, opponents: pd.DataFrame, middle: Searc
     return panels
 
 
+@rc_context(style.PRINT)
 def write_layers(results: Path, found: Layers, middle: int) -> None:
     """The share of its pairs that a layer keeps, in every search; the middle search's masks."""
     lines = [
@@ -149,6 +151,7 @@ def write_layers(results: Path, found: Layers, middle: int) -> None:
     style.write_figure(figure, results / "layers.png")
 
 
+@rc_context(style.PRINT)
 def write(results: Path, budgets: Sequence[float]) -> None:
     """Every table and figure that the lines allow so far."""
     tables.write(results, budgets)

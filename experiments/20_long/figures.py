@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -31,6 +32,7 @@ def main() -> None:
     style.write_figure(draw(), RESULTS / "plan.png")
 
 
+@rc_context(style.PRINT)
 def draw() -> Figure:
     """The three panels."""
     figure = style.new_figure(style.PAGE, 3.0)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import tables
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from masksearch.report import style
@@ -51,6 +52,7 @@ def show(axes: Axes, mask: dict[str, Any], score: float) -> None:
     axes.set_xlabel(f"score {score:.3f}", fontsize=style.LABEL, color=style.INK)
 
 
+@rc_context(style.PRINT)
 def write(results: Path) -> None:
     """Tables and the figure of the lines that are there."""
     lines = tables.all_lines(results)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tables
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from masksearch.report import style
@@ -44,6 +45,7 @@ def draw(axes: Axes, found: pd.DataFrame, task: str) -> None:
     axes.set_title(task, fontsize=style.LABEL, color=style.INK)
 
 
+@rc_context(style.PRINT)
 def write(results: Path) -> None:
     """Tables and the figure of the lines that are there."""
     lines = tables.all_lines(results)

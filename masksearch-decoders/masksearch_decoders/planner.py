@@ -158,9 +158,10 @@ def allocate(
             judged.
         DataError: If the text or the model cannot be read, or the device has no room for it.
     """
+    named = (tasks,) if isinstance(tasks, str) else tuple(tasks)
     plans = find_plans(
         DecoderOnText(
-            model, text, length, sequences, held_out, device, precision, tuple(tasks), task_rows
+            model, text, length, sequences, held_out, device, precision, named, task_rows
         ),
         CacheBudget([budget], unit, local, method, tries, trials),
         Delivery(serve, serving, sinks, None if out is None else Path(out).absolute()),

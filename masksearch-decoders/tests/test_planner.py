@@ -299,6 +299,7 @@ def test_pieces_of_one_document_are_called_so(tmp_path):
         ({"budget": 0.1}, ValueError, r"at least what the cheapest masks of all units cost"),
         ({"unit": "head"}, SearchError, r"kv_bytes_per_head does not add up"),
         ({"local": "full()"}, ValueError, r"drop what keeps the same"),
+        ({"tasks": "passky"}, ValueError, r"unknown task 'passky'; did you mean 'passkey'"),
         ({"local": ["window(7)", "window(3)"]}, ValueError,
          r"keeps more than the one before.*got window\(3\) \(0\.\d+ of the pairs of 24 tokens\) "
          r"after window\(7\) .*from narrow to wide"),

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -46,8 +46,14 @@ FIELDS = [  # options that are fields of evaluators, under their names
 ]
 
 
-def build_evaluator(options: EvaluatorOptions) -> Evaluator:
+def build_evaluator(
+    options: EvaluatorOptions, prefixes: Collection[str] | None = ("cost",)
+) -> Evaluator:
     """The evaluator that options name, with the costs that were asked for.
+
+    Args:
+        options: Of the command line.
+        prefixes: Of `--set`, that the command takes; None = all.
 
     Raises:
         OptionsError: If options do not go together; says which.
@@ -57,7 +63,7 @@ def build_evaluator(options: EvaluatorOptions) -> Evaluator:
             "under torchrun every process would open the same study; torchrun is for "
             "`masksearch pretrain`: use --slots, or --executor ray"
         )
-    settings = split_settings(options.set or ())
+    settings = split_settings(options.set or (), prefixes)
     costs = split_names(options.costs or "")
     for name in costs:
         check_name("cost in --costs", name, COSTS)
@@ -360,14 +366,20 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
 PREFIXES = ("units", "halving", "cost")  # beside those of strategies
 
 
-def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
+def split_settings(
+    settings: Sequence[str], prefixes: Collection[str] | None = None
+) -> dict[str, dict[str, str]]:
     """Prefix ("" = the evaluator's) -> name -> text.
 
     >>> split_settings(["epochs=3", "dam.steps=300"])
     {'': {'epochs': '3'}, 'dam': {'steps': '300'}}
 
+    Args:
+        settings: As they were given.
+        prefixes: Those that the command takes; None = all, as a search does.
+
     Raises:
-        OptionsError: If there is no "=", or a name is given twice.
+        OptionsError: If there is no "=", a name is given twice, or the command has no such prefix.
         UnknownNameError: If nothing has that prefix.
     """
     parts: dict[str, dict[str, str]] = {}
@@ -380,6 +392,11 @@ def split_settings(settings: Sequence[str]) -> dict[str, dict[str, str]]:
             from masksearch.strategies.build import owners
 
             check_name("prefix of --set", prefix, (*owners(), *PREFIXES))
+        if dot and prefixes is not None and prefix not in prefixes:
+            taken = ", ".join(["NAME=VALUE", *(f"{each}.NAME=VALUE" for each in prefixes)])
+            raise OptionsError(
+                f"--set {whole} belongs to masksearch search; here --set takes {taken}"
+            )
         if name in parts.setdefault(prefix, {}):
             raise OptionsError(f"--set names {whole} twice: {parts[prefix][name]!r} and {text!r}")
         parts[prefix][name] = text

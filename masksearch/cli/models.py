@@ -286,7 +286,8 @@ class SparsifyOptions(TaskOptions):
     )
     slots: Slots = 1
     set: list[str] | None = option(
-        "A setting of the evaluator (epochs=3, finetune_lr=2e-5, device=cpu); repeatable.",
+        "A setting of the evaluator (epochs=3, finetune_lr=2e-5, device=cpu), or of the strategy "
+        "behind its name (dam.steps=300, prune.rounds=5); repeatable.",
         *(PLACE, "none", "NAME=VALUE"),
         name="--set",
     )
@@ -310,12 +311,14 @@ def sparsify(options: SparsifyOptions) -> None:
         further_settings,
         read_task,
         split_settings,
+        strategy_options,
     )
     from masksearch.cli.output import print_comparison
     from masksearch.evaluators.glue import GlueEvaluator
     from masksearch.models.checkpoints import CONFIG, saved_masks
-    from masksearch.sparsifier import RESULT
+    from masksearch.sparsifier import DAM, RESULT
     from masksearch.sparsifier import sparsify as sparsify_model
+    from masksearch.strategies.build import GATES, owners
     from masksearch.study.records import read_budgets
 
     if Path(options.data or "", CONFIG).is_file():
@@ -323,7 +326,11 @@ def sparsify(options: SparsifyOptions) -> None:
     judged = read_task(options)
     if len(judged.get("tasks", ())) != 1:
         raise OptionsError("give --glue FOLDER --tasks NAME, or --data FOLDER --text A --label Y")
-    settings = further_settings(GlueEvaluator, split_settings(options.set or ()).get("", {}))
+    by_prefix, strategy = split_settings(options.set or (), owners()), options.strategy or GATES
+    settings = further_settings(GlueEvaluator, by_prefix.pop("", {}))
+    of_strategy = strategy_options(strategy, by_prefix)
+    if strategy == GATES:  # over the settings that sparsify begins with
+        of_strategy |= {name: {**DAM[name], **of_strategy[name]} for name in DAM}
     settings |= {} if options.length is None else {"length": options.length}
     executor = build_executor(JudgeOptions(executor=options.executor, slots=options.slots))
     folder, budgets = options.out.expanduser(), read_budgets(options.budget)
@@ -338,6 +345,7 @@ def sparsify(options: SparsifyOptions) -> None:
                 task=judged["tasks"][0],
                 out=folder / f"{limit:g}" if len(budgets) > 1 else folder,
                 settings=settings,
+                strategy_options=of_strategy if by_prefix else None,
                 executor=executor,
                 **described_values(options),
             )

@@ -128,8 +128,8 @@ Settings = Annotated[
     list[str] | None,
     declare(
         "Any other setting, by its name in Python; repeatable. Alone it is the evaluator's "
-        "(rows=800, epochs=3, batch=16, lr=1e-3, vocabulary=4096, precision=bfloat16); behind a "
-        "prefix that of a strategy (dam.density=0.04, "
+        "(rows=800, epochs=3, batch=16, lr=1e-3, vocabulary=4096, precision=bfloat16); of search, "
+        "behind a prefix, that of a strategy (dam.density=0.04, "
         "dam.structure=toeplitz, allocate.tries=8) or of --halving (halving.factor=3).",
         MODEL,
         "",

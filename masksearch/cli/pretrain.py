@@ -16,7 +16,6 @@ from masksearch.cli.options import (
     OUTPUT,
     REQUIRED,
     MaskArgument,
-    OptionsError,
     Preset,
     declare,
     described,
@@ -87,10 +86,8 @@ def pretrain(options: PretrainOptions) -> None:
 
     chosen, seed, out = read_mask(options.mask), options.seed, options.out
     settings = described_values(options)
-    by_prefix = split_settings(options.set or ())
-    if stray := [prefix for prefix in by_prefix if prefix]:
-        raise OptionsError(f"pretrain takes settings of the training alone, not of {stray[0]}")
-    settings |= further_settings(MlmEvaluator, by_prefix.get("", {}))
+    texts = split_settings(options.set or (), ()).get("", {})
+    settings |= further_settings(MlmEvaluator, texts)
     with join_processes() as group:
         preset = options.preset
         make = MlmEvaluator if preset is None else partial(MlmEvaluator.preset, preset)

@@ -70,13 +70,18 @@ def show_mask(text: str, options: ReportOptions) -> None:
     facts = facts_of_mask(mask, length, block)
     facts["shape"] = [*table.shape[:2], length, length]
     if out is not None:
+        from matplotlib import rc_context
+
         from masksearch.report.pictures import plot_masks
+        from masksearch.report.style import PRINT
 
         out.parent.mkdir(parents=True, exist_ok=True)
         title = short_text(mask, 60)
         title = title if side == 1 else f"tiles of {side}: {short_text(mask, 40)}"
         picture = plot_masks({title: table}, table.shape[-1], *table.shape[:2])
-        picture.savefig(out, dpi=150, bbox_inches="tight")
+        kind = out.suffix[1:] or "png"
+        with rc_context(PRINT):
+            picture.savefig(out, format=kind, dpi=150, bbox_inches="tight")
         facts["picture"] = str(out)
     if options.as_json:
         typer.echo(json.dumps(facts))

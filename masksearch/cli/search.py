@@ -188,7 +188,7 @@ def run_search(options: SearchOptions) -> Study:
     if options.trials is None and options.seconds is None:
         options = replace(options, trials=spec.trials)
     enqueued, budgets = read_enqueued(options.enqueue), read_budgets(options.budget)
-    evaluator = build_evaluator(options)
+    evaluator = build_evaluator(options, None)
     if halving is not None:
         goals = {objective.name: objective.goal for objective in evaluator.objectives}
         halving = replace(halving, goal=goals.get(halving.metric, "min"))

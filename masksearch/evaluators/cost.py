@@ -90,7 +90,8 @@ class CostEvaluator(Evaluator):
     repeats: int = 5
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "measure", tuple(self.measure))
+        names = (self.measure,) if isinstance(self.measure, str) else tuple(self.measure)
+        object.__setattr__(self, "measure", names)
         for name in self.measure:
             check_name("cost", name, ANALYTIC + MEASURED)
         if not self.measure or len(set(self.measure)) < len(self.measure):

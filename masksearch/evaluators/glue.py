@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, cast, get_args
 
 import numpy as np
 import torch
@@ -73,8 +73,8 @@ class GlueEvaluator(FineTuning):
         glue: Folder with one folder a task, official TSV layout; or `"hf:..."`, see
             `masksearch.tasks.glue.load_glue`; with `Columns` a folder of one's own with
             train.tsv and dev.tsv (or .csv).
-        tasks: GLUE's tasks by name, or in Python `GlueTask`s of one's own, or the `Columns` of
-            such a folder.
+        tasks: GLUE's tasks by name, one or several, or in Python `GlueTask`s of one's own, or the
+            `Columns` of such a folder.
         convention: Which metric of MRPC, QQP and STS-B counts in `"glue"`: `"primary"` (accuracy,
             Pearson), `"bert"` (F1, Spearman: as SparseBERT's table) or `"leaderboard"` (the mean
             of both); see `glue_score`.
@@ -98,7 +98,8 @@ class GlueEvaluator(FineTuning):
     def __post_init__(self) -> None:
         refuse_missing(self, "glue")
         super().__post_init__()
-        tasks, glue = tuple(self.tasks), self.glue
+        given, glue = cast(Any, self.tasks), self.glue
+        tasks = (given,) if isinstance(given, str | GlueTask | Columns) else tuple(given)
         for own in [each for each in tasks if isinstance(each, Columns)]:
             if len(tasks) > 1:
                 raise ValueError(

@@ -473,7 +473,9 @@ def about(start: str, record: Record, parts: Sequence[str]) -> str:
 def drawn(record: Record, room: int) -> Mask | str:
     """A record's mask, or the parameters that drew it where these fit into a line and it does not
     (`base=3 growth=0 hub=True`)."""
-    mask = record.mask or "one-shot training"
+    density = getattr(record.job, "config", {}).get("density")
+    target = "" if density is None else f", target density {density:.4g}"
+    mask = record.mask or f"one-shot training{target}"
     values = (f"{v:.4g}" if isinstance(v, float) else str(v) for v in record.params.values())
     params = " ".join(map("=".join, zip(record.params, values, strict=True)))
     return params if len(folded(str(mask))) > room >= len(params) > 0 else mask

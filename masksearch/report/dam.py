@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
@@ -23,6 +24,7 @@ from masksearch.report.style import (
     INK,
     ORANGE,
     PAGE,
+    PRINT,
     SHADE,
     SMALL,
     SPARE,
@@ -164,6 +166,7 @@ def sentence(line: str) -> str:
 
 
 # -- figures -------------------------------------------------------------------------------------
+@rc_context(PRINT)
 def plot_dam(curve: Sequence[Report], warmup_steps: int = 0) -> Figure:
     """DAM's density (log scale) with its target, and its loss, over the training steps.
 
@@ -209,6 +212,7 @@ def plot_gates(probabilities: Tensor) -> Figure:
     return plot_heads(p, "gate probability", GATES, (0, 1), captions=True)
 
 
+@rc_context(PRINT)
 def plot_switches(probabilities: Tensor) -> Figure:
     """How likely each layer's units (across) take their last, fullest mask.
 
@@ -236,6 +240,7 @@ def with_bar(figure: Figure, picture: AxesImage, label: str, shrink: float = 1.0
     return figure
 
 
+@rc_context(PRINT)
 def plot_heads(
     values: Tensor, label: str, colours: str, scale: tuple[float, float], *, captions: bool = False
 ) -> Figure:
@@ -293,6 +298,7 @@ def plot_heads(
     return with_bar(figure, picture, label, shrink=0.8)
 
 
+@rc_context(PRINT)
 def plot_offsets(probabilities: Tensor) -> Figure:
     """Mean probability of an edge by signed offset (key minus query): all heads, and each one.
 
@@ -324,6 +330,7 @@ def plot_offsets(probabilities: Tensor) -> Figure:
     return figure
 
 
+@rc_context(PRINT)
 def plot_agreement(agreements: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Overlap (IoU) of the masks of several seeds, against that of random gates.
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -31,6 +32,7 @@ from masksearch.report.style import (
     LABEL,
     ORANGE,
     PAGE,
+    PRINT,
     SMALL,
     TITLES,
     clean,
@@ -83,6 +85,7 @@ def seam_of(length: int) -> int:
     return max(1, length // 16)
 
 
+@rc_context(PRINT)
 def plot_masks(
     masks: Mapping[str, Mask | Tensor],
     length: int,
@@ -256,6 +259,7 @@ LINES = {
 }
 
 
+@rc_context(PRINT)
 def plot_proxy(card: ProxyCard) -> Figure:
     """Agreement within density bands against budget, and every mask's value against budget.
 

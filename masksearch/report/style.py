@@ -2,7 +2,8 @@
 
 Sizes are those of print: a figure fills one column of a paper (3.3 in) or the whole width of its
 page (6.8 in) without being scaled. No pyplot, no global state: each drawing function returns a
-`Figure` of its own.
+`Figure` of its own, and is decorated with `rc_context(PRINT)`, as what it draws takes matplotlib's
+settings at once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -21,8 +22,10 @@ from PIL import Image
 COLUMN, PAGE = 3.3, 6.8  # inches: widths of figures
 LABEL, SMALL = 8, 7  # points: of axis labels and titles; of ticks, legends and notes
 DPI, COLOURS = 300, 128  # of PNG files
-# Fonts that journals take (Type 42, not Type 3), text in SVG that stays text, equal files twice.
-PRINT: Any = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "masksearch"}
+# matplotlib's defaults, whatever a user's matplotlibrc says; and fonts that journals take (Type
+# 42, not Type 3), text in SVG that stays text, equal files twice.
+PRINT: Any = {name: value for name, value in rcParamsDefault.items() if name != "backend"}
+PRINT |= {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "masksearch"}
 
 # Okabe and Ito's palette, told apart with any kind of colour vision; the shape says it twice.
 BLUE, ORANGE, GREEN, PINK, AMBER = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"
@@ -72,19 +75,20 @@ def styles_of(strategies: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: STYLES.get(name) or next(spare, (GREY, "o")) for name in names}
 
 
+@rc_context(PRINT)
 def write_figure(figure: Figure, path: Path, dpi: int = DPI) -> Path:
     """Writes a figure as its path ends (`.pdf`, `.svg`, `.png`: of few colours, a third of
     the size); equal figures are equal files."""
     made: dict[str, dict[str, Any]] = {
-        ".pdf": {"Creator": "masksearch", "CreationDate": None},
-        ".svg": {"Creator": "masksearch", "Date": None},
+        "pdf": {"Creator": "masksearch", "CreationDate": None},
+        "svg": {"Creator": "masksearch", "Date": None},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = io.BytesIO() if path.suffix == ".png" else path
-    with matplotlib.rc_context(PRINT):
-        figure.savefig(drawn, dpi=dpi, metadata=made.get(path.suffix))
-    if path.suffix == ".png":
-        Image.open(drawn).convert("RGB").quantize(COLOURS).save(path, optimize=True)
+    kind = path.suffix[1:] or "png"
+    drawn = io.BytesIO() if kind == "png" else path
+    figure.savefig(drawn, format=kind, dpi=dpi, metadata=made.get(kind))
+    if kind == "png":
+        Image.open(drawn).convert("RGB").quantize(COLOURS).save(path, "PNG", optimize=True)
     return path
 
 

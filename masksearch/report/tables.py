@@ -239,6 +239,7 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
     """
     if not comparison.entries:
         return TextTable()
+    columns = [columns] if isinstance(columns, str) else columns
     judged = [o.name for o in comparison.objectives if o.name not in SHARES]
     two = sparsities_differ(comparison.records)
     frame = comparison.frame()

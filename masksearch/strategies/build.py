@@ -198,7 +198,7 @@ def build_sampler(search: StrategyRequest) -> Strategy:
 def build_dam(search: StrategyRequest) -> Strategy:
     """DAM, with gates or switches of one's own."""
     options, evaluator, budgets = search.options, search.evaluator, search.limits["budgets"]
-    config = one_shot_config(options, evaluator)
+    config = aim_gates(one_shot_config(options, evaluator), budgets)
     gates, units, counts = plain_gates(options, evaluator)
     if units is not None and options.get("merge_heads"):
         raise SearchError("switches choose whole masks for units: leave merge_heads out")
@@ -373,6 +373,13 @@ def one_shot_config(
         return {**config, "train": "gates"}
     rate = evaluator.weight_lr
     return config if rate is None or preset or "preset" in config else {"lr": rate, **config}
+
+
+def aim_gates(config: Mapping[str, Any], budgets: Sequence[float]) -> dict[str, Any]:
+    """Arguments of a `DamConfig` whose target is the smallest budget, where they say none; a
+    budget of 1, which asks for nothing, is no target."""
+    least = min(budgets, default=1)
+    return {"density": least, **config} if least < 1 else dict(config)
 
 
 def is_user_code(strategy: str) -> bool:

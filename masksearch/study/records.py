@@ -376,6 +376,10 @@ def command_output(*command: str) -> str:
 
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+SHARES = {  # of a mask -> the end of [0, 1] that none has, as every query keeps a key
+    **{"sparsity": 1, "effective_sparsity": 1, "sparsity_off_diagonal": None},
+    **{"density": 0, "block_density": 0, "kv_bytes": 0, "kv_bytes_per_head": 0},
+}
 PATTERN = re.compile(rf"\s*([\w/]+)\s*(<=|>=|<|>)\s*({NUMBER})\s*")
 
 
@@ -431,7 +435,7 @@ def read_budgets(budget: float | Sequence[float] | None) -> tuple[float, ...]:
     Raises:
         ValueError: If one is no share in (0, 1].
     """
-    listed = [budget] if isinstance(budget, int | float) else [*(budget or ())]
+    listed = [budget] if isinstance(budget, int | float | str) else [*(budget or ())]
     for each in listed:
         if not isinstance(each, int | float) or not 0 < each <= 1:
             raise ValueError(
@@ -451,12 +455,17 @@ def parse_constraint(
         measured: Names of what the evaluator knows of a mask before training.
 
     Raises:
-        ValueError: If the text does not read like that.
+        ValueError: If the text does not read like that, or no mask has such a share.
         UnknownNameError: If NAME is neither a measure nor reported.
     """
     match = PATTERN.fullmatch(text)
     if match is None:
         raise ValueError(f"a constraint reads like 'sparsity >= 0.9', got {text!r}")
-    name, sign = match[1], match[2]
+    name, sign, limit = match[1], match[2], float(match[3])
     check_name("measure", name, list(dict.fromkeys((*MEASURES, *measured, *reported))))
-    return Constraint(name, sign, float(match[3]), name in measured)  # type: ignore[arg-type]
+    if name in SHARES and not 0 <= limit <= 1:
+        raise ValueError(f"{name} is a share in [0, 1], as 0.9; got {text!r}")
+    end = float(">" in sign)
+    if name in SHARES and limit == end and ("=" not in sign or SHARES[name] == end):
+        raise ValueError(f"no mask keeps {text!r}: shares are in [0, 1], and queries keep a key")
+    return Constraint(name, sign, limit, name in measured)  # type: ignore[arg-type]

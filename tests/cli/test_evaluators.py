@@ -206,7 +206,7 @@ def test_a_task_in_one_file_takes_the_settings_of_fine_tuning(make, tmp_path, mo
 
 def test_resume_finds_places_from_any_folder_and_leaves_hub_names(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("masksearch.cli.build.build_evaluator", lambda _: ToyEvaluator())
+    monkeypatch.setattr("masksearch.cli.build.build_evaluator", lambda *_: ToyEvaluator())
     (tmp_path / "text.txt").write_text("a")
     given = {"corpus": "text.txt", "weights": "owner/model", "glue": "hf:nyu-mll/glue"}
     words = [word for name, value in given.items() for word in (f"--{name}", value)]

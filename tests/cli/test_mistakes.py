@@ -53,6 +53,12 @@ MISTAKES = {
         ["compare", "star", "--costs", "latency", "--set", "cost.lenght=3", *NOWHERE],
         "unknown setting of costs 'lenght'; did you mean 'length'",
     ),
+    **{f"setting of a search, for {words[0]}": (
+        [*words, "--set", "dam.steps=3"],
+        "--set dam.steps belongs to masksearch search; here --set takes NAME=VALUE"
+        + (", cost.NAME=VALUE$" if words[0] != "pretrain" else "$"),
+    ) for words in (["compare", "star"], ["check", "my_space.py:space"],
+        ["pretrain", "star", "--corpus", "my_space.py", "--out", "made"])},
     "setting of nothing": (["search", "my_space.py:space", "--set", "damm.steps=3"],
         "unknown prefix of --set 'damm'; did you mean 'dam'"),
     "units beside a space": (["search", "my_space.py:space", "--local", "star()"],

@@ -249,6 +249,10 @@ def memory_at(length: int | None, mask: Mask) -> float:
     return reports(evaluator, mask)[-1].values["memory"]
 
 
+def test_a_cost_that_stands_alone_is_the_only_one():
+    assert CostEvaluator(measure="hops") == CostEvaluator(measure=("hops",))
+
+
 def test_costs_are_taken_at_their_own_length():
     own = CostEvaluator(256, 1, 2, measure=("memory",))
     assert memory_at(256, masks.window(3)) == own.costs(masks.window(3))["memory"]

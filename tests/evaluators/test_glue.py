@@ -63,6 +63,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_name_that_stands_alone_is_the_only_one(data):
+    own = GlueTask("SST-2", ("sentence",), "label", metrics=("accuracy",))
+    for one in ("SST-2", own):
+        judge = evaluator(data, tasks=one)
+        assert judge == evaluator(data, tasks=(one,))
+        assert judge.protocol == evaluator(data, tasks=[one]).protocol
+    assert own == GlueTask("SST-2", "sentence", "label", metrics="accuracy")
+    folder = data / "glue" / "SST-2"
+    alone = replace(evaluator(data), glue=folder, tasks=Columns("sentence", "label"))
+    assert alone == replace(alone, glue=folder, tasks=(Columns(("sentence",), "label"),))
+
+
 def evaluator(data: Path, **settings: object) -> GlueEvaluator:
     small = {
         "tasks": ("SST-2",),

@@ -2,19 +2,31 @@
 
 import re
 
+import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
 from matplotlib.container import BarContainer
+from matplotlib.style import library
 from matplotlib.text import Text
 
 from masksearch import masks
-from masksearch.contracts import generator
+from masksearch.analysis.proxy_card import ProxyCard
+from masksearch.analysis.stats import Interval
+from masksearch.contracts import Report, generator
 from masksearch.errors import HeadCountError
-from masksearch.report.dam import plot_agreement, plot_dam, plot_gates, plot_offsets
-from masksearch.report.pictures import plot_masks
+from masksearch.report.dam import (
+    plot_agreement,
+    plot_dam,
+    plot_gates,
+    plot_offsets,
+    plot_switches,
+)
+from masksearch.report.pictures import plot_masks, plot_proxy
+from masksearch.report.style import write_figure
 
 
 def words(figure):
@@ -137,3 +149,70 @@ def test_agreement_stands_against_chance():
     points = [c for c in axes.collections if isinstance(c, PathCollection)]
     assert [len(c.get_offsets()) for c in points] == [3] * 4
     assert "free, 5%\n(3 seeds)" in words(figure)
+
+
+# -- a user's matplotlibrc -----------------------------------------------------------------------
+FOREIGN = {
+    "usetex": {"text.usetex": True},
+    "format": {"savefig.format": "pdf"},
+    "dark": library["dark_background"],
+    "font": {"font.family": "No Such Font", "mathtext.fontset": "cm"},
+    "size": {"font.size": 20, "axes.titleweight": "bold", "lines.linewidth": 6},
+    "layout": {"figure.autolayout": True, "figure.constrained_layout.w_pad": 0.5},
+    "tight": {"savefig.bbox": "tight", "savefig.pad_inches": 1},
+    "dpi": {"savefig.dpi": 30, "figure.dpi": 300},
+    "clear": {"savefig.transparent": True, "figure.facecolor": "red"},
+    "cycle": {"axes.prop_cycle": "cycler(color=['red'], linestyle=[':'])"},
+    "image": {"image.cmap": "jet", "image.origin": "lower", "image.interpolation": "bilinear"},
+    "ticks": {"xtick.direction": "in", "xtick.major.size": 20, "ytick.labelright": True},
+    "sketch": {"path.sketch": (5, 100, 2), "axes.grid": True, "axes.formatter.use_locale": True},
+    "files": {"pdf.fonttype": 3, "svg.fonttype": "path", "svg.hashsalt": None},
+}
+MERGED = {name: value for rc in FOREIGN.values() for name, value in rc.items()}
+CARD = ProxyCard(
+    "loss", "loss", ("run", 40),
+    pd.DataFrame({
+        "schedule": "run", "budget": [10, 20], "masks": 2, "reference": False,
+        "within": [0.2, 0.7], "within_low": [0.1, 0.5], "within_high": [0.3, 0.9],
+        "between_seeds": [0.1, 0.4],
+    }),
+    {"a": 0.5, "b": 0.3}, (0.5, 0.3), Interval(0.8, 0.7, 0.9), 0.4, 0.8, (), {}, "",
+    {("loss", "run", step): pd.DataFrame([[5, 5], [4, 3]]) / step for step in (10, 20, 40)},
+)  # fmt: skip
+GATES = torch.rand(2, 3, 8, 8, generator=generator(1))
+HEADS = masks.per_head([masks.star(), masks.window(2)])
+CURVE = [Report(s, {"density": 0.9**s, "target": 0.1, "loss": 5 - s / 9}) for s in range(9)]
+FIGURES = {
+    "masks": lambda: plot_masks({"star": masks.star(), "$x_1$": HEADS}, 8, 2, 2),
+    "dam": lambda: plot_dam(CURVE, 3),
+    "gates": lambda: plot_gates(GATES),
+    "offsets": lambda: plot_offsets(GATES),
+    "switches": lambda: plot_switches(GATES[..., 0]),
+    "agreement": lambda: plot_agreement({"free": AGREEMENT}),
+    "proxy": lambda: plot_proxy(CARD),
+}
+
+
+def write_under(rc, folder, name):
+    """The bytes of a figure as PNG, PDF and SVG, drawn and saved under a user's settings."""
+    with matplotlib.rc_context(rc):
+        before, figure = dict(matplotlib.rcParams), FIGURES[name]()
+        paths = [
+            write_figure(figure, folder / f"{name}{kind}", 40) for kind in ("", ".pdf", ".svg")
+        ]
+        assert dict(matplotlib.rcParams) == before
+    return [path.read_bytes() for path in paths]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_follow_no_settings_of_the_user(tmp_path, name):
+    png, pdf, svg = write_under({}, tmp_path, name)
+    assert [png, pdf, svg] == write_under(MERGED, tmp_path, name)
+    assert (png[1:4], pdf[1:4], svg[2:5]) == (b"PNG", b"PDF", b"xml")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("rc", FOREIGN.values(), ids=FOREIGN)
+def test_figures_follow_no_single_setting_of_the_user(tmp_path, rc):
+    assert write_under({}, tmp_path, "masks") == write_under(rc, tmp_path, "masks")

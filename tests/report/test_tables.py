@@ -137,6 +137,7 @@ def test_every_layout_shows_the_same_cells(comparison):
 def test_comparison_gives_its_table(comparison):
     assert comparison.latex() == told_of(comparison)["table"].latex()
     assert "SST-2" in comparison.latex(columns=["SST-2"])
+    assert comparison.latex("SST-2") == comparison.latex(["SST-2"])
     frame = comparison.frame(per="seed")
     assert len(frame) == len(comparison.records)
     assert frame.loc[frame["status"] == "failed", "error"].unique() == ["CUDA out of memory"]

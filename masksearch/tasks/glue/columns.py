@@ -50,7 +50,7 @@ class Columns:
         """
         folder = Path(folder).expanduser().resolve()
         dev = {folder.name: DEV_FILES}
-        task = GlueTask(folder.name, tuple(self.texts), self.label, dev=dev)
+        task = GlueTask(folder.name, self.texts, self.label, dev=dev)
         if not folder.is_dir():
             raise DataError(f"no folder {folder}; give one with train.tsv and dev.tsv (or .csv)")
         files = task_files(folder.parent, task)

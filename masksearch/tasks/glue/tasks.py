@@ -110,7 +110,8 @@ class GlueTask:
 
     def __post_init__(self) -> None:
         for name in ("texts", "labels", "metrics"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         if not self.name or set(self.name) & set("/\\"):
             raise ValueError(f"a task's name is also its folder's, got {self.name!r}")
         if len(self.texts) not in (1, 2):
