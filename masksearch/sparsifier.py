@@ -19,16 +19,16 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from masksearch.analysis.pareto import ranked
+from masksearch.analysis.recommendation import Recommendation
 from masksearch.analysis.stats import PairedDifference
 from masksearch.contracts import POINT, Executor, Record
 from masksearch.driver import Comparison, Study, compare, open_study, search
@@ -70,7 +70,7 @@ DAM: Mapping[str, Any] = {
 }
 SPACE, TRIALS = "masksearch.spaces:head_roles", 24  # of a strategy that draws
 AGAIN = (  # rates by simulation: docs/statistics.md
-    " The same call with {} seeds trains the missing ones alone; after such a second look equal "
+    "The same call with {} seeds trains the missing ones alone; after such a second look equal "
     "masks are called better in 4.3 %, after one in 2.5 %."
 )
 MODEL, RESULT, RUN, CALL = "dense", "result.json", "run", "sparsify.json"
@@ -164,147 +164,296 @@ def sparsify(
         ValueError: If the budget is below the diagonal, or no share, or `settings` has an
             argument of `sparsify` itself.
     """
-    (limit,), out, chosen = read_budgets(budget), Path(out).expanduser(), dict(settings or {})
-    numbers = (("recover_steps", recover_steps, 0), ("seeds", seeds, 1), ("trials", trials, 1))
-    for name, number, least in numbers:
-        if number is not None and (whole(number) is None or number < least):
-            raise ValueError(f"{name} is a whole number from {least} on, got {number!r}")
-    for name in chosen.keys() & {"recover_steps", "adapt"}:
-        raise ValueError(
-            f"{name}={chosen[name]!r} is no further setting; give sparsify recover_steps itself "
-            "(--recover-steps; 0 = masks as they are)"
-        )
-    run, asked = out / RUN, {"seeds": seeds, "trials": trials}
-    about = {"model": str(model), "data": str(data), "task": repr(task), "budget": limit}
-    about |= {"strategy": strategy, "options": repr(strategy_options), "seed": seed}
-    about |= {"recover_steps": recover_steps, "settings": repr(chosen)}
-    check_folder(out, about)
-    if (ended := read_ended(out, asked)) is not None:
+    (limit,) = read_budgets(budget)
+    request = SparsifyRequest(
+        *(model, data, limit, task, Path(out).expanduser(), strategy, strategy_options),
+        *(trials, seed, seeds, recover_steps, dict(settings or {}), executor, progress),
+    )
+    check_folder(request.out, request.about)
+    if (ended := read_ended(request.out, request.asked)) is not None:
         return ended
-    fields = {**DEFAULTS, "cache": run / "cache", "read_out": "own", **chosen, "adapt": "none"}
-    if recover_steps:
-        fields |= {"adapt": "recover", "recover_steps": recover_steps}
-    fields |= {"tasks": (task,), "split": "validation"}
-    start = GlueEvaluator(None, data, weights=model, **fields)
-    if limit < (diagonal := effective_density(Window(0), start.shape)):
+    full = prepare(request)
+    studies = search_masks(request, full)
+    candidates = shortlist(request, full, studies)
+    comparison, plain = judge_masks(request, full, candidates)
+    return save(request, full, studies, candidates, comparison, plain)
+
+
+@dataclass(frozen=True)
+class SparsifyRequest:
+    """The arguments of `sparsify`, and what follows from them; each stage reads it.
+
+    Raises:
+        ValueError: If a number is below its least, or a setting has an argument of its own.
+    """
+
+    model: str | Path
+    data: str | Path
+    budget: float
+    task: str | GlueTask | Columns
+    out: Path
+    strategy: str
+    strategy_options: Mapping[str, Any] | None
+    trials: int | None
+    seed: int
+    seeds: int | None
+    recover_steps: int
+    settings: Mapping[str, Any]
+    executor: Executor | None
+    progress: Literal["auto"] | None
+
+    def __post_init__(self) -> None:
+        for name, least in (("recover_steps", 0), ("seeds", 1), ("trials", 1)):
+            number = getattr(self, name)
+            if number is not None and (whole(number) is None or number < least):
+                raise ValueError(f"{name} is a whole number from {least} on, got {number!r}")
+        for name in self.settings.keys() & {"recover_steps", "adapt"}:
+            raise ValueError(
+                f"{name}={self.settings[name]!r} is no further setting; give sparsify "
+                "recover_steps itself (--recover-steps; 0 = masks as they are)"
+            )
+
+    @property
+    def run(self) -> Path:
+        """The folder of all that stands beside the saved model."""
+        return self.out / RUN
+
+    @property
+    def asked(self) -> dict[str, int | None]:
+        """The arguments that may change between two calls into one folder."""
+        return {"seeds": self.seeds, "trials": self.trials}
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The arguments that may not, as `sparsify.json` holds them."""
+        about: dict[str, Any] = {"model": str(self.model), "data": str(self.data)}
+        about |= {"task": repr(self.task), "budget": self.budget, "strategy": self.strategy}
+        about |= {"options": repr(self.strategy_options), "seed": self.seed}
+        return about | {"recover_steps": self.recover_steps, "settings": repr(self.settings)}
+
+    @property
+    def draws(self) -> bool:
+        """Whether the strategy draws masks from a space."""
+        return spec_of(self.strategy).space != "none"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The strategy's options; its gates are aimed at the budget."""
+        gated = spec_of(self.strategy).gated
+        if gated is None or not gated({}):
+            return dict(self.strategy_options or {})
+        options = dict(self.strategy_options or DAM)
+        return options | {"config": aim_gates(options.get("config", {}), [self.budget])}
+
+    @property
+    def searches(self) -> dict[str, int]:
+        """Name -> seed of each search."""
+        count = 1 if self.recover_steps else self.seeds or 1
+        seeds = range(self.seed, self.seed + count)
+        return {self.strategy if count == 1 else f"{self.strategy}, seed {n}": n for n in seeds}
+
+    @property
+    def judging_seeds(self) -> range:
+        """Seeds of the recoveries that judge; one where masks are judged as they are."""
+        count = (self.seeds or SEEDS) if self.recover_steps else 1
+        return range(FIRST_SEED, FIRST_SEED + count)
+
+    @property
+    def trials_of_a_search(self) -> int:
+        """How many trials a search has, beside the hand-designed masks."""
+        return self.trials or (TRIALS if self.draws else 2)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What `search` and `compare` are told alike."""
+        return {"executor": self.executor, "progress": self.progress}
+
+    def say(self, line: str) -> None:
+        """Prints a line, unless progress is switched off."""
+        if self.progress:
+            print("sparsify:", line, file=sys.stderr, flush=True)
+
+
+# -- the stages: each finds what it has left, and goes on ----------------------------------------
+@dataclass(frozen=True)
+class Shortlist:
+    """The masks that are judged: the best of each search, and of the hand-designed ones.
+
+    Args:
+        searched: Name -> record.
+        hand: The hand-designed ones that are left, the best first.
+        rungs: Steps of recovery -> how these were compared; none where nothing is recovered.
+    """
+
+    searched: Mapping[str, Record]
+    hand: Sequence[Record]
+    rungs: Mapping[int, Comparison]
+
+
+def prepare(request: SparsifyRequest) -> GlueEvaluator:
+    """Says what is to come, and fine-tunes the dense model: the evaluator that judges masks on
+    it, on the rows that searches read."""
+    fields: dict[str, Any] = {**DEFAULTS, "cache": request.run / "cache", "read_out": "own"}
+    fields |= {**request.settings, "adapt": "none", "split": "validation"}
+    if request.recover_steps:
+        fields |= {"adapt": "recover", "recover_steps": request.recover_steps}
+    start = GlueEvaluator(
+        None, request.data, weights=request.model, tasks=(request.task,), **fields
+    )
+    if request.budget < (diagonal := effective_density(Window(0), start.shape)):
         raise ValueError(
             f"a budget is at least what the diagonal costs, {diagonal:.4g} of the pairs; got "
-            f"{limit:g}: raise it"
+            f"{request.budget:g}: raise it"
         )
-    spec = spec_of(strategy)
-    gated, drawn = spec.gated is not None and spec.gated({}), spec.space != "none"
-    options = dict(strategy_options or (DAM if gated else {}))
-    if gated:
-        options["config"] = aim_gates(options.get("config", {}), [limit])
-    trials = trials or (TRIALS if drawn else 2)
-    searches = range(seed, seed + (1 if recover_steps else seeds or 1))
-    judged = range(FIRST_SEED, FIRST_SEED + (seeds or SEEDS if recover_steps else 1))
-    say = partial(print, "sparsify:", file=sys.stderr if progress else StringIO(), flush=True)
-    (name,) = start.downstream
-    say(start.describe(name))
-    gates = options.get("config", {}).get("steps", 0) * len(searches)
-    counts = len(hand_designed(start, [limit])), (trials - (not drawn)) * len(searches)
-    say(describe_work(start, seed, counts, gates, len(judged)))
-    write_text_in_one_move(run / CALL, json.dumps(about, indent=1) + "\n")
-    full = replace(start, weights=dense_model(start, run, seed), keep_recovered=True)
-    full.on("holdout").provide_models(seed)  # refused here, not after the search
-    how: dict[str, Any] = {"executor": executor, "progress": progress}
-    studies = {
-        f"{strategy}, seed {number}" if len(searches) > 1 else strategy: search(
-            load_function(SPACE) if drawn else None,
+    request.say(start.describe(start.downstream[0]))
+    searches, options = len(request.searches), request.options
+    gates = options.get("config", {}).get("steps", 0) * searches
+    searched = (request.trials_of_a_search - (not request.draws)) * searches
+    counts = len(hand_designed(start, [request.budget])), searched
+    request.say(describe_work(start, request.seed, counts, gates, len(request.judging_seeds)))
+    write_text_in_one_move(request.run / CALL, json.dumps(request.about, indent=1) + "\n")
+    weights = dense_model(start, request.run, request.seed)
+    full = replace(start, weights=weights, keep_recovered=True)
+    full.on("holdout").provide_models(request.seed)  # refused here, not after the search
+    return full
+
+
+def search_masks(request: SparsifyRequest, full: GlueEvaluator) -> dict[str, Study]:
+    """Name -> study of each search; the first one judges the hand-designed masks, too."""
+    return {
+        name: search(
+            load_function(SPACE) if request.draws else None,
             in_part(full, SHORT),
-            run=run / (SEARCH if number == seed else f"{SEARCH}-{number}"),
-            trials=trials,
-            strategy=strategy,
-            strategy_options=options,
-            seed=number,
-            budget=limit,
-            baselines=None if number == seed else {},
-            **how,
+            run=request.run / (SEARCH if seed == request.seed else f"{SEARCH}-{seed}"),
+            trials=request.trials_of_a_search,
+            strategy=request.strategy,
+            strategy_options=request.options,
+            seed=seed,
+            budget=request.budget,
+            baselines=None if seed == request.seed else {},
+            **request.how,
         )
-        for number in searches
+        for name, seed in request.searches.items()
     }
-    found, hand = choose_candidates(studies, limit)
-    judge, rungs = partial(compare, **how), dict[int, Comparison]()
-    if recover_steps and len(hand) > 1:
-        on_search = partial(judge, seeds=[seed], split="validation")
-        hand, rungs = halve(hand, full, on_search, run, say)
-    compared = {"dense": Full(), **found, **{each.name: each for each in hand[:1]}}
-    judge = partial(judge, compared, seeds=judged, split="holdout")
-    plain = comparison = judge(replace(full, adapt="none"), run=run / PLAIN)
-    if recover_steps:
-        for each in [*compared][1:]:
-            say(f"{each} minus dense attention, as it is: {describe_loss(plain, each)}")
-        comparison = beside(judge(full, run=run / JUDGED), plain)
-    records = [record for each in studies.values() for record in each.records()]
-    records += [record for each in (*rungs.values(), plain) for record in each.records]
-    records += comparison.records if recover_steps else ()
-    result = {
-        "model": str(model),
-        "task": name,
-        "budget": limit,
-        "recover_steps": recover_steps,
-        "seconds": math.fsum(record.seconds for record in records),
-        "trainings": len(records),
-        "asked": asked,
-        "versions": {"masksearch": VERSION, "torch": torch.__version__},
-    }
-    if recover_steps:
-        result["hand-designed by steps"] = {n: scores_of(each) for n, each in rungs.items()}
-    return save(full, comparison, plain, out, result, next(iter(studies.values())))
+
+
+def shortlist(
+    request: SparsifyRequest, full: GlueEvaluator, studies: Mapping[str, Study]
+) -> Shortlist:
+    """The masks to judge, by rows that searches read: of hand-designed ones by halving."""
+    searched, hand = choose_candidates(studies, request.budget)
+    if not request.recover_steps or len(hand) < 2:
+        return Shortlist(searched, hand, {})
+    judge = partial(compare, seeds=[request.seed], split="validation", **request.how)
+    return Shortlist(searched, *halve(hand, full, judge, request.run, request.say))
+
+
+def judge_masks(
+    request: SparsifyRequest, full: GlueEvaluator, candidates: Shortlist
+) -> tuple[Comparison, Comparison]:
+    """The candidates on rows that no search has read: after recovery, and as they are."""
+    compared: dict[str, Mask | Record | str] = {"dense": Full(), **candidates.searched}
+    compared |= {each.name: each for each in candidates.hand[:1]}
+    told = {"seeds": request.judging_seeds, "split": "holdout", **request.how}
+
+    def judge(evaluator: GlueEvaluator, folder: str) -> Comparison:
+        return compare(compared, evaluator, run=request.run / folder, **told)
+
+    plain = judge(replace(full, adapt="none"), PLAIN)
+    if not request.recover_steps:
+        return plain, plain
+    for each in [*compared][1:]:
+        request.say(f"{each} minus dense attention, as it is: {describe_loss(plain, each)}")
+    return beside(judge(full, JUDGED), plain), plain
 
 
 def save(
+    request: SparsifyRequest,
     full: GlueEvaluator,
+    studies: Mapping[str, Study],
+    candidates: Shortlist,
     comparison: Comparison,
     plain: Comparison,
-    out: Path,
-    result: dict[str, Any],
-    study: Study,
 ) -> Sparsified:
-    """Writes the mask of the better mean with the weights of its median seed, and `result`.
+    """Writes the mask of the better mean with the weights of its median seed, the result and the
+    page.
 
     Args:
+        request: The call.
         full: Judges masks, and has kept their weights.
-        comparison: The masks after recovery; without one as they are.
-        plain: The masks as they are.
-        out: The folder.
-        result: What `result.json` says of the call.
-        study: The search.
+        studies: The searches.
+        candidates: The masks that were judged.
+        comparison: These after recovery; without one as they are.
+        plain: These as they are.
     """
-    advice, steps = comparison.recommend(result["budget"]), result["recover_steps"]
+    out, study = request.out, next(iter(studies.values()))
+    advice = comparison.recommend(request.budget)
     taken = comparison.entries[advice.name]
-    loss = comparison.difference(taken, comparison.entries["dense"])
-    answer = (
-        f"{advice.sentence} Minus dense attention as it is: {describe_loss(plain, taken.name)}"
-    )
-    by_seed = {each: score_to_choose(full, advice.mask, each, out / RUN) for each in taken.scores}
+    by_seed = {
+        each: score_to_choose(full, advice.mask, each, request.run) for each in taken.scores
+    }
     middle = statistics.median_low(by_seed.values())
     seed = next(each for each, score in by_seed.items() if score == middle)
     saved = {"mask": taken.name, "score": taken.scores[seed], "density": 1 - taken.sparsity}
-    if steps:
-        answer += f" Both trained for {steps} steps: {loss.text(signed=True)}."
-        if advice.outcome == "not told apart":
-            answer += AGAIN.format(len(taken.scores) + 2)
+    if request.recover_steps:
         saved |= {"seed": seed, "scores on rows of the search": by_seed}
-        untrained = plain.difference(plain.entries[taken.name], plain.entries["dense"])
-        result |= {"ahead by seed": advice.by_seed, "masks as they are": rows_as_json(plain)}
-        result |= {"minus dense as it is": difference_as_json(untrained)}
-    answer += f" It keeps {1 - taken.sparsity:.1%} of the non-padding query-key pairs; pairs are"
-    answer += " not seconds."
-    result |= {"answer": answer, "outcome": advice.outcome, "saved": saved}
-    result |= {"difference": difference_as_json(advice.difference)}
-    result |= {"minus dense": difference_as_json(loss), "masks": rows_as_json(comparison)}
-    about = answer, result["model"], result["task"]
-    found = Findings(*about, full.objectives[0].name, taken.scores[seed])
+    records = [record for each in studies.values() for record in each.records()]
+    records += [record for each in candidates.rungs.values() for record in each.records]
+    records += [*plain.records, *(comparison.records if request.recover_steps else ())]
+    result: dict[str, Any] = {
+        "model": str(request.model),
+        "task": full.downstream[0],
+        "budget": request.budget,
+        "recover_steps": request.recover_steps,
+        "seconds": math.fsum(record.seconds for record in records),
+        "trainings": len(records),
+        "asked": request.asked,
+        "versions": {"masksearch": VERSION, "torch": torch.__version__},
+        "saved": saved,
+        **facts_of(request, candidates, advice, comparison, plain),
+    }
+    about = result["answer"], result["model"], result["task"]
     model = full.adapted(advice.mask, seed=seed)
-    save_pretrained(model, out, found=found)
+    score = full.objectives[0].name, taken.scores[seed]
+    save_pretrained(model, out, found=Findings(*about, *score))
     copy_tokenizer(find_folder(result["model"])[1], out)
     limit_length(out, model)
-    comparison = replace(comparison, notes={"answer": answer})
-    shutil.copyfile(comparison.report(out / RUN / "report" / "report.html"), out / "report.html")
+    comparison = replace(comparison, notes={"answer": result["answer"]})
+    shutil.copyfile(comparison.report(request.run / "report" / "report.html"), out / "report.html")
     write_text_in_one_move(out / RESULT, json.dumps(result, indent=1, default=str) + "\n")
-    return Sparsified(answer, advice.mask, out, comparison, study)
+    return Sparsified(result["answer"], advice.mask, out, comparison, study)
+
+
+def facts_of(
+    request: SparsifyRequest,
+    candidates: Shortlist,
+    advice: Recommendation,
+    comparison: Comparison,
+    plain: Comparison,
+) -> dict[str, Any]:
+    """The answer, and the figures that it rests on, as `result.json` holds them."""
+    taken, steps = comparison.entries[advice.name], request.recover_steps
+    loss = comparison.difference(taken, comparison.entries["dense"])
+    parts = [
+        f"{advice.sentence} Minus dense attention as it is: {describe_loss(plain, taken.name)}"
+    ]
+    facts: dict[str, Any] = {"outcome": advice.outcome}
+    facts |= {"difference": difference_as_json(advice.difference)}
+    facts |= {"minus dense": difference_as_json(loss), "masks": rows_as_json(comparison)}
+    if steps:
+        parts.append(f"Both trained for {steps} steps: {loss.text(signed=True)}.")
+        if advice.outcome == "not told apart":
+            parts.append(AGAIN.format(len(taken.scores) + 2))
+        untrained = plain.difference(plain.entries[taken.name], plain.entries["dense"])
+        rungs = {count: scores_of(rung) for count, rung in candidates.rungs.items()}
+        facts |= {"hand-designed by steps": rungs, "masks as they are": rows_as_json(plain)}
+        facts |= {"ahead by seed": advice.by_seed}
+        facts |= {"minus dense as it is": difference_as_json(untrained)}
+    parts.append(
+        f"It keeps {1 - taken.sparsity:.1%} of the non-padding query-key pairs; pairs are not "
+        "seconds."
+    )
+    return {"answer": " ".join(parts), **facts}
 
 
 def check_folder(out: Path, about: Mapping[str, Any]) -> None:

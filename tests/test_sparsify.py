@@ -35,12 +35,19 @@ from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.models.checkpoints import verify
 from masksearch.sparsifier import (
     Sparsified,
+    SparsifyRequest,
     beside,
     choose_candidates,
     describe_loss,
     halve,
+    judge_masks,
+    prepare,
+    save,
+    search_masks,
+    shortlist,
 )
 from masksearch.tasks.glue.columns import Columns
+from masksearch.training.loop import follow_trainings
 
 QUICK = {
     "epochs": 4,
@@ -527,6 +534,50 @@ def test_minilm_keeps_the_printed_score_on_sts_b(tmp_path: Path) -> None:
     assert pearsonr(labels, scores).statistic == pytest.approx(result["saved"]["score"], abs=1e-6)
     assert result["saved"]["density"] <= 0.12
     assert found.comparison.recommend(0.12).mask == found.mask
+
+
+# -- the stages ----------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_each_stage_goes_on_from_what_it_has_left(place: Path, tmp_path: Path) -> None:
+    """Alone, one after the other; a second time nothing is trained."""
+    request = SparsifyRequest(
+        *(place / "checkpoint", place / "reviews", 0.6, Columns(("text",), "label")),
+        *(tmp_path / "out", "dam", GATES, None, 0, 1, 4, QUICK, None, None),
+    )
+    trained, found = [], []
+    for trainings in (trained, again := []):
+        with follow_trainings(lambda step, config: trainings.append(step.title)):  # noqa: B023
+            full = prepare(request)
+            studies = search_masks(request, full)
+            candidates = shortlist(request, full, studies)
+            comparison, plain = judge_masks(request, full, candidates)
+        found.append([comparison.frame().to_json(), plain.frame().to_json()])
+    assert len(trained) > 40
+    assert again == []
+    assert found[0] == found[1]
+    assert [*request.searches] == ["dam"]
+    assert max(candidates.rungs) == 4
+    saved = save(request, full, studies, candidates, comparison, plain)
+    assert saved.answer == json.loads((tmp_path / "out" / "result.json").read_text())["answer"]
+    assert len(ms.saved_masks(tmp_path / "out")) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trials": 0}, "trials is a whole number from 1 on, got 0"),
+        ({"recover_steps": -1}, "recover_steps is a whole number from 0 on, got -1"),
+        ({"settings": {"adapt": "none"}}, "adapt='none' is no further setting"),
+    ],
+)
+def test_a_request_is_refused_before_anything_is_read(changes, message):
+    usual = {"trials": None, "seeds": None, "recover_steps": 0, "settings": {}}
+    with pytest.raises(ValueError, match=message):
+        SparsifyRequest(
+            *("m", "d", 0.5, "RTE", Path("out"), "dam", None),
+            *{"trials": None, "seed": 0, **usual, **changes}.values(),
+            *(None, None),
+        )
 
 
 # -- a checkpoint that is fed what its own tokenizer makes ------------------------------------
