@@ -247,9 +247,9 @@ def test_a_change_of_the_working_folder_moves_nothing(tmp_path, monkeypatch, who
     assert read_status(tmp_path / "run")["counts"]["done"] == 4
 
 
-@pytest.mark.parametrize("name", [3, None, f"a{ESCAPE}", "\udcff"])
+@pytest.mark.parametrize("name", [3, None])
 def test_a_name_that_is_no_text_is_refused_where_it_is_reported(name):
-    with pytest.raises(EvaluatorError, match="reported names are plain text, as '"):
+    with pytest.raises(EvaluatorError, match="reported names are text, as '"):
         Report(1, {name: 1.0})
 
 

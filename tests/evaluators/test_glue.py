@@ -365,6 +365,12 @@ def test_rows_judge_where_right_answers_beat_a_constant_one(task, labels, split)
         assert perfect_beats_constant(task, labels, split)
 
 
+def test_without_a_floor_rows_of_two_labels_are_enough():
+    check_judged(data_of(TWO, [0, 1], [0, 0, 0, 1]), "validation", floor=False)
+    with pytest.raises(DataError, match=r"are 3 \(.*even right answers do not beat a constant"):
+        check_judged(data_of(TWO, [0, 1], [1, 1, 1]), "validation", floor=False)
+
+
 def test_a_class_that_the_judging_rows_lack_is_warned_of():
     data = data_of(THREE, [0, 1, 2], [0, 2] * 6)
     with pytest.warns(UserWarning, match=r"are 12 \(.* b 0, .*: none has the label 'b', which is"):
