@@ -22,6 +22,17 @@ from masksearch.study.status import read_status
 from masksearch.study.store import StudyStore
 
 
+@pytest.mark.parametrize("address", ["journal:{}/shared.log", "sqlite:///{}/shared.db"])
+def test_a_driver_that_fails_removes_no_storage_that_others_use(tmp_path, address):
+    """It came first, and so made the file."""
+    storage, other = address.format(tmp_path), tmp_path / "other"
+    first = StudyStore(tmp_path / "failed", storage)
+    drawn(other, storage=storage, trials=2, progress=None)
+    first.close(undo=True)
+    assert len(ms.open_study(other, storage).records()) == 2
+    assert not (tmp_path / "failed").exists()
+
+
 def drawn(run, judge=None, **settings) -> ms.Study:
     """A random search of the toy's space."""
     return ms.search(space, judge or ToyEvaluator(), run=run, strategy="random", **settings)
