@@ -166,9 +166,9 @@ def demo(
     from masksearch.cli.demo import show_demo, write_data
 
     if data is not None:
-        typer.echo("\n".join(write_data(data)))
+        typer.echo("\n".join(write_data(data.expanduser())))
         return
-    show_demo(run, slots)
+    show_demo(run.expanduser(), slots)
 
 
 def resume(

@@ -251,7 +251,7 @@ class StudyStore:
         write: bool = True,
         allowed: str | BaseStorage | None = None,
     ) -> None:
-        self.run = Path(run).absolute()  # whoever changes the working folder moves nothing
+        self.run = Path(run).expanduser().absolute()  # whoever changes folder moves nothing
         if storage is None:
             address = read_address(self.run)
             named = None if address is None else address.storage

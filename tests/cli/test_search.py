@@ -46,6 +46,18 @@ def test_resume_repeats_the_command_with_another_budget(command, monkeypatch, tm
     assert outcome(ms.Study(tmp_path / "part")) == outcome(ms.Study("whole"))
 
 
+def test_a_folder_named_from_the_home_folder_is_there_alone(command, monkeypatch, tmp_path, job):
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    command(*job, "--strategy", "random", "--trials", 2, "--run=~/run")  # no shell expands this
+    command("resume", "~/run", "--trials", 3)
+    assert len(ms.open_study(home / "run").records()) >= 3
+    assert not list(here.iterdir())
+
+
 def test_resume_says_what_it_cannot_resume(command, tmp_path):
     err = command.refused("resume", tmp_path / "none")
     assert err == f"error: {tmp_path}/none: no such run folder\n"
