@@ -85,7 +85,7 @@ class Study:
         storage: str | BaseStorage | None = None,
         store: StudyStore | None = None,
     ) -> None:
-        self.run, self.storage = Path(run).absolute(), storage
+        self.run, self.storage = Path(run).expanduser().absolute(), storage
         self.store = store or StudyStore(self.run, storage, write=False)
         self.objectives = self.store.objectives()
         self.shape = self.store.shape()
@@ -223,7 +223,7 @@ class Comparison(ComparedMasks):
         if facts.get("kind") != "compare":
             raise SearchError(f"{run} holds no comparison; give the folder of compare(.., run=)")
         about = store.told(), store.objectives(), facts
-        return cls.of(*about, run=Path(run), shape=store.shape(), storage=storage)
+        return cls.of(*about, run=store.run, shape=store.shape(), storage=storage)
 
     def report(self, path: Path | str) -> Path:
         """Writes the comparison as one self-contained HTML page.
@@ -362,7 +362,7 @@ def search(
     measured = evaluator.measure_names
     constraints = [constraints] if isinstance(constraints, str) else constraints
     limits = [parse_constraint(text, reported, measured) for text in constraints]
-    run, executor = Path(run).absolute(), executor or Local()
+    run, executor = Path(run).expanduser().absolute(), executor or Local()
     budgets, options = read_budgets(budget), dict(strategy_options or {})
     if budgets and isinstance(space, Units):
         space = with_costs(space, evaluator, None, required=True)
@@ -547,7 +547,8 @@ def compare(
     >>> verdict = comparison.verdict()
     """
     check_evaluator(evaluator)
-    run, seeds, executor = Path(run).absolute(), read_seeds(seeds), executor or Local()
+    run, seeds = Path(run).expanduser().absolute(), read_seeds(seeds)
+    executor = executor or Local()
     margin = check_margin(margin, evaluator.objectives[0])
     evaluator = on_split(evaluator, split)
     seeds = seeds[:1] if evaluator.seedless else seeds

@@ -22,6 +22,34 @@ from masksearch.study.status import read_status
 from masksearch.study.store import StudyStore
 
 
+def test_a_run_folder_may_be_named_from_the_home_folder(tmp_path, monkeypatch):
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    study = drawn("~/run", trials=2, progress=None)
+    assert study.run == home / "run"
+    assert outcome(ms.open_study("~/run")) == outcome(study)
+    each = {"a": masks.full(), "b": masks.window(2)}
+    compared = ms.compare(each, ToyEvaluator(), run="~/compared", progress=None)
+    assert ms.Comparison.open("~/compared").entries.keys() == compared.entries.keys()
+    ms.Comparison.open("~/compared").report(tmp_path / "page.html")
+    assert {path.name for path in home.iterdir()} >= {"run", "compared"}
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("address", ["journal:{}/shared.log", "sqlite:///{}/shared.db"])
+def test_a_driver_that_fails_removes_no_storage_that_others_use(tmp_path, address):
+    """It came first, and so made the file."""
+    storage, other = address.format(tmp_path), tmp_path / "other"
+    first = StudyStore(tmp_path / "failed", storage)
+    drawn(other, storage=storage, trials=2, progress=None)
+    first.close(undo=True)
+    assert len(ms.open_study(other, storage).records()) == 2
+    assert not (tmp_path / "failed").exists()
+
+
 def drawn(run, judge=None, **settings) -> ms.Study:
     """A random search of the toy's space."""
     return ms.search(space, judge or ToyEvaluator(), run=run, strategy="random", **settings)

@@ -164,9 +164,11 @@ def allocate(
             model, text, length, sequences, held_out, device, precision, named, task_rows
         ),
         CacheBudget([budget], unit, local, method, tries, trials),
-        Delivery(serve, serving, sinks, None if out is None else Path(out).absolute()),
+        Delivery(
+            serve, serving, sinks, None if out is None else Path(out).expanduser().absolute()
+        ),
         check=check,
-        run=Path(run).absolute(),
+        run=Path(run).expanduser().absolute(),
         executor=executor,
         progress=progress,
     )

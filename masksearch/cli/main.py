@@ -46,6 +46,7 @@ from masksearch.cli.search import (
     search,
 )
 from masksearch.errors import MaskSearchError, ServerUnreachableError, cut_middle
+from masksearch.files import FULL
 from masksearch.neighbours import load_part, offered
 from masksearch.user_code import load_file
 
@@ -167,9 +168,9 @@ def demo(
     from masksearch.cli.demo import show_demo, write_data
 
     if data is not None:
-        typer.echo("\n".join(write_data(data)))
+        typer.echo("\n".join(write_data(data.expanduser())))
         return
-    show_demo(run, slots)
+    show_demo(run.expanduser(), slots)
 
 
 def resume(
@@ -312,7 +313,10 @@ def run_program(program: typer.Typer, words: Sequence[str]) -> NoReturn:
     except (MaskSearchError, ValueError, OSError) as error:
         if os.environ.get("MASKSEARCH_DEBUG"):
             traceback.print_exc()
-        fail(str(error), TRY_AGAIN if isinstance(error, ServerUnreachableError) else MISTAKE)
+        text = str(error)
+        if isinstance(error, OSError) and error.errno in FULL:
+            text = f"disk full: {error}; free space and repeat the command"
+        fail(text, TRY_AGAIN if isinstance(error, ServerUnreachableError) else MISTAKE)
     sys.exit(code or 0)  # (typer answers Ctrl-C with 130)
 
 

@@ -360,7 +360,8 @@ def takes(
 
         @wraps(command)
         def run(**values: Any) -> None:
-            command(kind(**values))
+            paths = {n: v.expanduser() for n, v in values.items() if isinstance(v, Path)}
+            command(kind(**values | paths))
 
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}

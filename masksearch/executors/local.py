@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import get_temp_dir
@@ -332,9 +333,14 @@ def start_worker(config: WorkerConfig, slot: int, cards: Sequence[str]) -> Worke
     ours, theirs = FORKS.Pipe()
     process = FORKS.Process(target=serve, args=(theirs,))
     script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    resource_tracker.ensure_running()  # it would let Ctrl-C in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
+        forkserver.ensure_running()  # Ctrl-C would end its imports with a traceback
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         process.start()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         sys.modules["__main__"] = script
     theirs.close()
     worker = WorkerProcess(process, ours, slot)

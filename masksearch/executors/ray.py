@@ -708,7 +708,7 @@ def temporary_storage(storage_path: str | None) -> Iterator[tuple[str, str]]:
         with tempfile.TemporaryDirectory(prefix="masksearch-") as folder:
             yield folder, name
         return
-    uri = storage_path if "://" in storage_path else str(Path(storage_path).resolve())
+    uri = storage_path if "://" in storage_path else str(Path(storage_path).expanduser().resolve())
     try:
         yield uri, name
     finally:

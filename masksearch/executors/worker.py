@@ -395,6 +395,7 @@ def serve(pipe: Connection) -> None:
     """
     os.setsid()  # a terminal's Ctrl-C reaches the driver alone
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # of `start_worker`
     threading.Thread(target=die_with, args=(pipe.fileno(),), daemon=True).start()
     faulthandler.enable()
     send(pipe, READY)

@@ -44,7 +44,7 @@ from masksearch.attention.attach import ATTACHMENT, attach, attached
 from masksearch.attention.interface import ENTRY
 from masksearch.attention.probe import SELF, unwrapped
 from masksearch.errors import AttachError, DataError, MaskFormatError, install_command
-from masksearch.files import disk_error, write_text_in_one_move
+from masksearch.files import disk_error, write_in_one_move, write_text_in_one_move
 from masksearch.masks import Mask
 from masksearch.masks.text import save_mask
 from masksearch.models.card import Account, Findings, write_card
@@ -383,7 +383,8 @@ def copy_tokenizer(folder: Path, out: Path) -> None:
     for pattern in ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt"):
         for path in folder.glob(pattern):
             if path.is_file() and not (out / path.name).exists():
-                shutil.copy(path, out / path.name)
+                with write_in_one_move(out / path.name) as beside:  # a full disk
+                    shutil.copy(path, beside)
 
 
 def load_pretrained(

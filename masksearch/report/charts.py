@@ -20,6 +20,7 @@ import numpy as np
 import vl_convert
 from PIL import Image
 
+from masksearch.files import write_in_one_move
 from masksearch.masks.families import SCRAMBLED
 from masksearch.report.chart_rows import Chart, DifferenceChart, FrontChart, VolumeChart
 from masksearch.report.style import COLOURS, COLUMN, DPI, GREY, INK, LABEL, PAGE, SMALL
@@ -290,12 +291,13 @@ def finish(
 # -- print ---------------------------------------------------------------------------------------
 def write_chart(chart: Chart, folder: Path) -> list[Path]:
     """Writes a chart as `ID.pdf`, `ID.svg` (text as text) and `ID.png` (300 dots an inch)."""
-    folder.mkdir(parents=True, exist_ok=True)
     spec, paths = paper_spec(chart), [folder / f"{chart['id']}.{end}" for end in PRINTED]
     load_fonts()
-    paths[0].write_bytes(vl_convert.vegalite_to_pdf(spec))
-    paths[1].write_text(vl_convert.vegalite_to_svg(spec), encoding="utf-8")
-    paths[2].write_bytes(chart_png(spec))
+    svg = vl_convert.vegalite_to_svg(spec).encode()
+    contents = vl_convert.vegalite_to_pdf(spec), svg, chart_png(spec)
+    for path, content in zip(paths, contents, strict=True):
+        with write_in_one_move(path) as beside:
+            beside.write_bytes(content)
     return paths
 
 

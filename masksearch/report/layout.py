@@ -17,7 +17,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from masksearch.errors import without_controls
-from masksearch.files import cell_text
+from masksearch.files import cell_text, write_in_one_move, write_text_in_one_move
 from masksearch.masks.text import short_text
 
 if TYPE_CHECKING:
@@ -159,9 +159,10 @@ def write_tables(folder: Path, key: str, tables: Mapping[str, TextTable]) -> Non
         folder.mkdir(parents=True, exist_ok=True)
         if table.data:
             frame = table.frame().rename(columns=cell_text).map(cell_text)
-            frame.to_csv(folder / f"{key}{name}.csv", index=False)
+            with write_in_one_move(folder / f"{key}{name}.csv") as beside:
+                frame.to_csv(beside, index=False)
         if table.rows:
-            (folder / f"{key}{name}.tex").write_text(table.latex(), encoding="utf-8")
+            write_text_in_one_move(folder / f"{key}{name}.tex", table.latex())
 
 
 def words(name: str) -> str:

@@ -162,7 +162,8 @@ def open_storage(
             return JournalStorage(JournalFile(str(path)))
         settings = engine_settings(location)
         try:
-            database = RDBStorage(location.url, settings, skip_table_creation=not write)
+            with make_tables_alone(location) if write else contextlib.nullcontext():
+                database = RDBStorage(location.url, settings, skip_table_creation=not write)
         except RuntimeError as error:  # tables of another Optuna
             raise SearchError(f"cannot open the storage {location.shown}: {error}") from error
         if location.kind == "postgresql":
@@ -170,6 +171,18 @@ def open_storage(
         opened = optuna.storages.get_storage(database)
         weakref.finalize(opened, database.engine.dispose)  # or its pool is left open
         return opened
+
+
+@contextlib.contextmanager
+def make_tables_alone(location: StorageLocation) -> Iterator[None]:
+    """Of several drivers that find a new PostgreSQL database, lets one make the tables."""
+    if location.kind != "postgresql":
+        yield
+        return
+    how = {"poolclass": sqlalchemy.pool.NullPool, "connect_args": line_settings(location)}
+    with sqlalchemy.create_engine(location.url, **how).begin() as session:  # its end is the lock's
+        session.execute(text("SELECT pg_advisory_xact_lock(hashtext('masksearch tables'))"))
+        yield
 
 
 def engine_settings(location: StorageLocation) -> dict[str, Any]:

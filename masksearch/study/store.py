@@ -254,7 +254,7 @@ class StudyStore:
         write: bool = True,
         allowed: str | BaseStorage | None = None,
     ) -> None:
-        self.run = Path(run).absolute()  # whoever changes the working folder moves nothing
+        self.run = Path(run).expanduser().absolute()  # whoever changes folder moves nothing
         if storage is None:
             address = read_address(self.run)
             named = None if address is None else address.storage
@@ -266,6 +266,8 @@ class StudyStore:
             raise SearchError(f"{self.run} holds no study (no {where}); run a search first")
         files = self.location.path or self.run / DATABASE, self.run / FILE, self.run / STATUS
         made = (*files, *files[0].parents, *files[1].parents)
+        if not files[0].is_relative_to(self.run.resolve()):
+            made = made[1:]  # other drivers may have begun studies in it meanwhile
         self.missing = [each for each in made if not each.exists()]  # as yet
         self.locks: list[LockFile | ServerLock] = []
         self.owner = ""  # who holds the server's lock, once the study says it

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and what it says of runs and masks."""
 
 import json
+import resource
 import warnings
 from pathlib import Path
 
@@ -27,6 +28,22 @@ def test_report_says_what_a_mask_is(command, tmp_path):
     assert "sparsity 0.86" in out
     assert "empty rows 0" in out
     assert png.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.fixture
+def full():
+    """A disk on which no file grows beyond 60 bytes, as far as this process can tell."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_said_with_the_remedy(command, tmp_path, full):
+    err = command.refused("export", "bigbird(2,1,2) | window(3)", "--out", tmp_path / "mask.json")
+    assert err.startswith("error: disk full: ")
+    assert err.endswith("; free space and repeat the command\n")
+    assert not list(tmp_path.iterdir())
 
 
 def test_report_as_json(command):

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,18 @@ def test_resume_repeats_the_command_with_another_budget(command, monkeypatch, tm
     command("resume", tmp_path / "part", "--trials", 9)
     command(*job, *parts, "--trials", 9, "--run", "whole")
     assert outcome(ms.Study(tmp_path / "part")) == outcome(ms.Study("whole"))
+
+
+def test_a_folder_named_from_the_home_folder_is_there_alone(command, monkeypatch, tmp_path, job):
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    command(*job, "--strategy", "random", "--trials", 2, "--run=~/run")  # no shell expands this
+    command("resume", "~/run", "--trials", 3)
+    assert len(ms.open_study(home / "run").records()) >= 3
+    assert not list(here.iterdir())
 
 
 def test_resume_says_what_it_cannot_resume(command, tmp_path):
@@ -194,6 +207,32 @@ def test_polite_stop_ends_cleanly_and_says_how_to_go_on(
     monkeypatch.setenv("SLEEPY_SECONDS", "0")
     command("resume", folder, "--slots", "1")
     assert essence(ms.Study(folder).records()) == search_quickly(tmp_path / "whole", 6)
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are read in /proc")
+def test_ctrl_c_while_workers_are_being_imported_is_no_traceback(tmp_path):
+    """A terminal sends it to the driver and to the process that imports for the workers."""
+    words = (*PLAN, "--run", str(tmp_path / "run"), "--slots", "2", "--trials", "6")
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "masksearch", *words], stderr=said, start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
+
+        def importing() -> bool:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            commands = (Path(f"/proc/{each}/cmdline").read_bytes() for each in children.split())
+            return any(b"forkserver" in command for command in commands)
+
+        wait_until(importing, 300)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        time.sleep(10)  # what it has left behind ends meanwhile
+    err = (tmp_path / "said").read_text()
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("stopped; what was finished is kept. Go on with:")
 
 
 @pytest.mark.slow  # continuous integration runs it

@@ -27,7 +27,7 @@ from masksearch import (
 )
 from masksearch.contracts import Record
 from masksearch.errors import SearchError, install_command
-from masksearch.executors.ray import tolerate_losses
+from masksearch.executors.ray import temporary_storage, tolerate_losses
 from masksearch.loggers.files import CsvLogger
 from masksearch.strategies.opening import FixedQueue
 from masksearch.tasks.planted.process import PlantedProcess
@@ -362,6 +362,12 @@ def test_folders_that_travel(cluster, tmp_path):
 
 
 @pytest.mark.nightly
+def test_a_storage_path_may_be_named_from_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with temporary_storage("~/files") as (folder, _):
+        assert folder == f"{tmp_path}/files"
+
+
 def test_user_code_that_was_named_by_path(cluster, tmp_path):
     file = tmp_path / "my_own_proxy.py"
     file.write_text(

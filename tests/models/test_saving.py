@@ -5,6 +5,7 @@ import gc
 import hashlib
 import json
 import pickle
+import resource
 import shutil
 import struct
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ from masksearch.errors import (
 )
 from masksearch.gates.gates import Gates
 from masksearch.models.checkpoints import saved_masks
+from masksearch.models.saving import copy_tokenizer
 
 VOCABULARY, LENGTH, WIDTH = 30, 12, 8
 SIZES = {"hidden_size": WIDTH, "num_attention_heads": HEADS, "intermediate_size": WIDTH}
@@ -342,6 +344,22 @@ def test_a_full_disk_leaves_the_old_state(folder, monkeypatch):
     assert error.value.errno == errno.ENOSPC
     assert names(folder) == before
     assert torch.equal(output(load_pretrained(folder)), output(attach(bert(), MIXED)))
+
+
+def test_a_tokenizer_that_a_full_disk_has_cut_is_copied_again(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    for folder in (source, out):
+        folder.mkdir()
+    (source / "tokenizer.json").write_text("{}" * 90)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # bytes that a file may have
+    try:
+        with pytest.raises(OSError, match="too large"):
+            copy_tokenizer(source, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    copy_tokenizer(source, out)
+    assert (out / "tokenizer.json").read_text() == "{}" * 90
 
 
 def test_a_disk_that_is_really_full(small_disk):

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,8 @@ from page_text import page_of
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.report.charts import paper_spec
+from masksearch.report.charts import paper_spec, write_chart
+from masksearch.report.layout import Cell, TextTable, write_tables
 from masksearch.report.page import write_report
 from masksearch.report.section import Section
 
@@ -153,6 +155,26 @@ def test_the_true_front_is_a_line_of_its_own(searched):
     lines = page_of(known)["chart"]["lines"]
     true = [(line["saved"], line["score"]) for line in lines if line["group"] == "true front"]
     assert true[1:] == [(60, 0.8), (90, 0.5)]
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_what_was_printed_before(tmp_path, chart):
+    rows = [{"mask": "star"}] * 90
+    tables = {"front": TextTable((Cell("mask"),), ((Cell("star"),),) * 90, rows)}
+    write_tables(tmp_path, "tpe_", tables)
+    write_chart(chart, tmp_path)
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert {path.suffix for path in files} == {".csv", ".tex", ".pdf", ".svg", ".png"}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    everything = (write_chart, chart, tmp_path), (write_tables, tmp_path, "tpe_", tables)
+    for write, *things in everything:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # bytes that a file may have
+        try:
+            with pytest.raises(OSError, match="too large"):
+                write(*things)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 
 @pytest.mark.slow  # continuous integration runs it

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
@@ -385,6 +386,22 @@ def test_a_refused_search_leaves_no_study_where_others_lie(request, tmp_path, ki
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_drivers_that_find_a_new_database_make_its_tables_once(server, tmp_path):
+    psycopg = pytest.importorskip("psycopg")
+    with psycopg.connect(server.url(), autocommit=True) as session:
+        session.execute("CREATE DATABASE fresh")
+    url, begin = server.url().replace("/postgres", "/fresh"), threading.Barrier(4)
+
+    def drive(number: int) -> int:
+        begin.wait()
+        with StudyStore(tmp_path / f"team-{number}", url) as store:
+            return len(store.storage.get_all_studies())
+
+    with ThreadPoolExecutor(4) as drivers:
+        assert [*drivers.map(drive, range(4))] == [0] * 4
+
+
 def test_postgresql_says_what_is_wrong(server, tmp_path):
     with pytest.raises(
         SearchError, match=r"password authentication failed .*; check the user"

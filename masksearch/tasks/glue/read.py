@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from masksearch.contracts import Split
-from masksearch.errors import DataError, did_you_mean
+from masksearch.errors import DataError, did_you_mean, warn
 from masksearch.files import content_hash, short_hash
 from masksearch.tasks.glue.tasks import TASKS, Column, GlueTask, HubForm, task_named
 from masksearch.tasks.splits import sample_rows, take_split
@@ -119,7 +119,8 @@ def load_glue(
             test sets, where their labels are told (GLUE's own are not).
 
     Returns:
-        The rows. Equal rows have different digests when read from TSV and in the Hub's form.
+        The rows. Equal rows have different digests when read from TSV and in the Hub's form. A
+        warning counts the rows of a development set whose texts a training row has, too.
 
     Raises:
         DataError: If a folder, file or column is missing, a file is empty, a line is malformed
@@ -136,10 +137,18 @@ def load_glue(
             files = {"train": files["train"], **labelled_test_files(Path(folder), row)}
         parts = {name: read_rows(path, row) for name, path in files.items()}
         content = content_hash(list(files.values()))
+    train = parts.pop("train")
+    trained = set(train.texts)
+    for name, part in parts.items():
+        if shared := sum(texts in trained for texts in part.texts):
+            warn(
+                f"{folder}, {name}: {shared} of {len(part)} rows have the texts of a training "
+                "row, so a model may know their labels by heart; remove them from one of the two"
+            )
     rows_of_own = [] if TASKS.get(row.name) == row else [repr(differences(row))]
     return GlueData(
         row,
-        parts.pop("train").sample(rows, seed),
+        train.sample(rows, seed),
         {
             name: part.split(split, f"{folder}, {name}").sample(dev_rows, seed)
             for name, part in parts.items()

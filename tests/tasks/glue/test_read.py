@@ -1,5 +1,7 @@
 """GLUE files, and tasks of one's own in them."""
 
+import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -419,6 +421,36 @@ def test_a_unit_is_the_mean_and_the_deviation_of_the_training_scores(scores, pow
 def test_scores_without_a_unit_are_refused_by_their_deviation(train, message):
     with pytest.raises(DataError, match=message):
         unit_of(SCORED, train)
+
+
+# -- rows that stand in both files
+PAIRS = st.lists(st.sampled_from(["a\tb", "b\ta", "a\ta"]), min_size=1, max_size=4)
+
+
+@pytest.mark.slow
+@given(train=PAIRS, dev=PAIRS, rows=st.sampled_from([None, 1]))
+def test_development_rows_that_were_trained_on_are_counted(tmp_path_factory, train, dev, rows):
+    """As pairs, in their order, whatever their labels; in a table of one's own and in GLUE."""
+    folder, shared = tmp_path_factory.mktemp("glue"), sum(row in train for row in dev)
+    trained = [f"{row}\t{at % 2}" for at, row in enumerate([*train, "c\tc"])]
+    judged = [f"{row}\t{at % 2}" for at, row in enumerate(dev)]
+    write(folder / "own", "train.tsv", "x\ty\tlabel", *trained)
+    write(folder / "own", "dev.tsv", "x\ty\tlabel", *judged)
+    header = "index\tquestion\tsentence\tlabel"
+    for name, table in (("train.tsv", trained), ("dev.tsv", judged)):
+        texts = (
+            re.sub("[01]$", lambda label: ("entailment", "not_entailment")[int(label[0])], row)
+            for row in table
+        )
+        write(folder / "QNLI", name, header, *(f"7\t{row}" for row in texts))
+    for task in (Columns(("x", "y"), "label").read(folder / "own"), "QNLI"):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            load_glue(folder, task, rows)
+        name = getattr(task, "name", task)
+        assert [str(each.message).partition(" have")[0] for each in told] == [
+            f"{folder}, {name}: {shared} of {len(dev)} rows"
+        ] * bool(shared)
 
 
 @pytest.mark.parametrize(
