@@ -265,7 +265,7 @@ class SparsifyRequest:
 
     @property
     def how(self) -> dict[str, Any]:
-        """What `search` and `compare` are told alike."""
+        """Arguments that `search` and `compare` share."""
         return {"executor": self.executor, "progress": self.progress}
 
     def say(self, line: str) -> None:
