@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_decoder import byte_tokenizer, tiny_decoder
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from masksearch.errors import UnknownNameError
 from masksearch_decoders.tasks.next_token import NextTokenText, repeat_distances
@@ -201,3 +202,27 @@ def test_what_is_no_task_says_why() -> None:
     with pytest.raises(ValueError, match=r"length of at least 34, got 20"):
         Recall.of_length(20)
     assert Recall.of_length(80).length == 80
+
+
+@pytest.mark.parametrize("begin", [True, False])
+def test_ids_are_those_of_the_folders_own_tokenizer(tmp_path: Path, begin: bool) -> None:
+    """Every sequence begins as the tokenizer begins a text; between them no id is lost."""
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    made = Tokenizer(models.BPE({letter: at for at, letter in enumerate(letters)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.add_special_tokens(["<bos>"])
+    if begin:
+        bos = [("<bos>", made.token_to_id("<bos>"))]
+        made.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=bos)
+    PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<bos>").save_pretrained(tmp_path)
+    path = tmp_path / "one.txt"
+    path.write_text("the caf\u00e9 of w1 and w2 " * 40, encoding="utf-8")
+    held = tmp_path / "held.txt"
+    held.write_text(path.read_text("utf-8"), encoding="utf-8")
+    text = NextTokenText.load(path, tokenizer=tmp_path, length=12, cache=tmp_path, held_out=held)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)(path.read_text("utf-8"))["input_ids"]
+    rows = text.train[torch.arange(len(text.train))].tolist()
+    assert [row[0] for row in rows] == [theirs[0]] * len(rows) or not begin
+    ids = [number for row in rows for number in row[begin:]]
+    assert ids == theirs[begin : begin + len(ids)]
+    assert len(theirs) - len(ids) < 12 + begin
