@@ -18,7 +18,6 @@ import math
 import shutil
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,9 +32,10 @@ from masksearch.analysis.stats import PairedDifference
 from masksearch.contracts import POINT, Executor, Record
 from masksearch.driver import Comparison, Study, compare, open_study, search
 from masksearch.errors import DataError, SearchError
+from masksearch.evaluators.forecast import describe_work
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.tuning import rescale
-from masksearch.files import cache_folder, write_text_in_one_move
+from masksearch.files import write_text_in_one_move
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Full, Window
@@ -47,16 +47,12 @@ from masksearch.models.saving import copy_tokenizer, limit_length, save_pretrain
 from masksearch.strategies.build import aim_gates, spec_of
 from masksearch.strategies.opening import hand_designed
 from masksearch.study.records import read_budgets
-from masksearch.study.status import clock
 from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.tasks import GlueTask
-from masksearch.training.checkpoints import DENSE
 from masksearch.user_code import load_function
 
 FIRST_SEED, SEEDS = 1000, 3  # of the recoveries that judge; those of a search are its own
 SHORT = 4  # a trial recovers for that part of the steps
-TEACHER = 1.4  # time of a step that learns from the dense model, too
-READ = 1 / 3  # of a step's time, to score as many rows
 DEFAULTS: Mapping[str, Any] = {  # of the evaluators, where the caller says nothing
     "learn_from": "both",
     "finetune_batch": 16,
@@ -310,7 +306,9 @@ def prepare(request: SparsifyRequest) -> GlueEvaluator:
     gates = options.get("config", {}).get("steps", 0) * searches
     searched = (request.trials_of_a_search - (not request.draws)) * searches
     counts = len(hand_designed(start, [request.budget])), searched
-    request.say(describe_work(start, request.seed, counts, gates, len(request.judging_seeds)))
+    rungs = [in_part(start, part).recover_steps for part in (SHORT, 2, 1)]
+    judging = len(request.judging_seeds)
+    request.say(describe_work(start, request.seed, counts, gates, judging, rungs))
     write_text_in_one_move(request.run / CALL, json.dumps(request.about, indent=1) + "\n")
     weights = dense_model(start, request.run, request.seed)
     full = replace(start, weights=weights, keep_recovered=True)
@@ -524,62 +522,6 @@ def dense_model(start: GlueEvaluator, run: Path, seed: int) -> Path:
         copy_tokenizer(given, part)
         part.rename(folder)
     return folder
-
-
-def describe_work(
-    start: GlueEvaluator, seed: int, counts: tuple[int, int], gates: int, seeds: int
-) -> str:
-    """The trainings to come, for about how long, and the memory that they take.
-
-    Args:
-        start: Judges masks on the model that was given.
-        seed: Of the dense model.
-        counts: Hand-designed masks, and masks of the search.
-        gates: Steps of gates.
-        seeds: Recoveries of each mask that judge.
-    """
-    (name,), batch, steps = start.downstream, start.finetune_batch, start.recover_steps
-    model = start.dense(name, seed) if start.is_tuned else start.begin(name, seed)
-    rows = start.tokens(name).train
-    inputs = start.inputs(rows, [*range(min(batch, len(rows)))])
-    seconds = list[float]()
-    for _ in range(3):
-        begun = time.perf_counter()
-        model(
-            **{name: part.to(start.torch_device) for name, part in inputs.items()}
-        ).loss.backward()
-        seconds.append(time.perf_counter() - begun)
-    step, size = min(seconds), sum(weight.nbytes for weight in model.parameters()) / 2**30
-    searched, judged = (
-        READ * step / batch * sum(map(len, start.on(split).tokens(name).dev.values()))
-        for split in ("validation", "holdout")
-    )
-    words, total = list[str](), 3 * judged
-    kept = cache_folder(start.cache) / DENSE / f"{start.dense_name(model, name, seed)}.safetensors"
-    if not start.is_tuned and not kept.is_file():
-        words.append(f"a dense model ({start.finetune_steps(name)} steps)")
-        total += start.finetune_steps(name) * step
-    hand, masks = counts[0], sum(counts)
-    if gates:
-        words.append(f"gates ({gates} steps)")
-        total += gates * step * (start.gates_batch or batch) / batch
-    disk = ""
-    if start.adapt == "recover":
-        halves = [(masks, in_part(start, SHORT)), (-(-hand // 2), in_part(start, 2))]
-        rungs = [(n, each.recover_steps) for n, each in (*halves, (-(-hand // 4), start))]
-        words += [f"{n} recoveries of {count} steps" for n, count in rungs]
-        words.append(f"{3 * seeds} that judge")
-        total += (sum(n for n, _ in rungs) * searched) + 3 * seeds * judged
-        trained = sum(n * count for n, count in rungs) + 3 * seeds * steps
-        total += trained * TEACHER * step
-        disk = f", {3 * seeds * size:.1f} GB of disk in {start.cache}"
-    else:
-        words.append(f"{masks} masks as they are")
-        total += masks * searched
-    return (
-        f"{', '.join(words)} ({hand} masks are hand-designed): about {clock(total)} in all; "
-        f"{5 * size:.1f} GB of memory{disk}"
-    )
 
 
 def in_part(full: GlueEvaluator, part: int) -> GlueEvaluator:

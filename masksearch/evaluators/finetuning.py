@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Self, cast
@@ -30,12 +30,8 @@ from masksearch.contracts import (
 )
 from masksearch.errors import DataError, SearchError, check_name
 from masksearch.evaluators.assembled import NO_CORPUS, TrainingBase
-from masksearch.evaluators.mlm import (
-    MlmEvaluator,
-    check_encoder,
-    preset_of,
-    read_weights,
-)
+from masksearch.evaluators.dense_models import DenseModels, DenseRecipe
+from masksearch.evaluators.mlm import MlmEvaluator, check_encoder, preset_of, read_weights
 from masksearch.evaluators.tuning import (
     TaskScores,
     TaskTraining,
@@ -53,7 +49,7 @@ from masksearch.evaluators.tuning import (
 from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.pretrained import Pretrained, open_tuned, rows_read, tuned_kind
+from masksearch.models.pretrained import Pretrained, rows_read, tuned_kind
 from masksearch.tasks.text.rows import RowSource, read_tokenizer
 from masksearch.tasks.text.tokenizer import Vocabulary
 from masksearch.training.accumulation import group
@@ -257,13 +253,7 @@ class FineTuning(
     @property
     def trainer(self) -> TaskTraining:
         """The trainer that fine-tunes a head, and has it predict."""
-        return TaskTraining(
-            self.inputs,
-            self.finetune_batch,
-            self.frozen,
-            self,
-            self.torch_device,
-        )
+        return TaskTraining(self.inputs, self.finetune_batch, self.frozen, self, self.torch_device)
 
     @property
     def source(self) -> RowSource:
@@ -285,7 +275,7 @@ class FineTuning(
                 )
         return made
 
-    @property
+    @cached_property
     def token_digest(self) -> str:
         """Hash of the tokenizer, and the length."""
         return str(self.held.get("digest") or self.source.digest)
@@ -497,9 +487,8 @@ class FineTuning(
                 "a model that is pre-trained under the mask is not made again; leave "
                 "corpus out, or train it with MlmEvaluator and save that"
             )
-        name, encoder, table = task or self.downstream[0], None, self.as_table(mask)
-        if not self.weights_frozen:
-            encoder = self.start.encoder(dropout=self.dropout)
+        name, table = task or self.downstream[0], self.as_table(mask)
+        encoder = None if self.weights_frozen else self.start.encoder(dropout=self.dropout)
         with TemporaryDirectory() as folder:
             head = self.under(encoder, name, table, Checkpoints(Path(folder)), seed)
         head = rescale(detach(head.eval()), self.unit(name))
@@ -533,32 +522,21 @@ class FineTuning(
             head, source = self.dense(name, seed), self.learn_from
             stream, rate = (RECOVER,), self.recover_lr or rate
             if source != "labels" and self.adapt == "recover":
-                teacher = frozen_copy(head)
-                loss = self.trainer.imitating(teacher, labels=source == "both")
+                loss = self.trainer.imitating(frozen_copy(head), labels=source == "both")
         attach(head, masks.cropped(mask, self.length))
-        steps, order = self.steps_under_mask(name), self.order(name, seed, *stream)
-        noise = mixed_seed(seed, DROPOUT, *stream)
-
-        def train(made: Checkpoints) -> None:
-            self.trainer.fit(
-                head,
-                self.tokens(name).train,
-                TrainConfig(steps, rate),
-                made,
-                order=order,
-                noise=noise,
-                loss=loss,
-            )
-
+        if not (steps := self.steps_under_mask(name)):
+            return head
+        order, noise = self.order(name, seed, *stream), mixed_seed(seed, DROPOUT, *stream)
+        rows, config = self.tokens(name).train, TrainConfig(steps, rate)
+        train = partial(self.trainer.fit, head, rows, config, order=order, noise=noise, loss=loss)
         if self.keep_recovered and self.adapt == "recover":
-            how = self.learn_from, self.finetune_batch, self.frozen
-            settings = *how, steps, rate, order, noise
-            model = self.dense_name(head, name, seed), self.row_hashes[name], self.dropout
-            parts = [*model, mask.digest, *settings, self.precision]
+            model = self.dense_models.path(self.dense_recipe(name, seed), head).stem
+            how = self.learn_from, self.finetune_batch, self.frozen, steps, rate, order, noise
+            parts = [model, self.row_hashes[name], self.dropout, mask.digest, *how, self.precision]
             key = short_hash("recovered-1", repr(parts))
             path = cache_folder(self.cache) / RECOVERED / f"{name}-{key}.safetensors"
             provide_dense(head, path, key, train)
-        elif steps:
+        else:
             train(replace(kept, key=short_hash(self.protocol, mask.digest, name, str(seed))))
         return head
 
@@ -578,46 +556,33 @@ class FineTuning(
             SearchError: If the dense model knows no more than a constant answer, so that nothing
                 can be compared on it.
         """
-        seeds, how = self.finetune_seeds, self.adapt
         if (count := group().size) > 1:
             raise SearchError(
-                f"adapt={how!r} trains in one process, and torchrun has started {count}; start "
-                "one, or give adapt='train'"
+                f"adapt={self.adapt!r} trains in one process, and torchrun has started {count}; "
+                "start one, or give adapt='train'"
             )
-        start, folder = self.start, cache_folder(self.cache) / DENSE
-        turned: dict[int, str] = {}
-        if tuned_kind(location := start.locate()) is not None:
-            if len(self.downstream) > 1 or seeds > 1:
-                raise DataError(
-                    f"{location} is fine-tuned already, one model of one task, and asked for are "
-                    f"finetune_seeds={seeds} of {', '.join(self.downstream)}; give "
-                    "one task and seed, or a pre-trained checkpoint, whose dense models are "
-                    "fine-tuned here"
-                )
-            names, known = self.class_names(name)
-            opened = open_tuned(location, self.head_kind, names, known)
-            if names and len(names) == 2:
-                turned = dict(sorted(zip(opened.order or (0, 1), names[::-1], strict=True)))
-            rescale(opened, self.unit(name), inverse=True)
-            head: nn.Module = opened.to(self.torch_device)
-            kept = folder / self.dense_name(head, name, seed)
+        models, recipe, turned = self.dense_models, self.dense_recipe(name, seed), dict[int, str]()
+        if self.is_tuned:
+            head, turned = models.open(recipe, self.head_kind, *self.class_names(name))
         else:
-            head = self.begin(name, seed)
-            check_frozen(head.get_submodule("encoder"), self.frozen)
-            key = self.dense_key(head, name, seed)
-            kept = folder / self.dense_name(head, name, seed)
-            title, rows = f"dense model of {name}, seed {seed}", self.tokens(name).train
-            config = TrainConfig(steps=self.finetune_steps(name), lr=self.finetune_rate)
-            order, noise = self.order(name, seed), mixed_seed(seed, DROPOUT)
-
-            def finetune(made: Checkpoints) -> None:
-                self.trainer.fit(head, rows, config, made, order=order, noise=noise, title=title)
-
-            provide_dense(head, kept.with_name(f"{kept.name}.safetensors"), key, finetune)
+            head = models.provide(recipe, self.tokens(name).train, self.begin(name, seed))
         key = short_hash(self.protocol, name)
-        path = kept.with_name(f"{kept.name}.{key}.json")
+        path = models.path(recipe, head).with_suffix(f".{key}.json")
         check_learned(path, key, name, lambda: self.scores(head, name).values, turned)
         return head
+
+    @property
+    def dense_models(self) -> DenseModels:
+        """The dense models of the checkpoint, in the folder `dense` of the cache."""
+        folder, asked = cache_folder(self.cache) / DENSE, (self.downstream, self.finetune_seeds)
+        return DenseModels(self.start, self.trainer, folder, *asked)
+
+    def dense_recipe(self, name: str, seed: int) -> DenseRecipe:
+        """The recipe of a task's dense model for a seed."""
+        rows = None if self.is_tuned else self.row_hashes[name]
+        seeds = seed, self.task_seed(name, seed), self.order(name, seed), mixed_seed(seed, DROPOUT)
+        how = self.epochs, self.finetune_steps(name), self.finetune_rate, self.dropout
+        return DenseRecipe(name, rows, self.unit(name), *seeds, *how)
 
     def provide_models(self, seed: int) -> None:
         """Fine-tunes, or finds, the dense models of a seed, and checks them: see `dense`."""
@@ -630,26 +595,6 @@ class FineTuning(
     def row_hashes(self) -> dict[str, str]:
         """Task -> hash of its training rows as tensors, made once for all masks."""
         return {n: self.trainer.hash_rows(self.tokens(n).train) for n in self.downstream}
-
-    def dense_name(self, head: nn.Module, name: str, seed: int) -> str:
-        """The name of a task's dense model among files: a hash of what its weights depend on."""
-        if self.is_tuned:
-            return short_hash("tuned-1", self.start.digest, *map(repr, self.unit(name) or ()))
-        return f"{name}-{self.dense_key(head, name, seed)}"
-
-    def dense_key(self, head: nn.Module, name: str, seed: int) -> str:
-        """Hash of everything that the weights of a task's dense model depend on."""
-        shapes = {n: list(part.shape) for n, part in head.named_parameters()}
-        settings = {
-            "epochs": self.epochs,
-            "finetune_lr": self.finetune_rate,
-            "finetune_batch": self.finetune_batch,
-            "frozen": self.frozen,
-            "precision": self.precision,
-            "dropout": self.dropout,
-        }
-        parts = [self.start.digest, self.row_hashes[name], shapes, settings]
-        return short_hash("dense-1", repr(parts), str(seed), str(self.task_seed(name, seed)))
 
     def differentiable(self, seed: int) -> Differentiable:
         """The model and batches that a one-shot search trains on.
@@ -667,11 +612,9 @@ class FineTuning(
             heads = [self.new_head(encoder, name, seed) for name in self.downstream]
         else:
             heads = [self.dense(name, seed) for name in self.downstream]
-        trainer = self.trainer
-        source = self.gates_learn_from or self.learn_from
         rows = [(self.tokens(n).train, self.order(n, seed, GATES)) for n in self.downstream]
-        trainer = replace(trainer, batch=self.gates_batch or trainer.batch)
-        imitate = self.weights_frozen and source == "dense"
+        trainer = replace(self.trainer, batch=self.gates_batch or self.finetune_batch)
+        imitate = self.weights_frozen and (self.gates_learn_from or self.learn_from) == "dense"
         made = train_together(heads, rows, trainer, imitate=imitate)
         if self.weights_frozen:
             made.model.requires_grad_(False)

@@ -33,13 +33,7 @@ from masksearch.files import write_text_in_one_move
 from masksearch.models.pretrained import TaskModels, distance_of_logits
 from masksearch.training.accumulation import group
 from masksearch.training.checkpoints import Checkpoints, hold_lock
-from masksearch.training.loop import (
-    TrainConfig,
-    autocast,
-    freeze,
-    move_batches,
-    train,
-)
+from masksearch.training.loop import TrainConfig, autocast, freeze, move_batches, train
 from masksearch.training.parts import Frozen, MachineConfig
 
 log = logging.getLogger(__name__)

@@ -83,16 +83,20 @@ def test_a_dense_model_is_trained_once_for_all_masks(data: Path, tmp_path: Path)
     assert set(narrow) == set(full)
 
 
+def dense_key(judge: GlueEvaluator, head: Any, name: str, seed: int) -> str:
+    return judge.dense_models.key(judge.dense_recipe(name, seed), head)
+
+
 def test_seed_tasks_and_training_make_other_dense_models(data: Path, cache: Path) -> None:
     judge = evaluator(data, cache)
     head = judge.dense("SST-2", 1)
-    key = judge.dense_key(head, "SST-2", 1)
+    key = dense_key(judge, head, "SST-2", 1)
     for same in ({"split": "holdout"}, {"adapt": "recover"}, {"dev_rows": 10}):
-        assert replace(judge, **same).dense_key(head, "SST-2", 1) == key
+        assert dense_key(replace(judge, **same), head, "SST-2", 1) == key
     assert replace(judge, finetune_lr=None).protocol == replace(judge, finetune_lr=5e-5).protocol
     for other in ({"epochs": 1}, {"finetune_lr": 1e-3}, {"length": 8}, {"rows": 50}):
-        assert replace(judge, **other).dense_key(head, "SST-2", 1) != key
-    assert judge.dense_key(head, "SST-2", 2) != key
+        assert dense_key(replace(judge, **other), head, "SST-2", 1) != key
+    assert dense_key(judge, head, "SST-2", 2) != key
 
 
 @pytest.mark.slow
@@ -278,7 +282,7 @@ def test_another_read_out_is_another_protocol_and_dense_model(data: Path, tmp_pa
     assert pair.shape == usual.shape
     keys = set()
     for judge in (usual, pair, replace(usual, read_out="first+mean")):
-        keys.add(judge.dense_key(judge.new_head(judge.start.encoder(), "RTE", 0), "RTE", 0))
+        keys.add(dense_key(judge, judge.new_head(judge.start.encoder(), "RTE", 0), "RTE", 0))
     assert len(keys) == 2
 
 

@@ -273,7 +273,10 @@ def test_a_fine_tuned_regression_is_learnt_from_in_the_deviation_of_its_rows(dat
         saved = judge.adapted(masks.full(), seed=1)(**inputs).logits.double()
     torch.testing.assert_close(saved, theirs, atol=1e-5 * spread, rtol=1e-6)
     other = in_unit(data, tmp_path / "other", 0.0, 1.0, **place, adapt="none")
-    names = {each.dense_name(each.dense("own", 1), "own", 1) for each in (judge, other)}
+    names = {
+        each.dense_models.path(each.dense_recipe("own", 1), each.dense("own", 1)).name
+        for each in (judge, other)
+    }
     assert len(names) == 2  # whose labels alone are alike
 
 
