@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import errno
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from masksearch.errors import EvaluatorError, MaskFormatError, SearchError
 from masksearch.executors.job import JobRun
 from masksearch.loggers.files import CsvLogger
 from masksearch.study.status import read_status
+from masksearch.training.checkpoints import naming_remedy
 
 HERE = ms.Local(isolate=False)
 SEARCH = dict(strategy="random", progress=None, executor=HERE)
@@ -409,6 +411,21 @@ def test_a_disk_without_inodes_is_called_full(tmp_path, monkeypatch):
     (tmp_path / "study.db").mkdir()  # a file that cannot be opened
     with pytest.raises(SearchError, match=r"disk full at .*study\.db; .*free space"):
         searched(tmp_path)
+
+
+def test_weights_that_do_not_fit_on_the_disk_end_the_search_and_their_trial_runs_again(tmp_path):
+    """It is no failure of the mask, of which another search would make something."""
+
+    def full(workdir):
+        with naming_remedy(workdir / "weights"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(SearchError, match=r"cannot keep a dense model in .* or free space"):
+        searched(tmp_path / "run", Acts(full))
+    statuses = [each.status for each in ms.open_study(tmp_path / "run").records()]
+    assert statuses == ["done", "running"]
+    whole = [(each.status, each.values) for each in searched(tmp_path / "whole").records()]
+    assert [(each.status, each.values) for each in searched(tmp_path / "run").records()] == whole
 
 
 def test_an_evaluator_may_lose_its_working_folder_and_fail_at_its_end(tmp_path, monkeypatch):

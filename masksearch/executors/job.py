@@ -96,6 +96,8 @@ class JobRun:
             name, text = type(self.evaluator).__name__, describe_error(problem)
             self.error = text if name in text else f"{text} ({name} reports it)"
         except MaskSearchError as problem:
+            if isinstance(problem.__cause__, OSError) and problem.__cause__.errno in FULL:
+                raise  # as above, in words of its own
             self.error = f"{type(problem).__name__}: {problem}"
         except SystemExit as problem:  # of the evaluator, which ends itself, not the search
             ending = f"the evaluator called sys.exit({problem.code!r})"
