@@ -97,14 +97,14 @@ def test_a_pipeline_cuts_at_the_length_of_the_mask_and_pads_right(folder, tmp_pa
         assert labels == pytest.approx(alone.tolist(), abs=1e-6)
 
 
-def test_content_masks_and_files(folder, tmp_path, run):
-    words = "special_tokens(2, 3) | same_token(except_ids=[2])"
-    said = run(folder, f"window(1) | {words}", "--out", tmp_path / "out")
-    assert words in said
-    content = masks.window(1) | masks.special_tokens(2, 3) | masks.same_token(except_ids=[2])
+@pytest.mark.parametrize("leaf", [masks.special_tokens(2, 3), masks.same_token([2])], ids=str)
+def test_content_masks_and_files(folder, tmp_path, run, leaf):
+    said = run(folder, f"window(1) | {leaf}", "--out", tmp_path / "out")
+    assert str(leaf) in said
+    content = masks.window(1) | leaf
     assert attached(load_pretrained(tmp_path / "out")) == {"self": content}
     path = save_mask(content, tmp_path / "content.json")
-    assert words in run(folder, path)
+    assert str(leaf) in run(folder, path)
 
 
 @pytest.mark.slow
