@@ -97,13 +97,14 @@ def test_a_pipeline_cuts_at_the_length_of_the_mask_and_pads_right(folder, tmp_pa
         assert labels == pytest.approx(alone.tolist(), abs=1e-6)
 
 
-def test_content_masks_and_files(folder, tmp_path, run):
-    said = run(folder, "window(1) | special_tokens(2, 3)", "--out", tmp_path / "out")
-    assert "special_tokens(2, 3)" in said
-    content = masks.window(1) | masks.special_tokens(2, 3)
+@pytest.mark.parametrize("leaf", [masks.special_tokens(2, 3), masks.same_token([2])], ids=str)
+def test_content_masks_and_files(folder, tmp_path, run, leaf):
+    said = run(folder, f"window(1) | {leaf}", "--out", tmp_path / "out")
+    assert str(leaf) in said
+    content = masks.window(1) | leaf
     assert attached(load_pretrained(tmp_path / "out")) == {"self": content}
     path = save_mask(content, tmp_path / "content.json")
-    assert "special_tokens(2, 3)" in run(folder, path)
+    assert str(leaf) in run(folder, path)
 
 
 @pytest.mark.slow
