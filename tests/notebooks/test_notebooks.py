@@ -50,7 +50,7 @@ def test_notebook_shows_what_is_stored(path, tmp_path, monkeypatch):
     stored = nbformat.read(path, as_version=4)
     fresh = nbformat.read(path, as_version=4)
     client = NotebookClient(
-        fresh, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+        fresh, timeout=1800, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     )
     client.execute()
     for old, new in zip(stored.cells, fresh.cells, strict=True):
