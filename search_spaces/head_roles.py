@@ -9,12 +9,12 @@ as the budget pays. What is left goes to other heads, the dearest roles first, w
 At most 3.6e38 masks of 6 layers of 12 heads; layers, heads and lengths are those of the search.
 Every mask of such heads is a point, at a budget that is its density: also all those of
 `masks.equal_cost_baselines` that have whole heads (`starts`). `head_roles(order)` says which heads
-come first.
+come first; with `words=True` heads may also see the same word elsewhere.
 
     masksearch search masksearch.spaces:head_roles --weights MODEL --glue DIR --budget 0.2 --run X
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import product
 from typing import Any
@@ -32,6 +32,7 @@ REACH = 4  # of a local head, positions on each side
 QUARTERS = 4  # of what is left beside all diagonals
 ROLES = {"full": masks.full(), "ahead": ~masks.causal(), "behind": masks.causal()}
 ROLES |= {"local": masks.window(REACH)}  # the dearest first
+WITH_WORDS = ROLES | {"words": masks.same_token()}
 SELF, HUB, COLUMN = masks.window(0), masks.global_tokens(1), masks.columns(1)
 OTHERS = {"both": SELF | HUB, "column": SELF | COLUMN, "row": SELF | (HUB - COLUMN)}
 OTHERS |= {"diagonal": SELF}
@@ -41,32 +42,42 @@ Place = tuple[int, str]  # layer and role
 
 def sees(role: str, other: str) -> masks.Mask:
     """The mask of a head in a layer whose other heads see `other`; "" = one of those."""
-    return ROLES[role] | OTHERS[other] if role in [*ROLES][1:] else ROLES.get(role, OTHERS[other])
+    alone = role in ("", "full")
+    return ROLES.get(role, OTHERS[other]) if alone else WITH_WORDS[role] | OTHERS[other]
 
 
 ROLE_OF = {other: {sees(role, other): role for role in ("", *ROLES)} for other in OTHERS}
 
 
 @cache
-def pairs_of(shape: Shape) -> tuple[list[dict[tuple[str, str], int]], int]:
-    """Of each layer, (role, other) -> pairs that such a head keeps; those of all heads."""
+def pairs_of(shape: Shape, words: Any) -> tuple[list[dict[tuple[str, str], int]], int]:
+    """Of each layer, (role, other) -> pairs that such a head keeps; those of all heads. `words`
+    is `shape.tokens`, which no comparison of shapes looks at, or None without that role."""
     whole, last = layer_pairs(shape)
     of_layer = [whole] * (shape.layers - 1) + [last]
     kept = [dict[tuple[str, str], int]() for _ in of_layer]
-    for key in product(("", *ROLES), OTHERS):
+    roles = ROLES if words is None else WITH_WORDS
+    for key in product(("", *roles), OTHERS):
         shares = unit_densities(sees(*key), shape)
         for layer, pairs in enumerate(of_layer):
             kept[layer][key] = round(shares[layer][0] * pairs)
     return kept, shape.heads * sum(of_layer)
 
 
-def head_roles(order: Sequence[Sequence[int]] | None = None, shape: Shape | None = None):
+def head_roles(
+    order: Sequence[Sequence[int]] | None = None,
+    shape: Shape | None = None,
+    *,
+    words: bool = False,
+):
     """The space in which the heads of each layer get roles in a given order.
 
     Args:
         order: Of each layer its heads, such as the farthest looking first; None = as numbered.
         shape: Whose pairs are counted; None = the search's (give it where a `FixedTrial` draws).
+        words: Heads may see the same token elsewhere: another space, with other draws.
     """
+    all_roles = WITH_WORDS if words else ROLES
 
     def space(trial: BaseTrial) -> masks.Mask:
         data = shape or shape_of(trial) or Shape(LENGTH, LAYERS, HEADS)
@@ -77,10 +88,14 @@ def head_roles(order: Sequence[Sequence[int]] | None = None, shape: Shape | None
         others, drawn = [], {}
         for layer in layers:
             others.append(trial.suggest_categorical(f"l{layer}.others", [*OTHERS]))
-            for role in ROLES:
+            for role in all_roles:
                 count = trial.suggest_int(f"l{layer}.{role}", -heads, heads)
                 drawn |= {(layer, role): count} if count > 0 else {}
-        kept, whole = pairs_of(data)
+        if words and data.tokens is None:
+            raise ValueError(
+                "words=True counts pairs in rows of the data, and Shape.tokens is None"
+            )
+        kept, whole = pairs_of(data, data.tokens if words else None)
 
         def cost(layer: int, role: str) -> int:
             return kept[layer][role, others[layer]]
@@ -95,7 +110,7 @@ def head_roles(order: Sequence[Sequence[int]] | None = None, shape: Shape | None
             dearest = max(layers, key=lambda layer: (widening(layer), layer))
             others[dearest] = NARROWER[others[dearest]]
         left -= sum(map(widening, layers))
-        counts = {(at, role): 0 if role else heads for at in layers for role in ("", *ROLES)}
+        counts = {(at, role): 0 if role else heads for at in layers for role in ("", *all_roles)}
 
         def deal(parts: dict[Place, int], before: str = "", as_drawn: bool = False) -> None:
             nonlocal left
@@ -120,11 +135,11 @@ def head_roles(order: Sequence[Sequence[int]] | None = None, shape: Shape | None
         unspent = None
         while left != unspent:  # what one pass deals may make room for another
             unspent = left
-            for before, role in product(("", *reversed(ROLES)), ROLES):
+            for before, role in product(("", *reversed(all_roles)), all_roles):
                 deal({(layer, role): 1 for layer in layers}, before)
         each = []
         for layer in layers:
-            roles = [role for role in (*ROLES, "") for _ in range(counts[layer, role])]
+            roles = [role for role in (*all_roles, "") for _ in range(counts[layer, role])]
             of_head = [role for _, role in sorted(zip(ranks[layer], roles, strict=True))]
             each.append(masks.per_head([sees(role, others[layer]) for role in of_head]))
         return masks.per_layer(each)
@@ -132,21 +147,22 @@ def head_roles(order: Sequence[Sequence[int]] | None = None, shape: Shape | None
     def starts(shape: Shape, budget: float) -> list[dict[str, Any]]:
         """Parameters of the hand-designed masks within a budget that have whole heads."""
         hand = masks.equal_cost_baselines(budget, shape, order=order)
-        return [params_of(hand[name], shape) for name in whole_heads(hand)]
+        return [params_of(hand[name], shape, all_roles) for name in whole_heads(hand)]
 
     space.starts = starts
-    space.masksearch_source = f"{order} {REACH} {DENSITIES}{shape or ''}"  # for resuming
+    source = f"{order} {REACH} {DENSITIES}{shape or ''}"
+    space.masksearch_source = source + " words" * words  # for resuming
     return space
 
 
-def params_of(mask: masks.Mask, shape: Shape) -> dict[str, Any]:
+def params_of(mask: masks.Mask, shape: Shape, all_roles: Iterable[str] = ROLES) -> dict[str, Any]:
     """Where in the space a mask lies whose heads all have one of the roles."""
     params: dict[str, Any] = {"budget": effective_density(mask, shape), "others": QUARTERS}
     for layer in range(shape.layers):
         of_head = [mask.of_layer(layer).of_head(head) for head in range(shape.heads)]
         other = next(other for other, role_of in ROLE_OF.items() if {*of_head} <= role_of.keys())
         roles = [ROLE_OF[other][each] for each in of_head]
-        params |= {f"l{layer}.{role}": roles.count(role) for role in ROLES}
+        params |= {f"l{layer}.{role}": roles.count(role) for role in all_roles}
         params[f"l{layer}.others"] = other
     return params
 

@@ -302,6 +302,40 @@ def test_head_roles_hold_every_hand_designed_mask_of_whole_heads(lengths, read, 
     assert [fingerprint(space(FixedTrial(each)), shape) for each in starts] == hand
 
 
+@pytest.mark.slow
+def test_head_roles_with_words_are_another_space_that_counts_the_data_s_tokens():
+    module, ids = loaded("head_roles"), torch.tensor([[1, 7, 8, 7, 2, 9, 7, 2]])
+    shape = ms.Shape(8, 2, 3, read=1, tokens=ids)
+    spaces = [module.head_roles(None, shape, words=words) for words in (False, True)]
+    assert spaces[0].masksearch_source != spaces[1].masksearch_source
+    plain, seen = masks.same_token(), set[masks.Mask]()
+    for seed in range(8):
+        (trial,) = trials(seed, 1)
+        trial.budget = 0.5
+        mask = spaces[1](trial)
+        assert 0.3 < effective_density(mask, shape) <= 0.5 + 1e-9
+        seen |= {mask.of_layer(layer).of_head(head) for layer in (0, 1) for head in range(3)}
+    assert any(plain | other in seen for other in module.OTHERS.values())
+    starts = spaces[1].starts(shape, 0.5)
+    hand = masks.equal_cost_baselines(0.5, shape)
+    assert [spaces[1](FixedTrial(each)) for each in starts] == [
+        masks.per_layer(
+            [masks.per_head([m.of_layer(n).of_head(h) for h in range(3)]) for n in (0, 1)]
+        )
+        for m in (hand[name] for name in whole_heads(hand))
+    ]
+    other = ms.Shape(8, 2, 3, read=1, tokens=ids.flip(1) + torch.arange(8) * 10)
+    assert other == shape  # yet no two of its tokens are equal: other draws
+    (trial,) = trials(0, 1)
+    trial.budget = 0.5
+    again = module.head_roles(None, other, words=True)(trial)
+    assert 0.3 < effective_density(again, other) <= 0.5 + 1e-9
+    (trial,) = trials(0, 1)
+    trial.budget, trial.shape = 0.5, ms.Shape(8, 2, 3)
+    with pytest.raises(ValueError, match=r"Shape.tokens is None"):
+        module.head_roles(words=True)(trial)
+
+
 def test_head_roles_give_roles_in_the_order_that_they_were_made_with():
     module, shape = loaded("head_roles"), ms.Shape(16, 2, 3)
     params = {"budget": 1.0, "others": 4} | {f"l{at}.others": "diagonal" for at in (0, 1)}

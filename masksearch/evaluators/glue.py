@@ -51,7 +51,7 @@ from masksearch.tasks.text.packing import shrink
 from masksearch.tasks.text.rows import RowSource, TokenRows, tokenize_rows
 from masksearch.training.parts import refuse_missing
 
-COUNTED = 1000  # training rows in which masks that follow the tokens are counted
+COUNTED, CELLS = 1000, 1 << 26  # rows in which masks that follow the tokens are counted, at most
 
 
 @dataclass(frozen=True)
@@ -193,11 +193,12 @@ class GlueEvaluator(FineTuning):
 
     @cached_property
     def token_rows(self) -> Tensor:
-        """The training rows, of each task every k-th such that they are at most 1,000 in all."""
-        sequences = []
+        """The training rows, of each task every k-th such that they are at most 1,000 in all, and
+        fewer beyond 256 positions."""
+        sequences, most = [], min(COUNTED, CELLS // self.length**2)
         for name in self.downstream:
             rows = self.tokens(name).train
-            step = -(-len(rows) * len(self.downstream) // COUNTED)
+            step = -(-len(rows) * len(self.downstream) // most)
             sequences += [torch.tensor(rows.ids[at]) for at in range(0, len(rows), step)]
         return torch.stack(
             [F.pad(ids, (0, self.length - len(ids)), value=-1) for ids in sequences]
