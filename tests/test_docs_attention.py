@@ -116,4 +116,5 @@ def test_left_padding_figures_hold():
 
     assert moved(masks.window(2)) < 1e-5
     assert moved(masks.window(2) | masks.special_tokens(1)) < 1e-5
+    assert moved(masks.window(2) | masks.same_token()) < 1e-5
     assert moved(masks.window(2) | masks.global_tokens(1)) > 0.1

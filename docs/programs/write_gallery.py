@@ -22,7 +22,12 @@ from masksearch.report.pictures import planes, tile_panels
 
 LENGTH = 32  # positions of a picture
 PIXELS = 96  # of its side
-TOKENS = [101, *range(1, 20), 102, *range(1, 12)]  # of the picture of special_tokens
+WORDS = (  # of the pictures of masks that follow the tokens
+    "[CLS] the old bridge over the river was closed in may [SEP] in may the city closed "
+    "the old bridge and the boats on the river were sent to the sea [SEP]"
+).split()
+IDS = {"[CLS]": 101, "[SEP]": 102}
+TOKENS = [IDS.get(word, WORDS.index(word)) for word in WORDS]
 
 Entry = tuple[str, str, str]  # the line that gives it, its formula, its names in other projects
 
@@ -99,6 +104,11 @@ POSITION: dict[str, Entry] = {
         "masks.special_tokens(101, 102)",
         "token i or token j is one of them",
         "transformers' Longformer: `global_attention_mask` by token",
+    ),
+    "same_token": (
+        "masks.same_token(except_ids=[101, 102])",
+        "token i = token j, none of the excepted; or i = j",
+        "",
     ),
 }
 COMBINED: dict[str, Entry] = {
@@ -194,8 +204,9 @@ HEAD = f"""# Gallery of masks
 *Written by a program, docs/programs/write_gallery.py, from the docstrings of the masks.*
 
 Every kind of mask that the package has. A picture has {LENGTH} positions: queries stand down (i),
-keys across (j), and dark means "may attend". [masks.md](masks.md) says how masks are combined and
-measured.
+keys across (j), and dark means "may attend". Masks that follow the tokens are drawn over
+"{" ".join(WORDS)}".
+[masks.md](masks.md) says how masks are combined and measured.
 
 The `reach` of a window is on *each* side, inclusive
 ([others count otherwise](attention.md#windows-of-other-libraries)).

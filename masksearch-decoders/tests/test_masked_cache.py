@@ -153,9 +153,10 @@ def test_what_it_cannot_serve_is_refused():
     ms.attach(model, Gates("free", length=16, layers=3, heads=4))
     with pytest.raises(AttachError, match="carries gates"):
         MaskedCache(model)
-    ms.attach(model, LOCAL | masks.special_tokens([3]))
-    with pytest.raises(AttachError, match="follows the tokens"):
-        MaskedCache(model)
+    for leaf in (masks.special_tokens([3]), masks.same_token()):
+        ms.attach(model, LOCAL | leaf)
+        with pytest.raises(AttachError, match="follows the tokens"):
+            MaskedCache(model)
     ms.attach(model, TABLE | masks.window(0))
     with pytest.raises(LengthError, match="from 1 to the positions that the mask reaches, 24"):
         MaskedCache(model, length=25)

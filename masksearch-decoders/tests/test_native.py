@@ -246,6 +246,7 @@ MODERN = hf.ModernBertConfig(**SIZES)
          masks.window(3)),
         (QWEN, masks.window(0), "breaks transformers' caches", masks.window(1)),
         (QWEN, masks.special_tokens(7) | WINDOW, "what the tokens say", masks.causal()),
+        (QWEN, masks.same_token() | WINDOW, "what the tokens say", masks.causal()),
         (QWEN, masks.stride(2), r"stride\(2\), which is neither", None),
         (MODERN, masks.causal() & WINDOW, r"earlier keys only \(causal\(\)\), and the model is an",
          None),

@@ -53,8 +53,8 @@ class AttachOptions:
         *(ATTACHED, "MODEL"),
     )
     mask: str = argument(
-        f"{MASK_TEXT} special_tokens(..) is taken too. Or a plan of masksearch allocate, "
-        "for the model that it was found for.",
+        f"{MASK_TEXT} special_tokens(..) and same_token() are taken too. Or a plan of masksearch "
+        "allocate, for the model that it was found for.",
         *(ATTACHED, "MASK"),
     )
     budget: float | None = option(

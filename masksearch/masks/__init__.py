@@ -43,6 +43,7 @@ from masksearch.masks.leaves import GlobalTokens as global_tokens
 from masksearch.masks.leaves import Offsets as offsets
 from masksearch.masks.leaves import PowersOfTwo as powers_of_two
 from masksearch.masks.leaves import RandomKeys as random_keys
+from masksearch.masks.leaves import SameToken as same_token
 from masksearch.masks.leaves import Shifts as shifts
 from masksearch.masks.leaves import SpecialTokens as special_tokens
 from masksearch.masks.leaves import Stride as stride
@@ -100,6 +101,7 @@ __all__ = [
     "powers_of_two",
     "random_keys",
     "recipe",
+    "same_token",
     "shifts",
     "special_tokens",
     "star",

@@ -46,9 +46,13 @@ def check_field(mask: object, name: str, least: int) -> None:
     object.__setattr__(mask, name, at_least(name, getattr(mask, name), least))
 
 
-def distinct(name: str, values: Any, least: int | None = None) -> tuple[int, ...]:
-    """Sorted distinct whole numbers of a non-empty list."""
+def distinct(
+    name: str, values: Any, least: int | None = None, empty: bool = False
+) -> tuple[int, ...]:
+    """Sorted distinct whole numbers of a list, which may be `empty` or not."""
     listed = [whole(value) for value in values] if isinstance(values, Iterable) else [None]
+    if not listed and empty:
+        return ()
     if not listed:
         raise ValueError(f"{name} must be a non-empty list of whole numbers, got {values!r}")
     if None in listed:

@@ -432,7 +432,8 @@ class Mask:
         if self.needs_tokens:
             raise TokensNeededError(
                 f"{self} has cells only where input ids are known: call mask.table(input_ids), "
-                "or put it on a model with masksearch.attach, or leave special_tokens out"
+                "or put it on a model with masksearch.attach, or leave out the part that follows "
+                "the tokens"
             )
 
     def kept(self, length: int, causal: bool = False) -> int:

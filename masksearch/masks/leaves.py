@@ -434,15 +434,60 @@ class SpecialTokens(Mask):
         object.__setattr__(self, "ids", distinct("ids", numbers, 0))
 
     def allows(self, at: Points) -> Tensor:
-        if at.tokens is None:
-            self.refuse_tokens()
-            raise AssertionError
-        special = member(at.tokens, self.ids)
+        special = member(known_tokens(self, at), self.ids)
         return special[:, at.query] | special[:, at.key]
 
     def expression(self) -> str:
         """`special_tokens(id, ..)`."""
         return f"{self.kind}({', '.join(map(str, self.ids))})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SameToken(Mask):
+    """Keep the keys that are the same token as the query, and the query itself.
+
+    Its cells follow the tokens, as those of `SpecialTokens`; no row is empty. Where padding
+    stands, its rows and columns are those of any token: the model's own mask hides them.
+
+    Args:
+        except_ids: Token ids (>= 0) that keep themselves alone, such as those of [CLS] and [SEP],
+            or the most frequent of a vocabulary; the data need not have them. So does -1, behind
+            the end of a row.
+
+    Raises:
+        ValueError: If an id is not a whole number >= 0.
+
+    Reference: none known; no published family is meant.
+
+    >>> SameToken(except_ids=[101]).table(torch.tensor([[101, 7, 7, 101]]))[0, 0].int().tolist()
+    [[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    """
+
+    kind = "same_token"
+    needs_tokens = True
+    except_ids: Collection[int] = ()
+
+    def __post_init__(self) -> None:
+        ids = distinct("except_ids", self.except_ids, 0, empty=True)
+        object.__setattr__(self, "except_ids", ids)
+
+    def allows(self, at: Points) -> Tensor:
+        tokens = known_tokens(self, at)
+        query, key = tokens[:, at.query], tokens[:, at.key]
+        alone = member(query, (-1, *self.except_ids))
+        return (at.query == at.key) | ((query == key) & ~alone)
+
+    def expression(self) -> str:
+        """`same_token()`, or `same_token(except_ids=[..])`."""
+        return f"{self.kind}({f'except_ids={[*self.except_ids]}' if self.except_ids else ''})"
+
+
+def known_tokens(mask: Mask, at: Points) -> Tensor:
+    """The input ids, int `[batch, n]`; TokensNeededError where they are not known."""
+    if at.tokens is None:
+        mask.refuse_tokens()
+        raise AssertionError
+    return at.tokens
 
 
 # -- two-dimensional inputs, and the butterfly of blocks -----------------------------------------

@@ -230,13 +230,13 @@ def token_densities(mask: Mask, shape: HasShape, tokens: Tensor) -> list[list[fl
 
     @cache
     def shares(layer: Mask, read: int) -> list[float]:
-        kept, pairs = torch.zeros(layer.heads or 1), 0
+        kept, pairs = torch.zeros(layer.heads or 1, dtype=torch.int64), 0
         for ids in torch.split(tokens, max(1, CELLS_AT_ONCE // shape.length**2)):
             real = ids >= 0
             there = real[:, None, :read, None] & real[:, None, None]
             kept += (layer.table(ids)[:, :, :read] & there).sum((0, 2, 3))
             pairs += int(there.sum())
-        densities: list[float] = (kept / pairs).expand(shape.heads).tolist()
+        densities: list[float] = (kept.double() / pairs).expand(shape.heads).tolist()
         return densities
 
     reads = [shape.length] * (shape.layers - 1) + [shape.read or shape.length]
@@ -244,7 +244,7 @@ def token_densities(mask: Mask, shape: HasShape, tokens: Tensor) -> list[list[fl
 
 
 def token_ids(mask: Mask) -> set[int]:
-    """The tokens that a mask follows."""
+    """The tokens that a mask names to follow them."""
     ids = mask.ids if isinstance(mask, SpecialTokens) else ()
     return set(ids).union(*map(token_ids, mask.parts))
 

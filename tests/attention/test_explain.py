@@ -195,8 +195,9 @@ def test_gates_say_so():
     assert "trainable gates" in str(explain(model))
 
 
-def test_masks_by_content_say_so():
-    model = attach(bert(), masks.special_tokens(2) | masks.window(3))
+@pytest.mark.parametrize("leaf", [masks.special_tokens(2), masks.same_token()], ids=str)
+def test_masks_by_content_say_so(leaf):
+    model = attach(bert(), leaf | masks.window(3))
     row = only(model)
     assert (row.backend, row.density, row.length) == ("sdpa", None, None)
     assert "another one in each batch" in row.reason

@@ -102,9 +102,10 @@ def test_an_exported_model_takes_any_batch_and_one_length():
     ],
     ids=["export", "trace"],
 )
-def test_content_masks_are_refused(record):
+@pytest.mark.parametrize("leaf", [masks.special_tokens(3), masks.same_token()], ids=str)
+def test_content_masks_are_refused(record, leaf):
     at = ARCHITECTURES["bert"]
-    model, given = attach(at.made(1), masks.window(2) | masks.special_tokens(3)), at.inputs(3)
+    model, given = attach(at.made(1), masks.window(2) | leaf), at.inputs(3)
     with pytest.raises(AttachError, match="another table in each batch, which an exported or"):
         record(model, given)
 

@@ -258,9 +258,10 @@ def test_every_kind_of_model_takes_shorter_inputs(name):
     assert torch.equal(found, expected)
 
 
-def test_tables_beside_special_tokens_take_shorter_inputs():
+@pytest.mark.parametrize("leaf", [masks.special_tokens(7), masks.same_token()], ids=str)
+def test_tables_beside_masks_of_tokens_take_shorter_inputs(leaf):
     model = ARCHITECTURES["bert"].made(2, TABLE)
-    mask = masks.table(bits(3, 4) | torch.eye(TABLE, dtype=torch.bool)) | masks.special_tokens(7)
+    mask = masks.table(bits(3, 4) | torch.eye(TABLE, dtype=torch.bool)) | leaf
     attach(model, mask)
     expected = real_states(model, [SHORT, 9], TABLE)
     assert torch.allclose(real_states(model, [SHORT, 9], SHORT), expected, atol=1e-5)

@@ -97,7 +97,12 @@ def test_encoder_decoders_generate_side_by_side(cache, part):
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"backend": "gather"}, {"mask": MASK | masks.special_tokens([7])}], ids=str
+    "how",
+    [
+        *({}, {"backend": "gather"}, {"mask": MASK | masks.special_tokens([7])}),
+        {"mask": MASK | masks.same_token()},
+    ],
+    ids=str,
 )
 def test_encoders_side_by_side(how):
     torch.manual_seed(0)
@@ -112,11 +117,12 @@ def test_encoders_side_by_side(how):
     same(run, [tokens(2, 40), tokens(1, 70)])
 
 
-def test_a_model_is_attached_to_while_another_runs():
+@pytest.mark.parametrize("leaf", [masks.special_tokens(7), masks.same_token()], ids=str)
+def test_a_model_is_attached_to_while_another_runs(leaf):
     """A probe in one thread is none in another: tokens are resolved, and gates drawn."""
     torch.manual_seed(0)
     model, other = bert(1, 40).eval(), bert(1, 40).eval()
-    ms.attach(model, masks.window(2) | masks.special_tokens([7]))
+    ms.attach(model, masks.window(2) | leaf)
     first, second = tokens(1, 20), tokens(1, 30)
     with torch.no_grad():
         wanted = model(second).last_hidden_state

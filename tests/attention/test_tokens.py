@@ -1,7 +1,9 @@
 """Content masks on models: resolved from the input ids of every forward pass."""
 
 import copy
+import itertools
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -17,6 +19,8 @@ from masksearch.positions.attention_maps import attention_maps
 
 SPECIAL = 7
 HUBS = masks.window(1) | masks.special_tokens(SPECIAL)
+SAME = masks.columns(1) | masks.same_token(except_ids=[SPECIAL])
+BOTH = pytest.mark.parametrize("mask", [HUBS, SAME], ids=str)
 
 
 def tokens(*places: int, length: int = 9, batch: int = 1) -> Tensor:
@@ -41,6 +45,35 @@ def test_content_masks_equal_masks_of_positions(name):
             assert torch.allclose(found[row], other(input_ids=ids[row, None])[0][0], atol=1e-5)
 
 
+def equal_pairs(ids: Tensor) -> Tensor:
+    """The cells of `SAME` in one text, pair by pair: bool `[n, n]`."""
+    text, cells = ids.tolist(), torch.zeros(len(ids), len(ids), dtype=torch.bool)
+    for query, key in itertools.product(range(len(text)), repeat=2):
+        equal = text[query] == text[key] != SPECIAL
+        cells[query, key] = equal or query == key or key == 0
+    return cells
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "gather", "flex"])
+@pytest.mark.parametrize("name", ["bert", "distilbert", "esm", "gpt2", "llama"])
+def test_equal_tokens_see_each_other_in_every_text_of_a_batch(name, backend):
+    """Texts of several lengths beside each other, against the table of each text alone; of a
+    decoder the earlier equal tokens."""
+    at = ARCHITECTURES[name]
+    model, other = attach(at.made(), SAME, backend=backend), at.made()
+    lengths, drawn = (9, 5, 7), torch.Generator().manual_seed(1)
+    ids = torch.randint(6, 11, (3, 9), generator=drawn)  # few words, and the special one
+    real = torch.arange(9) < torch.tensor(lengths)[:, None]
+    how = {"use_cache": False} if name in ("gpt2", "llama") else {}
+    with torch.no_grad():
+        batch = model(input_ids=ids, attention_mask=real.long(), **how)[0]
+        for row, length in enumerate(lengths):
+            text = ids[row, :length]
+            attach(other, masks.table(equal_pairs(text)))
+            alone = other(input_ids=text[None], **how)[0][0]
+            assert torch.allclose(batch[row, :length], alone, atol=1e-5)
+
+
 def test_left_padding_moves_the_special_tokens():
     model, ids = attach(ARCHITECTURES["bert"].made(), HUBS), tokens(0, 8)
     real = torch.tensor([[0, 0, 0] + [1] * 9])
@@ -55,8 +88,9 @@ def test_left_padding_moves_the_special_tokens():
     assert torch.allclose(padded[:, 3:], alone, atol=1e-5)
 
 
-def test_the_same_table_by_keyword_and_by_position():
-    model = attach(ARCHITECTURES["bert"].made(), HUBS)
+@BOTH
+def test_the_same_table_by_keyword_and_by_position(mask):
+    model = attach(ARCHITECTURES["bert"].made(), mask)
     ids, other = tokens(0, batch=2), tokens(4, batch=2)
     with torch.no_grad():
         expected = model(input_ids=ids)[0]
@@ -65,15 +99,16 @@ def test_the_same_table_by_keyword_and_by_position():
 
 
 @pytest.mark.parametrize("name", ["t5-encoder", "t5-decoder", "bart-decoder", "clip-text"])
-def test_parts_are_resolved_from_their_own_tokens(name):
+@BOTH
+def test_parts_are_resolved_from_their_own_tokens(name, mask):
     at = ARCHITECTURES[name]
     model, given = at.made(), at.inputs(3)
     plain = at.run(model, given)
-    attach(model, HUBS, part=at.part)
-    assert attached(model) == {at.part: HUBS}
+    attach(model, mask, part=at.part)
+    assert attached(model) == {at.part: mask}
     at.run(model, given)
     own = given["decoder_input_ids" if at.part == "decoder" else "input_ids"]
-    expected = HUBS.table(own)
+    expected = mask.table(own)
     (several, receiver), *_ = model.__dict__["masksearch_attachment"].token_masks
     assert torch.equal(several[0].table, expected)
     assert not torch.allclose(at.run(model, given), plain, atol=1e-4)
@@ -93,8 +128,9 @@ def test_wrapped_models_layers_and_heads():
         attach(two, masks.per_head([HUBS] * 3))
 
 
-def test_copies_resolve_for_themselves():
-    model = attach(ARCHITECTURES["bert"].made(), HUBS)
+@BOTH
+def test_copies_resolve_for_themselves(mask):
+    model = attach(ARCHITECTURES["bert"].made(), mask)
     with torch.no_grad():
         first = model(tokens(0))[0]
         for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -106,10 +142,11 @@ def test_copies_resolve_for_themselves():
         assert torch.equal(model(tokens(0))[0], first)
 
 
-def test_generation_needs_all_tokens_in_every_pass():
+@BOTH
+def test_generation_needs_all_tokens_in_every_pass(mask):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = attach(hf.GPT2LMHeadModel(gpt2_config(2, 40)).eval(), HUBS)
+        model = attach(hf.GPT2LMHeadModel(gpt2_config(2, 40)).eval(), mask)
     how: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 1}
     given = {"attention_mask": torch.ones(1, 9, dtype=torch.int64), **how}
     made = model.generate(tokens(0), use_cache=False, **given)
@@ -119,22 +156,23 @@ def test_generation_needs_all_tokens_in_every_pass():
     assert torch.equal(made, again)
     with pytest.raises(
         AttachError,
-        match=r"layer 0: window\(1\) \| special_tokens\(7\) was resolved from 1 sequences of 1 "
+        match=rf"layer 0: {re.escape(str(mask))} was resolved from 1 sequences of 1 "
         r"tokens, and attention has 1 of 1 queries and 10 keys; .*use_cache=False",
     ):
         model.generate(tokens(0), **given)
 
 
-def test_where_no_tokens_are_given():
-    model = attach(ARCHITECTURES["bert"].made(), HUBS)
+@BOTH
+def test_where_no_tokens_are_given(mask):
+    model = attach(ARCHITECTURES["bert"].made(), mask)
     with pytest.raises(AttachError, match="BertModel was called without them; call it with input"):
         model(inputs_embeds=torch.zeros(1, 9, 32))
     with pytest.raises(AttachError, match="has not been resolved; call the model, not a layer"):
         model.encoder(torch.zeros(1, 9, 32))
     with pytest.raises(AttachError, match="resolved from input_ids, and ViTModel takes none for"):
-        attach(ARCHITECTURES["vit"].made(), HUBS)
+        attach(ARCHITECTURES["vit"].made(), mask)
     with pytest.raises(AttachError, match="and cross-attention of T5Model has two; attach it to"):
-        attach(ARCHITECTURES["t5-cross"].made(), HUBS, part="cross")
+        attach(ARCHITECTURES["t5-cross"].made(), mask, part="cross")
 
 
 def test_rows_that_keep_nothing_are_refused():
@@ -151,16 +189,18 @@ def test_rows_that_keep_nothing_are_refused():
         later(tokens(3))
 
 
-def test_positions_are_not_studied_under_content():
-    model = attach(ARCHITECTURES["bert"].made(), HUBS)
-    with pytest.raises(AttachError, match=r"carries window\(1\).*which follows the tokens"):
+@BOTH
+def test_positions_are_not_studied_under_content(mask):
+    model = attach(ARCHITECTURES["bert"].made(), mask)
+    with pytest.raises(AttachError, match=r"carries (window|columns).*which follows the tokens"):
         attention_maps(model, [{"input_ids": tokens(0)}])
-    assert isinstance(attached(model)["self"], type(HUBS))
+    assert isinstance(attached(model)["self"], type(mask))
 
 
 @pytest.mark.nightly
-def test_compiled_models_resolve_outside_of_the_graph():
-    model: nn.Module = attach(ARCHITECTURES["bert"].made(), HUBS)
+@BOTH
+def test_compiled_models_resolve_outside_of_the_graph(mask):
+    model: nn.Module = attach(ARCHITECTURES["bert"].made(), mask)
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad():
         for places in ((0,), (4, 5)):
@@ -169,9 +209,10 @@ def test_compiled_models_resolve_outside_of_the_graph():
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("padded", [False, True])
-def test_checkpoints_of_several_passes_find_their_own_tables(reentrant, padded):
+@BOTH
+def test_checkpoints_of_several_passes_find_their_own_tables(reentrant, padded, mask):
     """Two forward passes before one backward, as contrastive losses have them."""
-    model = attach(ARCHITECTURES["gpt2"].made(), HUBS).train()
+    model = attach(ARCHITECTURES["gpt2"].made(), mask).train()
     texts = tokens(1, 4, batch=2), tokens(2, 6, batch=2)
     real = torch.ones(2, 9, dtype=torch.int64)
     real[1, 7:] = 1 - int(padded)

@@ -67,12 +67,13 @@ def test_a_table_is_explained_at_its_own_length(folder, tmp_path, run):
 
 
 def test_content_masks_and_files(folder, tmp_path, run):
-    said = run(folder, "window(1) | special_tokens(2, 3)", "--out", tmp_path / "out")
-    assert "special_tokens(2, 3)" in said
-    content = masks.window(1) | masks.special_tokens(2, 3)
+    words = "special_tokens(2, 3) | same_token(except_ids=[2])"
+    said = run(folder, f"window(1) | {words}", "--out", tmp_path / "out")
+    assert words in said
+    content = masks.window(1) | masks.special_tokens(2, 3) | masks.same_token(except_ids=[2])
     assert attached(load_pretrained(tmp_path / "out")) == {"self": content}
     path = save_mask(content, tmp_path / "content.json")
-    assert "special_tokens(2, 3)" in run(folder, path)
+    assert words in run(folder, path)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import shutil
+from collections import Counter
 from collections.abc import Generator
 from dataclasses import replace
 from functools import partial
@@ -345,6 +346,11 @@ def test_separators_are_counted_in_rows_of_tokens(data: Path, tmp_path: Path) ->
     )
     assert shape == replace(shape, tokens=None)
     assert "tokens" not in shape.to_dict()
+    equal = 0
+    for ids in judge.token_rows.tolist():
+        for count in Counter(each for each in ids if each >= 0).values():
+            equal += count**2
+    assert effective_density(masks.same_token(), shape) == pytest.approx(equal / pairs)
 
 
 @pytest.mark.nightly

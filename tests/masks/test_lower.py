@@ -106,7 +106,7 @@ def test_missing_truncated_and_binary_files_are_refused(tmp_path, suffix):
 @given(st.data())
 @pytest.mark.parametrize("suffix", [".json", ".safetensors"])
 def test_flipped_bytes_give_a_mask_or_mask_format_error(tmp_path_factory, suffix, data):
-    content = masks.window(1) | ~masks.special_tokens(101)
+    content = masks.window(1) | ~masks.special_tokens(101) | masks.same_token([7])
     path = save_mask(
         masks.per_head([masks.table(generated(4, 4)), content]),
         tmp_path_factory.getbasetemp() / f"flipped{suffix}",

@@ -1,5 +1,8 @@
 """Masks that follow the tokens: their cells, the algebra with masks, identity, files."""
 
+import itertools
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,18 +15,29 @@ from masksearch.errors import (
     EmptyRowError,
     HeadCountError,
     LayerCountError,
+    MaskSearchError,
     TokensNeededError,
     UnknownNameError,
 )
 from masksearch.masks.lower import flex_block_mask, lower
-from masksearch.masks.measure import fingerprint
+from masksearch.masks.measure import (
+    block_density,
+    effective_density,
+    fingerprint,
+    hops,
+    measures,
+    unit_densities,
+)
 
 LENGTH, CLS, SEP = 5, 101, 102
-special = masks.special_tokens
+special, same = masks.special_tokens, masks.same_token
+FOLLOW = [special(1), same(), same([1, 7])]
 IDS = torch.tensor([[0, 0, CLS, 7, SEP], [CLS, 7, SEP, 0, 0]])  # padded left, padded right
-IDS_OF = st.lists(st.sampled_from([7, CLS, SEP, 999]), min_size=1, max_size=2).map(special)
+ID = st.sampled_from([7, CLS, SEP, 999])
+SEVERAL = st.lists(ID, max_size=2)
+IDS_OF = st.lists(ID, min_size=1, max_size=2).map(special) | SEVERAL.map(same)
 TOKENS = st.lists(
-    st.lists(st.sampled_from([0, 7, CLS, SEP]), min_size=LENGTH, max_size=LENGTH),
+    st.lists(st.sampled_from([-1, 0, 7, CLS, SEP]), min_size=LENGTH, max_size=LENGTH),
     min_size=1,
     max_size=3,
 )
@@ -37,6 +51,9 @@ def cell(mask, tokens, layer, head, query, key):
     match mask.kind:
         case "special_tokens":
             return tokens[query] in mask.ids or tokens[key] in mask.ids
+        case "same_token":
+            alone = {-1, *mask.except_ids}
+            return query == key or (tokens[query] == tokens[key] and tokens[key] not in alone)
         case "or":
             return any(inner)
         case "and":
@@ -94,6 +111,16 @@ def test_special_tokens_keep_rows_and_columns_wherever_they_stand():
         assert torch.equal(table[example], at.dense(LENGTH)[0])
 
 
+@given(SEVERAL, TOKENS)
+def test_same_tokens_see_each_other_and_every_token_itself(ids, tokens):
+    table = same(ids).table(torch.tensor(tokens))
+    assert torch.equal(table, table.mT)
+    for row, cells in zip(tokens, table[:, 0].tolist(), strict=True):
+        for query, key in itertools.product(range(LENGTH), repeat=2):
+            equal = row[query] == row[key] and row[query] not in (-1, *ids)
+            assert cells[query][key] == (query == key or equal)
+
+
 def test_heads_are_those_that_the_mask_tells_apart():
     mask = masks.per_head([special(CLS) | masks.window(0), masks.window(1), masks.causal()])
     assert mask.heads == 3
@@ -126,6 +153,20 @@ def test_canonical_form():
     assert str(s - a & (b | special(3))) == (
         "special_tokens(101, 102) - window(1) & (stride(2) | special_tokens(3))"
     )
+    assert same() == same(()) == same([]) != same([0])
+    assert same([SEP, CLS]) == same(except_ids=(CLS, SEP, CLS)) == same(iter([CLS, SEP]))
+    assert same([SEP, CLS]).except_ids == (CLS, SEP)
+    assert len({same(), same([CLS]), same([SEP]), special(CLS), same([CLS, SEP])}) == 5
+    mask = same() | masks.columns(1) | masks.window(0)
+    assert str(mask) == "same_token() | columns(1) | window(0)"
+    assert str(~same([SEP, CLS]) & a) == "~same_token(except_ids=[101, 102]) & window(1)"
+
+
+@given(SEVERAL.map(same))
+def test_same_token_comes_back_from_text_and_json(mask):
+    for back in (masks.parse(str(mask)), masks.Mask.from_json(mask.to_json())):
+        assert (back, hash(back), back.digest) == (mask, hash(mask), mask.digest)
+    assert mask.to_dict() == {"kind": "same_token", "except_ids": [*mask.except_ids]}
 
 
 @pytest.mark.gpu
@@ -145,6 +186,11 @@ def test_table_lies_where_the_ids_lie():
         (lambda: special(-1), ValueError, "ids must be >= 0, got -1"),
         (lambda: special(1.5), ValueError, "ids must be a list of whole numbers, got 1.5"),
         (lambda: special(True), ValueError, "ids must be a list of whole numbers"),
+        (lambda: same(7), ValueError, "except_ids must be a list of whole numbers, got 7"),
+        (lambda: same([0, -1]), ValueError, "except_ids must be >= 0, got -1"),
+        (lambda: same([1.5]), ValueError, r"except_ids must be a list of whole .*got \[1.5\]"),
+        (lambda: same("7"), ValueError, "except_ids must be a list of whole numbers, got '7'"),
+        (lambda: same(None), ValueError, "except_ids must be a list of whole numbers, got None"),
         (lambda: special(1).table([[1]]), TypeError, "input_ids is a tensor, got list"),
         (lambda: special(1).table(torch.ones(2, 3)), ValueError,
          r"input_ids is int \[batch, n\], got torch.float32 \[2, 3\]"),
@@ -154,13 +200,6 @@ def test_table_lies_where_the_ids_lie():
         (lambda: masks.per_head([masks.full(), special(SEP)]).table(IDS[:, :4]), EmptyRowError,
          "example 0, head 1, row 0 keeps no key"),
         (lambda: masks.parse("window(3) | special(1)"), UnknownNameError, "special_token"),
-        (lambda: special(1).dense(4), TokensNeededError, r"call mask.table\(input_ids\)"),
-        (lambda: lower(special(1), Shape(4, 1, 1)), TokensNeededError, "special_tokens out"),
-        (lambda: fingerprint(special(1), Shape(4, 1, 1)), TokensNeededError, "known: call"),
-        (lambda: (special(1) | masks.star()).sparsity(128), TokensNeededError, "known: call mask"),
-        (lambda: special(1).mask_mod(128), TokensNeededError, "known: call mask"),
-        (lambda: flex_block_mask(special(1), 128), TokensNeededError, "known: call mask"),
-        (lambda: masks.to_4d(special(1), 16), TokensNeededError, "known: call mask"),
     ],
 )  # fmt: skip
 def test_messages(build, error, message):
@@ -168,11 +207,94 @@ def test_messages(build, error, message):
         build()
 
 
+@pytest.mark.parametrize("mask", FOLLOW, ids=str)
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda mask: mask.dense(4),
+        lambda mask: lower(mask, Shape(4, 1, 1)),
+        lambda mask: fingerprint(mask, Shape(4, 1, 1)),
+        lambda mask: (mask | masks.star()).sparsity(128),
+        lambda mask: block_density(mask, 128),
+        lambda mask: hops(mask, 8),
+        lambda mask: mask.mask_mod(128),
+        lambda mask: flex_block_mask(mask, 128),
+        lambda mask: masks.to_4d(mask, 16),
+    ],
+)
+def test_it_is_refused_where_no_tokens_are_known(mask, ask):
+    with pytest.raises(TokensNeededError, match=r"call mask.table\(input_ids\).*or leave out the"):
+        ask(mask)
+
+
 def test_it_says_whether_it_needs_tokens():
-    assert (masks.per_head([masks.window(1), ~special(1)]) & masks.full()).needs_tokens
+    for mask in FOLLOW:
+        assert (masks.per_head([masks.window(1), ~mask]) & masks.full()).needs_tokens
     assert not masks.bigbird().needs_tokens
 
 
-def test_cropped_masks_follow_the_tokens_too():
-    mask = masks.cropped(special(CLS) | masks.blocks(4), 8)
-    assert torch.equal(mask.table(IDS), (special(CLS) | masks.blocks(4)).table(IDS))
+@pytest.mark.parametrize("leaf", FOLLOW, ids=str)
+def test_cropped_masks_follow_the_tokens_too(leaf):
+    mask = masks.cropped(leaf | masks.blocks(4), 8)
+    assert torch.equal(mask.table(IDS), (leaf | masks.blocks(4)).table(IDS))
+
+
+# -- counted in rows of the data -----------------------------------------------------------------
+@st.composite
+def rows_of_data(draw):
+    """Rows of tokens with padding behind them, and their shape, some rows of which are read."""
+    rows = draw(st.lists(st.lists(st.sampled_from([7, 8, CLS, SEP]), min_size=1, max_size=LENGTH),
+                         min_size=1, max_size=5))  # fmt: skip
+    ids = torch.tensor([row + [-1] * (LENGTH - len(row)) for row in rows])
+    read = draw(st.none() | st.integers(1, LENGTH))
+    return rows, Shape(LENGTH, 2, 2, lengths=Counter(map(len, rows)), read=read, tokens=ids)
+
+
+@pytest.mark.slow
+@settings(max_examples=60)
+@given(rows_of_data(), SEVERAL, st.booleans())
+def test_densities_are_those_of_a_loop_over_the_pairs_of_the_data(drawn, ids, both):
+    rows, shape = drawn
+    mask = masks.per_head([same(ids), ~same(ids) | masks.window(0)]) if both else same(ids)
+    found = unit_densities(mask, shape)
+    kept, pairs = torch.zeros(2, 2, dtype=torch.int64), [0, 0]
+    for row, layer in itertools.product(rows, range(2)):
+        read = row[: shape.read] if layer else row
+        for (query, one), (key, two) in itertools.product(enumerate(read), enumerate(row)):
+            pairs[layer] += 1
+            equal = one == two and one not in ids
+            kept[layer, 0] += query == key or equal
+            kept[layer, 1] += query == key or (not equal if both else equal)
+    for layer in range(2):
+        assert found[layer] == [int(each) / pairs[layer] for each in kept[layer]]
+    whole = int(kept.sum()) / (2 * sum(pairs))
+    assert effective_density(mask, shape) == pytest.approx(whole)
+    assert measures(mask, shape)["effective_sparsity"] == pytest.approx(1 - whole)
+
+
+@pytest.mark.slow
+def test_pairs_beyond_what_a_float_counts_are_counted():
+    rows = torch.zeros(66, 513, dtype=torch.int64)  # 17,301,570 kept pairs, above 2^24
+    rows[:, 0] = 1
+    share = (512**2 + 1) / 513**2
+    assert unit_densities(same(), Shape(513, 1, 1, tokens=rows)) == [[share]]
+
+
+def test_equal_shapes_of_other_data_have_densities_of_their_own():
+    texts = torch.tensor([[7, 7, 7, 8]]), torch.tensor([[7, 8, 9, 9]])
+    first, second = (Shape(4, 1, 1, tokens=ids) for ids in texts)
+    assert first == second
+    assert hash(first) == hash(second)
+    for _ in range(2):
+        assert effective_density(same(), first) == 10 / 16
+        assert effective_density(same(), second) == 6 / 16
+    assert fingerprint(same(), first) == fingerprint(same(), second)
+    prints = {fingerprint(mask, first) for mask in (same(), same([7]), ~same() | masks.window(0))}
+    assert len(prints) == 3
+
+
+def test_exceptions_need_not_occur_in_the_data():
+    shape = Shape(4, 1, 1, tokens=torch.tensor([[7, 7, 8, -1]]))
+    assert effective_density(same([999]), shape) == effective_density(same(), shape) == 5 / 9
+    with pytest.raises(MaskSearchError, match="follows the token 999, which no row of the data"):
+        effective_density(same([999]) | special(999), shape)

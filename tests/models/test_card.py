@@ -151,10 +151,11 @@ def test_an_adapter_and_parts_have_cards_of_ours(tmp_path):
     folder = ms.save_pretrained(adapter, tmp_path / "adapter")
     assert metadata_load(folder / "README.md")["library_name"] == "masksearch"
     config = hf.T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2)
-    both = {"encoder": masks.window(3), "decoder": masks.special_tokens(1) | masks.window(0)}
-    folder = ms.save_pretrained(ms.attach(hf.T5Model(config), both), tmp_path / "parts")
-    assert {path.name for path in folder.glob("*.png")} == {"mask.encoder.png"}
-    assert "| mask of decoder | <code>special_tokens(1) &#124; window(0)</code> |" in card(folder)
+    for leaf in (masks.special_tokens(1), masks.same_token()):
+        both = {"encoder": masks.window(3), "decoder": leaf | masks.window(0)}
+        folder = ms.save_pretrained(ms.attach(hf.T5Model(config), both), tmp_path / leaf.kind)
+        assert {path.name for path in folder.glob("*.png")} == {"mask.encoder.png"}
+        assert f"| mask of decoder | <code>{leaf} &#124; window(0)</code> |" in card(folder)
     ms.save_pretrained(bert(), folder)
     assert {path.name for path in folder.glob("*.png")} == {"mask.png"}
 

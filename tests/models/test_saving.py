@@ -170,9 +170,10 @@ def test_every_part_has_a_file_of_its_own(tmp_path):
     "parts",
     [
         {"self": MIXED | masks.special_tokens(5, 7)},
+        {"self": MIXED | masks.same_token([5, 7])},
         {"encoder.layer.0": STAR, "encoder.layer.2": MIXED},
     ],
-    ids=["tokens", "submodules"],
+    ids=["tokens", "equal", "submodules"],
 )
 def test_masks_of_tokens_and_of_submodules_come_back(tmp_path, parts):
     model = attach(bert(), parts)

@@ -118,8 +118,9 @@ def test_a_decoder_generates_up_to_the_length_with_the_cache(monkeypatch):
     assert "cache: dense 10,240, masked 1,536 bytes" in " ".join(str(found).split())
 
 
-def test_a_decoder_whose_mask_follows_the_tokens_says_why_it_does_not_generate():
-    model = ms.attach(llama(), LOCAL | masks.special_tokens(7))
+@pytest.mark.parametrize("leaf", [masks.special_tokens(7), masks.same_token()], ids=str)
+def test_a_decoder_whose_mask_follows_the_tokens_says_why_it_does_not_generate(leaf):
+    model = ms.attach(llama(), LOCAL | leaf)
     with pytest.warns(UserWarning, match="generation is not timed: .* follows the tokens"):
         [found] = ms.measure_speed(model, 20, repeats=10, progress=False)
     assert found.work == "forward pass"

@@ -62,6 +62,7 @@ KINDS = {  # one of each kind
     "per_layer": masks.per_layer([masks.window(1), masks.full()]),
     "powers_of_two": masks.powers_of_two(),
     "random_keys": masks.random_keys(2, seed=3),
+    "same_token": masks.same_token([0, 2]),
     "shifts": masks.shifts([1, 4]),
     "special_tokens": masks.special_tokens(0, 2),
     "stride": masks.stride(3),
