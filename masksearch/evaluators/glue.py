@@ -49,7 +49,7 @@ from masksearch.tasks.text.corpus import TokenSource
 from masksearch.tasks.text.packing import shrink
 from masksearch.training.parts import refuse_missing
 
-COUNTED = 1000  # training rows in which masks that follow the tokens are counted
+COUNTED, CELLS = 1000, 1 << 26  # rows in which masks that follow the tokens are counted, at most
 
 
 @dataclass(frozen=True)
@@ -184,11 +184,12 @@ class GlueEvaluator(FineTuning):
 
     @cached_property
     def token_rows(self) -> Tensor:
-        """The training rows, of each task every k-th such that they are at most 1,000 in all."""
-        sequences = []
+        """The training rows, of each task every k-th such that they are at most 1,000 in all, and
+        fewer beyond 256 positions."""
+        sequences, most = [], min(COUNTED, CELLS // self.length**2)
         for name in self.downstream:
             rows = self.tokens(name).train
-            step = -(-len(rows) * len(self.downstream) // COUNTED)
+            step = -(-len(rows) * len(self.downstream) // most)
             sequences += [torch.tensor(rows.ids[at]) for at in range(0, len(rows), step)]
         return torch.stack(
             [F.pad(ids, (0, self.length - len(ids)), value=-1) for ids in sequences]

@@ -17,13 +17,23 @@ from operator import itemgetter, or_
 
 from masksearch.masks.core import FAMILIES, Either, Mask
 from masksearch.masks.families import SWEPT
-from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, SpecialTokens, Window
+from masksearch.masks.leaves import (
+    Causal,
+    Columns,
+    Full,
+    GlobalTokens,
+    SameToken,
+    SpecialTokens,
+    Window,
+)
 from masksearch.masks.lower import HasShape
 from masksearch.masks.measure import ROUNDING, effective_density
 from masksearch.masks.tables import PerHead, PerLayer
 
 SINKS, WINDOWS = 4, 8  # the default local mask: so many sinks, and this part of the length
 WIDEST = "widest window"
+Layers = Sequence[Mask]
+LAST: Sequence[Layers] = ([Full()], [])  # how a mask ends, what is tried first before
 LOCAL_HEAD = Window(0) | GlobalTokens(1)  # of an encoder
 NARROWER = (Window(0) | Columns(1), Window(0))  # heads that cost less, the cheapest last
 WHOLE = {"full heads": (Full(),), "heads each way": (~Causal(), Causal())}
@@ -46,8 +56,12 @@ def equal_cost_baselines(
     Of a decoder (`shape.causal`): one window in every layer with the sinks of `local`, and as many
     full layers as the limit pays for, the others local: the first, middle or last ones, or every
     n-th in two phases. Of an encoder: the densest member of each hand-designed family, one window
-    with the special tokens, and whole heads, which are several masks:
+    with the special tokens, what follows the words, and whole heads. Between two sizes of a family
+    the first layers have the larger one. Where [CLS]'s row alone is read the last layer is full in
+    all of them, as that costs next to nothing, or in none of a family that it leaves no room.
 
+    - "same token": each token sees the same token elsewhere, and [CLS]'s column; "same token,
+      widest window": the neighbours besides. Left out where `shape.tokens` is not known.
     - "full heads": as many as the limit pays for in every layer, the others with the diagonal and
       a global token; "heads each way": pairs of a head that sees later tokens and one that sees
       earlier ones, which both see the diagonal and the global token as well.
@@ -92,17 +106,24 @@ def equal_cost_baselines(
             ]
             drawn[name] = densest(limit, price, made.__getitem__, range(layers - 1))
         return {name: mask for name, mask in drawn.items() if mask is not None}
+    ends = LAST if cost is None and layers > 1 and shape.read == 1 else LAST[1:]
     for name, mask in FAMILIES.items():
         make, least = SWEPT.get(name, (lambda _, mask=mask: mask, shape.length))
-        sizes = range(least, shape.length + 1)
+        sizes: Sequence[int] = range(least, shape.length + 1)
         if price(make(sizes[0])) > price(make(sizes[-1])):  # a period, or the size of a block
             sizes = sizes[::-1]
-        drawn[name] = densest(limit, price, make, sizes)
-    if special := outer_tokens(shape) if special is None else special:
-        tokens = SpecialTokens(*special)
-        name = f"{WIDEST} and special tokens"
-        drawn[name] = densest(limit, price, lambda reach: Window(reach) | tokens, reaches)
-    drawn |= heads_within(limit, price, shape, order)
+        drawn[name] = fullest(limit, price, make, sizes, layers, ends)
+    special = outer_tokens(shape) if special is None else special
+    beside: dict[str, tuple[Mask, Sequence[int]]] = {}
+    if special:
+        beside[f"{WIDEST} and special tokens"] = SpecialTokens(*special), reaches
+    if shape.tokens is not None:
+        words = SameToken(special) | Columns(1)
+        beside |= {"same token": (words, [0]), f"same token, {WIDEST}": (words, reaches)}
+    for name, (tokens, sizes) in beside.items():
+        make = partial(neighbours_and, tokens)
+        drawn[name] = fullest(limit, price, make, sizes, layers, ends)
+    drawn |= heads_within(limit, price, shape, order, ends)
     return {name: mask for name, mask in drawn.items() if mask is not None}
 
 
@@ -111,18 +132,25 @@ def heads_within(
     cost: Callable[[Mask], float],
     shape: HasShape,
     order: Sequence[Sequence[int]] | None,
+    ends: Sequence[Layers],
 ) -> dict[str, Mask]:
-    """Those masks of `equal_cost_baselines` that have whole heads; the arguments are as there."""
+    """Those masks of `equal_cost_baselines` that have whole heads; the arguments are as there,
+    and of `fullest`."""
     order = check_order(order, shape)
     drawn: dict[str, Mask] = {}
     for kind, ways in WHOLE.items():
         for where in ("", *(PLACES if shape.layers > 1 else ())):
-            most = (shape.layers if where else 1) * (shape.heads // len(ways))
-            counts = range(1, most + (kind != "full heads"))  # all heads full are dense attention
             name, best = f"{kind}, {where}" if where else kind, 0
             for other in (LOCAL_HEAD, *NARROWER):
-                make = partial(whole_head_mask, shape, ways, PLACES.get(where), other, order)
-                count = within(limit, cost, make, counts)
+                for end in ends:
+                    layers = shape.layers - len(end)
+                    most = (layers if where else 1) * (shape.heads // len(ways))
+                    counts = range(1, most + (kind != "full heads"))  # all full is dense attention
+                    make = partial(
+                        whole_head_mask, shape, ways, PLACES.get(where), other, order, end
+                    )
+                    if count := within(limit, cost, make, counts):
+                        break
                 if count > best and (mask := make(counts[count - 1])) not in drawn.values():
                     drawn[name if other is LOCAL_HEAD else f"more {name}"] = mask
                 best = max(best, count)
@@ -178,6 +206,43 @@ def densest(
     return make(sizes[count - 1]) if count else None
 
 
+def fullest(
+    limit: float,
+    cost: Callable[[Mask], float],
+    make: Callable[[int], Mask],
+    sizes: Sequence[int],
+    layers: int,
+    ends: Sequence[Layers],
+) -> Mask | None:
+    """The densest mask of a family in every layer within a limit; None without one.
+
+    Args:
+        limit: As of `equal_cost_baselines`.
+        cost: As there.
+        make: Size -> mask of one layer; costs grow along `sizes`.
+        sizes: All sizes; between two of them the first layers have the larger one.
+        layers: Of the model.
+        ends: Masks of the last layers, in their place; a later one where an earlier one leaves
+            no room.
+    """
+    for end in ends:
+
+        def layered(at: int, larger: int, own: int = layers - len(end), end: Layers = end) -> Mask:
+            each = [make(sizes[at + (layer < larger)]) for layer in range(own)]
+            return PerLayer([*each, *end]) if larger or end else each[0]
+
+        if count := within(limit, cost, partial(layered, larger=0), range(len(sizes))):
+            wider = range(1, layers - len(end) if count < len(sizes) else 1)
+            some = partial(layered, count - 1)
+            return some(within(limit, cost, some, wider))
+    return None
+
+
+def neighbours_and(tokens: Mask, reach: int) -> Mask:
+    """A window beside what else is kept."""
+    return Window(reach) | tokens
+
+
 def widest_window(
     limit: float, cost: Callable[[Mask], float], length: int, local: Mask
 ) -> Mask | None:
@@ -229,6 +294,7 @@ def whole_head_mask(
     where: str | None,
     other: Mask,
     order: Sequence[Sequence[int]],
+    end: Layers,
     count: int,
 ) -> Mask:
     """A mask of whole heads, the others local.
@@ -239,12 +305,14 @@ def whole_head_mask(
         where: Where they are, as of `placements`; None = `count` of each way in every layer.
         other: What the other heads see, and whole ones that do not see all.
         order: As of `equal_cost_baselines`.
+        end: Masks of the last layers, in their place.
         count: Of each way: in a layer, or with a place in all layers.
     """
-    counts = [0 if where else count] * shape.layers
+    layers = shape.layers - len(end)
+    counts = [0 if where else count] * layers
     if where:
-        least = max((shape.layers + 1) // 2, -(-count * len(ways) // shape.heads))
-        used = sorted(placements(shape.layers, min(count, least))[where])
+        least = max((layers + 1) // 2, -(-count * len(ways) // shape.heads))
+        used = sorted(placements(layers, min(count, least))[where])
         for at, layer in enumerate(used):
             counts[layer] = count // len(used) + (at < count % len(used))
     whole = [way if way == Full() else way | other for way in ways]
@@ -256,7 +324,8 @@ def whole_head_mask(
         made.append(
             PerHead([role for _, role in sorted(zip(rank, roles, strict=True), key=itemgetter(0))])
         )
-    return PerLayer(made) if any(each != made[0] for each in made) else made[0]
+    alike = not end and all(each == made[0] for each in made)
+    return made[0] if alike else PerLayer([*made, *end])
 
 
 def sinks_of(mask: Mask) -> list[Mask]:

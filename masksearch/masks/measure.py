@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -215,7 +216,7 @@ def token_densities(mask: Mask, shape: HasShape, tokens: Tensor) -> list[list[fl
 
     Args:
         mask: The mask.
-        shape: What it is lowered to; not causal.
+        shape: What it is lowered to; layers that do not follow the tokens are counted in it.
         tokens: int64 `[rows, length]`, -1 behind the end of a row.
 
     Raises:
@@ -230,10 +231,14 @@ def token_densities(mask: Mask, shape: HasShape, tokens: Tensor) -> list[list[fl
 
     @cache
     def shares(layer: Mask, read: int) -> list[float]:
+        if not layer.needs_tokens:
+            [of_heads] = unit_densities(layer, replace(shape, layers=1, read=read))
+            return of_heads
         kept, pairs = torch.zeros(layer.heads or 1, dtype=torch.int64), 0
         for ids in torch.split(tokens, max(1, CELLS_AT_ONCE // shape.length**2)):
             real = ids >= 0
             there = real[:, None, :read, None] & real[:, None, None]
+            there = there.tril() if shape.causal else there
             kept += (layer.table(ids)[:, :, :read] & there).sum((0, 2, 3))
             pairs += int(there.sum())
         densities: list[float] = (kept.double() / pairs).expand(shape.heads).tolist()

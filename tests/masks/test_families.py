@@ -312,17 +312,19 @@ def test_whole_heads_are_within_every_budget_and_spend_it(limit, read):
     drawn = masks.equal_cost_baselines(limit, shape)
     names = whole_heads(drawn)
     assert len(names) >= OF_BUDGETS[limit] - (4 if read else 0)
+    dealt = 5 if read else 6  # where [CLS]'s row alone is read, the last layer is full
     for name in names:
         assert effective_density(drawn[name], shape) <= limit * (1 + 1e-9)
         if "layer" in name and read is None:  # what is left pays for no further one
             assert effective_density(drawn[name], shape) > limit - 1 / 72
-        layers = wholes(drawn[name], shape)
+        layers = wholes(drawn[name], shape)[:dealt]
+        assert (drawn[name].of_layer(5) == masks.full()) == (read == 1)
         used = [layer for layer, count in enumerate(layers) if count]
         assert used, name
-        for place, end in (("first", 0), ("last", 5)):
+        for place, end in (("first", 0), ("last", len(layers) - 1)):
             assert place not in name or (end in used and max(used) - min(used) < len(used) < 5)
         if name.startswith("more ") and name[5:] in drawn:
-            assert sum(layers) > sum(wholes(drawn[name[5:]], shape))
+            assert sum(layers) > sum(wholes(drawn[name[5:]], shape)[:dealt])
     prints = {fingerprint(drawn[name], shape) for name in names}
     assert len(prints) == len(names)
 
@@ -360,12 +362,56 @@ def test_heads_become_whole_in_the_order_that_is_given():
 
 def test_special_tokens_are_those_that_rows_begin_and_end_with():
     drawn = masks.equal_cost_baselines(0.9, ENCODER)["widest window and special tokens"]
-    loop = [masks.window(reach) | masks.special_tokens(101, 102) for reach in range(8)]
-    within = [mask for mask in loop if effective_density(mask, ENCODER) <= 0.9]
-    assert drawn == within[-1]
-    assert len(within) < len(loop)
+    wide, narrow = (masks.window(reach) | masks.special_tokens(101, 102) for reach in (3, 2))
+    assert drawn == masks.per_layer([wide, narrow])
+    assert effective_density(drawn, ENCODER) <= 0.9 < effective_density(wide, ENCODER)
     other = Shape(8, 2, 1, lengths={5: 1, 8: 1}, tokens=ROWS.flip(1).clamp(min=3))
     assert "widest window and special tokens" not in masks.equal_cost_baselines(0.9, other)
+
+
+def test_what_follows_the_words_is_drawn_where_the_tokens_are_known():
+    drawn = masks.equal_cost_baselines(0.8, ENCODER)
+    words = masks.same_token([101, 102]) | masks.columns(1)
+    assert drawn["same token"] == masks.window(0) | words
+    wide, narrow = (masks.window(reach) | words for reach in (3, 2))
+    assert drawn["same token, widest window"] == masks.per_layer([wide, narrow])
+    assert effective_density(masks.per_layer([wide, narrow]), ENCODER) <= 0.8
+    assert effective_density(wide, ENCODER) > 0.8
+    unknown = masks.equal_cost_baselines(0.8, replace(ENCODER, tokens=None))
+    assert not any("token" in name for name in unknown)
+    least = masks.equal_cost_baselines(0.4, ENCODER)
+    assert not any("same token" in name for name in least)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(0.02, 0.9), st.integers(2, 5), st.sampled_from([None, 1, 2]))
+def test_the_last_layer_is_full_where_one_row_of_it_is_read_and_that_leaves_room(
+    limit, count, read
+):
+    shape, last = Shape(16, count, 2, lengths={9: 2, 16: 1}, read=read), masks.full()
+    drawn = masks.equal_cost_baselines(limit, shape)
+    assert all(effective_density(mask, shape) <= limit * (1 + 1e-9) for mask in drawn.values())
+    least = masks.per_layer([masks.longformer(0)] * (count - 1) + [last])
+    fits = read == 1 and effective_density(least, shape) <= limit
+    if "longformer" in drawn:
+        assert (drawn["longformer"].of_layer(count - 1) == last) == fits
+    priced = masks.equal_cost_baselines(limit, shape, lambda mask: mask.density(16))
+    assert "longformer" not in priced or priced["longformer"].of_layer(count - 1) != last
+
+
+@pytest.mark.parametrize("limit", [0.2, 0.4, 0.7])
+def test_between_two_sizes_of_a_family_the_first_layers_have_the_larger_one(limit):
+    shape = Shape(32, 4, 1)
+    for name in ("longformer", "bigbird"):
+        make = getattr(masks, name)
+        size = max(size for size in range(33) if cells(make(size), shape) <= limit)
+        mixed = [
+            masks.per_layer([make(size + 1)] * some + [make(size)] * (4 - some))
+            for some in range(4)
+        ]
+        drawn = masks.equal_cost_baselines(limit, shape)[name]
+        best = max(m for m in range(4) if cells(mixed[m], shape) <= limit)
+        assert drawn == (mixed[best] if best else make(size))
 
 
 def test_nothing_is_drawn_where_the_least_costs_too_much():
