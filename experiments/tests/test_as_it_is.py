@@ -167,8 +167,8 @@ def test_rows_that_judge_and_choose_share_no_text_with_those_trained_on(scripts,
     assert not any(a in b or b in a for a in parts["train"] for b in parts["dev"])
 
 
-@pytest.mark.nightly
-def test_as_it_is_smoke(tmp_path):
+def made_up_pairs(tmp_path):
+    """A folder of toy pairs of sentences, and a checkpoint of their words."""
     draw = random.Random(0)
     header = (
         "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore"
@@ -183,6 +183,11 @@ def test_as_it_is_smoke(tmp_path):
             lines.append("\t".join([str(number), *["-"] * 6, *texts, f"{near + 1:.3f}"]))
         write_lines(tmp_path / "data/glue/STS-B" / f"{part}.tsv", lines)
     tiny_checkpoint(tmp_path / "checkpoint", WORDS)
+
+
+@pytest.mark.nightly
+def test_as_it_is_smoke(tmp_path):
+    made_up_pairs(tmp_path)
     words = ["--data", tmp_path / "data", "--weights", tmp_path / "checkpoint", "--tasks", "STS-B"]
     words += ["--seeds", "0", "1", "--budgets", "0.7", "--smoke"]
     words += ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
@@ -197,3 +202,39 @@ def test_as_it_is_smoke(tmp_path):
     assert arms == [*tables.PLAN["arms"]]
     names = [line["name"] for line in tables.scored(records, "judge")]
     assert {"dense", "dam 0.7", "dam 0.7 of STS-B 1", "dam 0.7, consensus of 1"} < {*names}
+
+
+@pytest.mark.nightly
+def test_the_amendment_s_smoke(tmp_path):
+    made_up_pairs(tmp_path)
+    plan = tmp_path / "amendment.toml"
+    plan.write_text(
+        """
+        [tasks]
+        STS-B = { drawn = "all" }
+        [models]
+        each = 2
+        tried = 4
+        budgets = [0.7]
+        [arms."effects, 4800 rows"]
+        strategy = "prune"
+        space = false
+        trials = 2
+        budgets = [0.7]
+        tasks = ["STS-B"]
+        options = { rows = 400, rounds = 2 }
+        """
+    )
+    words = ["--data", tmp_path / "data", "--weights", tmp_path / "checkpoint", "--smoke"]
+    words += ["--plan", plan, "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    for _ in range(2):  # the second call finds every line
+        run_script("22_as_it_is/amend.py", *words, cache=tmp_path / "cache")
+    files = sorted((tmp_path / "results").glob("STS-B_*.jsonl"))
+    each = [list(map(json.loads, file.read_text().splitlines())) for file in files]
+    ended = [lines for lines in each if lines[-1]["stage"] == "ended"]
+    assert len(ended) == 2
+    for lines in ended:
+        names = [line["name"] for line in lines if line.get("rows") == "judge"]
+        assert {"dense", "dam 0.7", "effects, 4800 rows 0.7"} < {*names}
+        assert any("same token" in name for name in names)
+        assert len(names) == len({*names})
