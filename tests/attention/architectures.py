@@ -82,10 +82,7 @@ def gpt2_config(layers: int, length: int) -> hf.GPT2Config:
 
 def llama_config(layers: int, length: int) -> hf.LlamaConfig:
     return hf.LlamaConfig(
-        **GROUPED,
-        num_key_value_heads=2,
-        num_hidden_layers=layers,
-        max_position_embeddings=length,
+        **GROUPED, num_key_value_heads=2, num_hidden_layers=layers, max_position_embeddings=length
     )
 
 

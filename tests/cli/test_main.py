@@ -97,10 +97,7 @@ def test_settings_reach_the_strategy_that_they_name(command, tmp_path):
 def test_masks_of_units_are_repeatable(command, tmp_path, local):
     words = [word for each in local for word in ("--local", each)]
     space = command.called("search", *words, "--unit", "layer", "--run", tmp_path)["space"]
-    assert (space.unit, space.levels) == (
-        "layer",
-        tuple(map(ms.masks.parse, [*local, "full()"])),
-    )
+    assert (space.unit, space.levels) == ("layer", tuple(map(ms.masks.parse, [*local, "full()"])))
 
 
 def test_report_counts_empty_rows(command):

@@ -24,14 +24,7 @@ from masksearch.evaluators.glue import check_judged
 from masksearch.models.encoders import SequenceClassifier, encoder
 from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.read import GlueData, Rows
-from masksearch.tasks.glue.tasks import (
-    TASKS,
-    GlueTask,
-    glue_score,
-    majority,
-    row_scores,
-    score,
-)
+from masksearch.tasks.glue.tasks import TASKS, GlueTask, glue_score, majority, row_scores, score
 
 
 @pytest.fixture(scope="module")
