@@ -2,11 +2,13 @@
 
 import os
 import pwd
+import resource
 import shutil
 import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -87,6 +89,17 @@ def one_shot() -> Record:
         0, "done", OneShot({"structure": "free"}), protocol="p", origin="dam", curve=curve,
         values=dict(curve[-1].values), seconds=60.0,
     )  # fmt: skip
+
+
+@contextmanager
+def files_of_at_most(most: int) -> Iterator[None]:
+    """A disk on which no file grows beyond so many bytes, as far as this process can tell."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 class Server:

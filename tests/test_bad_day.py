@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from contracts.toy import ToyEvaluator, space
+from other_process import python
 from waiting import wait_until
 
 import masksearch as ms
@@ -175,10 +176,7 @@ def test_a_long_folder_for_temporary_files_ends_no_search(tmp_path):
     folder = tmp_path / ("x" * 60) / ("y" * 60)
     folder.mkdir(parents=True)
     paths = f"{Path(__file__).parent}:{Path(ms.__file__).parents[1]}"
-    done = subprocess.run(
-        [sys.executable, "-c", LONG, tmp_path / "run"], check=False, capture_output=True,
-        text=True, env={**os.environ, "TMPDIR": str(folder), "PYTHONPATH": paths},
-    )  # fmt: skip
+    done = python("-c", LONG, tmp_path / "run", env={"TMPDIR": str(folder), "PYTHONPATH": paths})
     assert done.stdout == "['done', 'done']\n", done.stderr
 
 

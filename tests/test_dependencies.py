@@ -4,13 +4,13 @@ import ast
 import functools
 import json
 import re
-import subprocess
 import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from other_process import python
 
 from masksearch.errors import install_command
 from tests.parsed import BENCH, DECODERS, FILES, nodes_of
@@ -165,9 +165,7 @@ HEAVY = {
 )
 def test_import_loads_nothing_heavy(statement):
     code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
-    )
+    run = python("-c", code, check=True, timeout=120)
     loaded = {name.split(".")[0] for name in json.loads(run.stdout.splitlines()[-1])}
     assert ("torch" in loaded) == ("cli" not in statement)  # `masksearch --help` is quick
     assert not loaded & HEAVY
@@ -263,13 +261,7 @@ def test_a_mask_is_attached_saved_loaded_and_exported_without_the_search(tmp_pat
         if not {*map(plain, owners)} & known and not module.startswith(("_", "masksearch"))
     ]
     assert {"optuna", "pandas", "sklearn", "scipy", "matplotlib", "altair"} <= set(hidden)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), *hidden],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    done = python("-c", SCRIPT, tmp_path, *hidden, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(
         r"^error: commands need optuna and more: pip install .*\[search\]", done.stderr, re.M

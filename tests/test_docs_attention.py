@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers as hf
 from pages import blocks, read
-from tiny_encoders import sizes
+from tiny_encoders import seeded, sizes
 from transformers.masking_utils import (
     sliding_window_bidirectional_overlay,
     sliding_window_causal_mask_function,
@@ -98,9 +98,7 @@ def test_left_padding_figures_hold():
     config = hf.GPT2Config(
         vocab_size=50, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = hf.GPT2Model(config).eval()
+    model = seeded(lambda: hf.GPT2Model(config), 0)
     tokens = torch.randint(5, 50, (1, 10), generator=torch.Generator().manual_seed(0))
     tokens[0, 0] = 1
     padded = torch.cat([torch.zeros(1, 4, dtype=torch.int64), tokens], 1)

@@ -508,14 +508,14 @@ def test_resume_refuses_another_space_evaluator_or_seed(tmp_path):
     def other(trial: BaseTrial) -> masks.Mask:
         return masks.window(trial.suggest_int("reach", 0, 3))
 
-    with pytest.raises(ResumeError, match=r"belongs to another search \(space: was"):
-        ms.search(other, ToyEvaluator(), run=run, trials=3)
-    with pytest.raises(ResumeError, match="protocol: was toy, now other"):
-        ms.search(space, ToyEvaluator("other"), run=run, trials=3)
-    with pytest.raises(ResumeError, match="seed: was 0, now 1"):
-        ms.search(space, ToyEvaluator(), run=run, trials=3, seed=1)
-    with pytest.raises(ResumeError, match="strategy: was tpe, now random"):
-        ms.search(space, ToyEvaluator(), run=run, trials=3, strategy="random")
+    for changed, said in (
+        ({"space": other}, r"belongs to another search \(space: was"),
+        ({"evaluator": ToyEvaluator("other")}, "protocol: was toy, now other"),
+        ({"seed": 1}, "seed: was 0, now 1"),
+        ({"strategy": "random"}, "strategy: was tpe, now random"),
+    ):
+        with pytest.raises(ResumeError, match=said):
+            ms.search(**{"space": space, "evaluator": ToyEvaluator()} | changed, run=run, trials=3)
     assert len(ms.Study(run).records()) == 2
 
 

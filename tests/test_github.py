@@ -1,13 +1,12 @@
 """Workflows, forms for issues and the citation: their schemas hold, and what they call exists."""
 
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from other_process import python
 
 ROOT = Path(__file__).parents[1]
 GITHUB = ROOT / ".github"
@@ -29,9 +28,8 @@ FORMS = sorted(set(CONFIG.parent.glob("*.yml")) - {CONFIG})
 )
 def test_schema_holds(schema, files):
     pytest.importorskip("check_jsonschema")
-    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}"]
     given = ["--default-filetype", "yaml", *files]  # a .cff file is YAML
-    done = subprocess.run([*check, *given], capture_output=True, text=True, check=False)
+    done = python("-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *given)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -1,11 +1,9 @@
 """A run of the tests says what it leaves behind."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from other_process import python
 
 
 @pytest.mark.slow
@@ -24,12 +22,10 @@ def test_new_entries_fail_the_run_and_are_named(tmp_path, new, named):
         f"from pathlib import Path\ndef test_writes():\n    for path in {new}:\n"
         f"        Path({str(tmp_path)!r}, path).mkdir()\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "left_behind", "test_it.py"],
-        cwd=tmp_path / "work", capture_output=True, text=True,
-        env=os.environ | {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parent),
-                          "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-    )  # fmt: skip
+    settings = {"HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parent)}
+    settings |= {"PYTHONDONTWRITEBYTECODE": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    words = ("-m", "pytest", "-p", "left_behind", "test_it.py")
+    done = python(*words, cwd=tmp_path / "work", env=settings)
     assert "1 passed" in done.stdout, done.stdout + done.stderr
     assert done.returncode == bool(named)
     line = f"Left behind by the tests: {', '.join(str(tmp_path / path) for path in named)}\n"

@@ -2,13 +2,13 @@
 
 import re
 import subprocess
-import sys
 import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from other_process import python
 from packaging.metadata import Metadata
 
 import masksearch as ms
@@ -104,8 +104,7 @@ def test_metadata_says_what_is_true(released):
 def test_an_index_takes_the_distributions(released):
     pytest.importorskip("twine")
     files = [*released.glob("*.whl"), *released.glob("*.tar.gz")]
-    check = [sys.executable, "-m", "twine", "check", "--strict", *files]
-    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    done = python("-m", "twine", "check", "--strict", *files)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

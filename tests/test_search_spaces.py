@@ -358,8 +358,7 @@ class TestContents:
     """What a space holds: a point of it has the same bits at 128 positions."""
 
     @pytest.mark.parametrize(
-        ("mask", "hub"),
-        [(masks.window(9), 0), (masks.longformer(6, 1), 1), (masks.star(), 1)],
+        ("mask", "hub"), [(masks.window(9), 0), (masks.longformer(6, 1), 1), (masks.star(), 1)]
     )
     def test_head_windows(self, mask, hub):
         one = {"weight": 1, "lean": 3, "far": 0, "hub": hub}

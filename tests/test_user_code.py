@@ -1,15 +1,14 @@
 """A strategy in a file of the user's own."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from optuna.trial import FixedTrial
+from other_process import python
 from toy import ToyEvaluator
 
 from masksearch import masks, search
@@ -205,12 +204,9 @@ print(json.dumps([definition_hashes(space), definition_hashes(Space())]))
 @pytest.mark.slow  # processes that import torch
 def test_code_without_source_has_one_hash_in_every_process():
     first, second, third = (
-        subprocess.run(
-            [sys.executable, "-c", f"exec({CODE!r})"], capture_output=True, check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed},
-        ).stdout
+        python("-c", f"exec({CODE!r})", env={"PYTHONHASHSEED": seed}, check=True).stdout
         for seed in "123"
-    )  # fmt: skip
+    )
     assert first == second == third
 
 

@@ -8,6 +8,13 @@ import torch
 SMALL = "2x32x4"
 
 
+def seeded(make: Callable[[], Any], seed: int = 3) -> Any:
+    """A random model in evaluation mode, the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make().eval()
+
+
 def tokens(*shape: int) -> torch.Tensor:
     return torch.randint(0, 40, shape, generator=torch.Generator().manual_seed(0))
 

@@ -21,15 +21,15 @@ NAMES = {
     "dam": "DAM",
     "random": "random search",
     "hand": "hand-designed, best on search rows",
-    "hand, longer": "the same, trained for the longer schedule",
+    "hand, longer": "the same, longer schedule",
     "hand, best": "hand-designed, best on judging rows",
     "random keys": "random keys",
 }
-PAIRS = {
-    "hand, longer": "DAM - hand-designed, longer schedule",
-    "hand": "DAM - hand-designed, same steps",
-    "random": "DAM - random search",
-    "dense": "DAM - dense",
+OPPONENTS = {
+    "hand, longer": "hand-designed, longer schedule",
+    "hand": "hand-designed, same steps",
+    "random": "random search",
+    "dense": "dense attention",
 }
 
 
@@ -41,6 +41,21 @@ def cell(table: object, arm: str, budget: float) -> list[float]:
 def minus(other: str, budget: float, steps: str = "full") -> list[float]:
     """DAM minus another arm, and the interval."""
     return [*differences.loc[(f"dam - {other}", budget, steps), ["difference", "low", "high"]]]
+
+
+def ahead(other: str, budget: float, steps: str = "full") -> list[int]:
+    """On how many dense models DAM is ahead of another arm, and behind it."""
+    of_other = {"dense": 1.0}.get(other, budget)
+    then = "" if steps == "full" else steps
+    signs = [
+        score > rival
+        for score, rival in zip(
+            ours.over_budgets(lines, "dam", [budget], then).scores.values(),
+            ours.over_budgets(lines, other, [of_other], then).scores.values(),
+            strict=True,
+        )
+    ]
+    return [sum(signs), len(signs) - sum(signs)]
 
 
 def ends(arm: str, budget: float) -> list[float]:
@@ -63,22 +78,23 @@ SCORES = {
     ]
     for arm, title in NAMES.items()
 }
+LEFT = (NAMES["hand, best"], NAMES["random keys"])  # their rows stand in results/notes.md
 SCORES["dense attention, all pairs"] = [*cell(before, "dense", 1.0), *cell(after, "dense", 1.0)]
 PRIMARY = {
-    title: [*tested.loc[name, ["difference", "low", "high", "p", "adjusted_p"]]]
-    for name, title in (
-        ("dam - hand, longer", PAIRS["hand, longer"]),
-        ("dam - random", PAIRS["random"]),
-    )
+    f"DAM - {OPPONENTS[other]}": [
+        *tested.loc[f"dam - {other}", ["difference", "low", "high", "p", "adjusted_p"]]
+    ]
+    for other in ("hand, longer", "random")
 }
+PLANNED, BESIDE_RANDOM = ([*row[:3], row[4]] for row in PRIMARY.values())
 SINGLE = {
     title: [
-        end
+        value
         for budget in (0.2, 0.12)
         for steps in (("full",) if other == "hand, longer" else ("none", "full"))
-        for end in minus(other, budget, steps)
+        for value in (*minus(other, budget, steps), ahead(other, budget, steps)[0])
     ]
-    for other, title in PAIRS.items()
+    for other, title in OPPONENTS.items()
 }
 side = "ahead of" if minus("hand, longer", 0.2)[0] > 0 else "behind"
 assert min(abs(end) for end in minus("hand, longer", 0.2)[1:]) > 0 < minus("hand", 0.12, "none")[1]
@@ -98,11 +114,9 @@ late = by_steps[STEPS["full"]]
 slow = late[late < 0.5]
 PAGE = {
     "Not shown by the planned test, the mean over {} and {} % of the pairs: DAM minus the "
-    "hand-designed mask, which is trained longer by what DAM's search costs, is {} [{}, "
-    "{}], minus "
-    "random search {} [{}, {}]. The two budgets differ.": [
-        *(20, 12, *PRIMARY[PAIRS["hand, longer"]][:3]),
-        *PRIMARY[PAIRS["random"]][:3],
+    "hand-designed mask, which is trained longer by what DAM's search costs, is {} [{}, {}] "
+    "(adjusted p {}), minus random search {} [{}, {}] ({}). The two budgets differ:": [
+        *(20, 12, *PLANNED, *BESIDE_RANDOM),
     ],
     "At {} % DAM is {} that mask, by {} [{}, {}].": [20, side, *minus("hand, longer", 0.2)],
     "At {} % DAM keeps {} to {} on the {} dense models, dense attention {}; the hand-designed "
@@ -111,7 +125,8 @@ PAGE = {
         *(12, *ends("dam", 0.12), len(lines), dense, *ends("hand, longer", 0.12)),
         *ends("random", 0.12),
     ],
-    "Without further training DAM's masks keep {} [{}, {}] and {} [{}, {}] more.": [
+    "Without further training DAM's masks keep {} [{}, {}] and {} [{}, {}] more than the "
+    "hand-designed ones.": [
         *minus("hand", 0.2, "none"),
         *minus("hand", 0.12, "none"),
     ],
@@ -119,20 +134,21 @@ PAGE = {
         ours.hours(lines),
         float(re.search(r"when (\d+) core-hours", PLAN["text"]["cut"])[1]),
     ],
-    "Recovery: {} steps of {} rows under the mask, from the labels and the dense model's score in "
-    "equal parts; a trial takes {} steps, the longer schedule {}.": [
+    "Recovery: {} steps of {} rows under the mask; a trial takes {} steps, the longer schedule "
+    "{}.": [
         *(STEPS["full"], PLAN["model"]["finetune_batch"], STEPS["trial"], STEPS["longer"]),
     ],
-    "Arms: DAM (free gates, {} steps on the frozen model); random search in "
-    "[head_roles](../../search_spaces/head_roles.py) at equal tokens. Hand-designed masks: all of "
-    "`masks.equal_cost_baselines` that have a whole head, {} within {} % and {} within {} %; the "
-    "{} that a trial's recovery prefers are recovered in full (all of them on {} models), and "
-    "search rows prefer one.": [
+    "DAM: free gates, {} steps on the frozen model. Random search in "
+    "[head_roles](../../search_spaces/head_roles.py), at equal tokens.": [
         PLAN["arms"]["dam"]["options"]["config"]["steps"],
+    ],
+    "Hand-designed: all of `masks.equal_cost_baselines` that have a whole head, {} within {} % "
+    "and {} within {} %. The {} that a trial's recovery prefers are recovered in full (all of "
+    "them on {} models), and search rows prefer one.": [
         *(len(ours.best_hand(lines[0], 0.2)), 20, len(ours.best_hand(lines[0], 0.12)), 12),
         *(PLAN["hand"]["recovered"], len(PLAN["seeds"]["all_hand"])),
     ],
-    "Rows: searches read {} rows of the training file that nothing is trained on;": [
+    "Rows: searches read {} rows of the training file that nothing is trained on.": [
         PLAN["rows"]["held_out"] / 2
     ],
     "Pearson correlation on {} rows, mean over {} dense models [95 %]. The figure shows the masks "
@@ -144,10 +160,10 @@ PAGE = {
     "that DAM loses at most {} there is not shown": [
         *(12, 25, *HEADLINE[["difference", "low", "high"]], MARGIN),
     ],
-    "Where it trains on, at {} %, full heads in some of the layers and the search's tokens spent "
-    "on training are enough.": [20 if side == "behind" else 0],
-    "At {} % training starts under the preferred hand-designed mask on some models only, under "
-    "DAM's on all {}.": [12, sum(score > 0.8 for score in by_seed_of("dam"))],
+    "Where it trains on, at {} %, full heads in some of the layers, and the search's tokens spent "
+    "on training, are {}.": [20, {"behind": "ahead", "ahead of": "behind"}[side]],
+    "At {} % training starts under DAM's mask on all {} models, under the preferred hand-designed "
+    "one on some.": [12, sum(score > 0.8 for score in by_seed_of("dam"))],
     "Over {} masks within {} % the rank correlation of a trial with a full recovery is {} after "
     "{} steps and {} after {}. {} of the twelve end at {} to {}: training under them hardly "
     "starts.": [
@@ -158,18 +174,7 @@ PAGE = {
 }
 LONGER = ours.PLAN["steps"]["longer"] - ours.PLAN["steps"]["full"]
 AHEAD = -minus("hand, longer", 0.2)[0]  # of the hand-designed mask, at 20 %
-PLANNED = PRIMARY[PAIRS["hand, longer"]][:3]
-ahead = {
-    budget: sum(
-        score > other
-        for score, other in zip(
-            ours.by_seed(lines, "hand, longer", budget),
-            ours.by_seed(lines, "dam", budget),
-            strict=True,
-        )
-    )
-    for budget in (0.2, 0.12)
-}  # models on which the hand-designed mask, trained longer, is ahead of DAM's
+longer_ahead = {budget: ahead("hand, longer", budget)[1] for budget in (0.2, 0.12)}
 MOST = max(  # of all hand-designed masks of 12 % that were judged as they are
     line["score"]
     for own in lines.values()
@@ -181,8 +186,16 @@ FIRST_PAGE = {
     "hand-designed ones are {} of DAM at {} % on {} of {} models, at {} % on {} | DAM minus "
     "these, at {} %: {} [{}, {}]; mean over both budgets (the test planned beforehand): {} [{}, "
     "{}], not shown |": [
-        *(ours.PLAN["steps"]["full"], AHEAD, 20, ahead[0.2], len(lines), 12, ahead[0.12]),
-        *(20, *minus("hand, longer", 0.2), *PLANNED),
+        *(
+            ours.PLAN["steps"]["full"],
+            AHEAD,
+            20,
+            longer_ahead[0.2],
+            len(lines),
+            12,
+            longer_ahead[0.12],
+        ),
+        *(20, *minus("hand, longer", 0.2), *PLANNED[:3]),
     ],
 }
 ALL_PAGES = {
@@ -194,7 +207,7 @@ ALL_PAGES = {
             20,
             12,
             LONGER,
-            *PLANNED,
+            *PLANNED[:3],
             20,
             AHEAD,
             *(-minus("hand, longer", 0.2)[at] for at in (0, 2, 1)),
@@ -208,50 +221,31 @@ ALL_PAGES = {
     ],
 }
 LINK = "([21](../experiments/21_recovered/README.md)) |"
-ahead_of = {  # models on which DAM is ahead of another arm
-    (other, budget, steps): sum(
-        ours.over_budgets(lines, "dam", [budget], steps).scores[seed] > score
-        for seed, score in ours.over_budgets(lines, other, [budget], steps).scores.items()
-    )
-    for other, steps in (("hand, longer", ""), ("hand", ""), ("hand", "none"))
-    for budget in (0.12, 0.2)
-}
 FEWER = ours.minus(
     ours.over_budgets(lines, "dam", [0.12], "none"),
     ours.over_budgets(lines, "hand", [0.2], "none"),
 )
 PAGE |= {
-    "Each dense model gives one difference, paired over its rows too. Counts say what five models "
-    "can: at {} % DAM is ahead of the hand-designed mask trained longer on {} models and "
-    "behind on {}, "
-    "at {} % behind on {}; after the same steps it is ahead on {} and on {}; as masks are put on, "
-    "on {} and on {}.": [
-        *(12, ahead_of["hand, longer", 0.12, ""], ahead[0.12], 20, ahead[0.2]),
-        *(ahead_of[each] for each in (("hand", 0.12, ""), ("hand", 0.2, ""))),
-        *(ahead_of[each] for each in (("hand", 0.12, "none"), ("hand", 0.2, "none"))),
-    ],
     "Where a mask is put on a fine-tuned model as it is, search pays: of the whole heads judged "
-    "so, none keeps more than {} at {} %. As it is, DAM's mask of {} % is also {} [{}, {}] "
-    "ahead of "
-    "the hand-designed masks of {} %.": [
-        *(MOST, 12, 12, FEWER.value, FEWER.low, FEWER.high, 20),
+    "so, none keeps more than {} at {} %. DAM's mask of {} % is also {} [{}, {}] {} of the "
+    "hand-designed masks of {} %.": [
+        *(MOST, 12, 12, FEWER.value, FEWER.low, FEWER.high, FEWER.value, 20),
     ],
-    "After a trial's {} steps hardly any of these masks has begun to learn, so which one is "
+    "After a trial's {} steps hardly any mask has begun to learn, so which one is "
     "preferred is luck: {} to {} describes the choice as much as the masks.": [
         *(ours.PLAN["steps"]["trial"], *ends("hand, longer", 0.12)),
     ],
 }
 FIXED = ours.over_budgets(lines, "hand, fixed", [0.12])
 BESIDE = ours.minus(ours.over_budgets(lines, "dam", [0.12]), FIXED)
-DAM_AT_12 = ours.by_seed(lines, "dam", 0.12)
-ABOVE = sum(dam > other for dam, other in zip(DAM_AT_12, FIXED.scores.values(), strict=True))
+DAM_AT_12 = by_seed_of("dam")
 PAGE |= {
     f'"{ours.PLAN["amendment"]["mask"]}" of {{}} % of the pairs, after the longer schedule on '
     "each of the {} dense models: {}, {}, {}, {} and {}; DAM: {}, {}, {}, {} and {}.": [
         *(12, len(lines), *FIXED.scores.values(), *DAM_AT_12),
     ],
     "DAM minus that mask is {} [{}, {}]; DAM is ahead on {} and behind on {}.": [
-        *(BESIDE.value, BESIDE.low, BESIDE.high, ABOVE, len(lines) - ABOVE),
+        *(BESIDE.value, BESIDE.low, BESIDE.high, *ahead("hand, fixed", 0.12)),
     ],
 }
 ADVICE = {
@@ -268,7 +262,7 @@ ADVICE = {
     "twice the pairs is {} "
     "[{}, {}]. In the mean over both budgets, the planned test, no difference is shown " + LINK: [
         *(12, *ends("dam", 0.12), len(lines), LONGER, *ends("hand, longer", 0.12)),
-        *(ahead[0.12], ahead[0.12], len(lines)),
+        *(longer_ahead[0.12], longer_ahead[0.12], len(lines)),
         *(*sorted(FIXED.scores.values())[1::3], len(lines) - 1, min(FIXED.scores.values())),
         *ends("random", 0.12),
         *HEADLINE[["difference", "low", "high"]],
@@ -279,9 +273,10 @@ ADVICE = {
     ],
 }
 CLAIMS = [
-    *rows(HERE, SCORES, after="## Scores"),
-    *rows(HERE, PRIMARY, after="## Primary"),
-    *rows(HERE, SINGLE, after="## By budget"),
+    *rows(HERE, {title: SCORES[title] for title in SCORES if title not in LEFT}, "## Scores"),
+    *rows(HERE, {title: SCORES[title] for title in LEFT}, "## Other arms"),
+    *rows(HERE, PRIMARY, after="## The planned test"),
+    *rows(HERE, SINGLE, after="## Differences"),
     *sentences(HERE, PAGE),
     *sentences("README.md", FIRST_PAGE),
     *sentences("experiments/README.md", ALL_PAGES),
@@ -290,23 +285,32 @@ CLAIMS = [
 HEADS = "20 %, as it is | 20 %, recovered | 12 %, as it is | 12 %, recovered |"
 NO_CLAIM = [  # headings, settings that the plan says in words, what was not run
     (HERE, f"| arm | {HEADS}"),
-    (HERE, f"| contrast | {HEADS}"),
+    (HERE, f"| DAM minus | {HEADS}"),
     (HERE, "| contrast | mean over 20 and 12 %, Holm's interval | p | adjusted p |"),
     (HERE, "Question. Fine-tune a dense model,"),
     (HERE, "does the searched mask keep more than hand-designed masks of the same cost, and than "
      "random search?"),
-    (HERE, "A dense model a seed: MiniLM (6 layers, 12 heads) in transformers' own class, one "
-     "epoch of STS-B's training rows."),
-    (HERE, "judge, which experiments 11, 12, 15 and 19 have judged before. DAM's rate and steps "
-     "come from these."),
+    (HERE, "One budget at a time, single intervals, in no family; behind each, on how many of the "
+     "five models DAM is ahead."),
+    (HERE, 'Amendment (2026-11-28): "more full heads, every n-th layer" of 12 %, longer '
+     "schedule."),
+    (HERE, "It was named because it did best on models 1 and 4, before the other scores."),
     (HERE, "The planned mean mixes budgets whose spreads differ more than tenfold; a test for "
      "each would have been the better plan."),
-    (HERE, "pairs of sentences of 28 tokens. Budgets of 30 and 6 %, TPE, first-order effects, "
-     "switches, transfer, a second task, schedules of 480 and 1,440 steps, and the least density "
-     "that loses two points have not been run."),
+    (HERE, "One task, one checkpoint, [CLS]'s read-out, pairs of sentences of 28 tokens."),
     (HERE, "hand-designed masks were chosen by recovered scores, and published families were not "
      "judged; experiment 22 judges all."),
-    (HERE, "Development rows chose DAM's settings in earlier experiments."),
+    (HERE, "they chose DAM's settings in experiments 11, 12, 15 and 19."),
+    (HERE, "more budgets, searches and schedules, transfer, a second task."),
+    (HERE, "has the planned test in full, random keys, an optimistic bound and the pilot."),
+    (HERE, "A dense model a seed: MiniLM (6 layers, 12 heads), one epoch of STS-B."),
+    (HERE, "Each dense model gives one difference, paired over its rows too."),
+    (HERE, "Holm over the two contrasts."),
+    (HERE, "Judging rows choose the hand-designed mask of the first row, an optimistic bound."),
     (HERE, "One dense model that no run of the plan has,"),
-    (HERE, "It was named because it did best on models 1 and 4, before the other scores."),
+    (HERE, "Dense models are transformers' own class, one epoch of STS-B's training rows. A "
+     "recovery learns from the labels and the dense model's score in equal parts."),
+    (HERE, "Budgets of 30 and 6 %, TPE, first-order effects, switches, transfer, a second task, "
+     "schedules of 480 and 1,440 steps, and the least density that loses two points have not "
+     "been run."),
 ]  # fmt: skip

@@ -107,8 +107,7 @@ def test_search_scores_choose_of_each_kind_and_are_not_judged_again(judged):
 
 
 @pytest.mark.parametrize(
-    "found",
-    [{}, {"mine": ([1], False, 0.6, "p"), "again": ([1], False, 0.5, "other")}],
+    "found", [{}, {"mine": ([1], False, 0.6, "p"), "again": ([1], False, 0.5, "other")}]
 )
 def test_where_judged_masks_choose_the_interval_is_the_familys(judged, found):
     means = {"mine": 0.75, "again": 0.9, "hand": 0.7, "two": 0.8}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from tiny_encoders import seeded
 from torch import Tensor, nn
 
 from masksearch.attention.layer import STATE
@@ -39,13 +40,6 @@ IMAGE: dict[str, Any] = {
 TEXT = 17  # positions of a text; of an image there are side * side and its special tokens
 SIDE = 4
 TARGET = 11  # positions of a decoder's text where there is an encoder as well
-
-
-def seeded(make: Callable[[], Any], seed: int = 3) -> Any:
-    """A random model in evaluation mode, the same each time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return make().eval()
 
 
 def text(kind: Any, beyond: int, fields: dict[str, Any], **how: Any) -> Make:
@@ -82,10 +76,7 @@ def gpt2_config(layers: int, length: int) -> hf.GPT2Config:
 
 def llama_config(layers: int, length: int) -> hf.LlamaConfig:
     return hf.LlamaConfig(
-        **GROUPED,
-        num_key_value_heads=2,
-        num_hidden_layers=layers,
-        max_position_embeddings=length,
+        **GROUPED, num_key_value_heads=2, num_hidden_layers=layers, max_position_embeddings=length
     )
 
 

@@ -69,9 +69,7 @@ SIZES: dict[str, Any] = {
     **{"full_attention_interval": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
     **{"attn_layer_indices": [1], "rotary_dim": 8, "mamba_d_ssm": 64},
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
-    **{
-        "hidden_size_per_layer_input": 0,
-    },
+    **{"hidden_size_per_layer_input": 0},
 }
 HINTS: dict[str, dict[str, Any]] = {  # what no general rule gives
     "GraniteMoeHybridConfig": {"layer_types": ["linear_attention", "full_attention"]},

@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as hf
 from architectures import ARCHITECTURES, gpt2_config
+from tiny_encoders import seeded
 from torch import Tensor, nn
 
 from masksearch import masks
@@ -144,9 +145,7 @@ def test_copies_resolve_for_themselves(mask):
 
 @BOTH
 def test_generation_needs_all_tokens_in_every_pass(mask):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = attach(hf.GPT2LMHeadModel(gpt2_config(2, 40)).eval(), mask)
+    model = attach(seeded(lambda: hf.GPT2LMHeadModel(gpt2_config(2, 40)), 0), mask)
     how: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 1}
     given = {"attention_mask": torch.ones(1, 9, dtype=torch.int64), **how}
     made = model.generate(tokens(0), use_cache=False, **given)

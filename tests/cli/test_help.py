@@ -5,13 +5,12 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 from cli_runs import write_toys
+from other_process import python
 from transformers import LlamaConfig
 
 import masksearch as ms
@@ -141,7 +140,7 @@ from masksearch_decoders.command import AllocateOptions
 app(["--version"], standalone_mode=False)
 assert not {"torch", "optuna", "transformers"} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = python("-c", code, check=True)
     for name in ("masksearch", "torch", "optuna", "transformers"):
         assert f"{name} {metadata.version(name)}" in done.stdout
     assert len(done.stdout.splitlines()) == 2

@@ -1,12 +1,12 @@
 """The command line: what it prints, what it writes, and what it says of runs and masks."""
 
 import json
-import resource
 import warnings
 from pathlib import Path
 
 import pytest
 from cli_runs import write_toys
+from record_fixtures import files_of_at_most
 from toy import ToyEvaluator, space
 
 import masksearch as ms
@@ -30,17 +30,10 @@ def test_report_says_what_a_mask_is(command, tmp_path):
     assert png.read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.fixture
-def full():
-    """A disk on which no file grows beyond 60 bytes, as far as this process can tell."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_full_disk_is_said_with_the_remedy(command, tmp_path, full):
-    err = command.refused("export", "bigbird(2,1,2) | window(3)", "--out", tmp_path / "mask.json")
+def test_a_full_disk_is_said_with_the_remedy(command, tmp_path):
+    out = tmp_path / "mask.json"
+    with files_of_at_most(60):
+        err = command.refused("export", "bigbird(2,1,2) | window(3)", "--out", out)
     assert err.startswith("error: disk full: ")
     assert err.endswith("; free space and repeat the command\n")
     assert not list(tmp_path.iterdir())
@@ -97,10 +90,7 @@ def test_settings_reach_the_strategy_that_they_name(command, tmp_path):
 def test_masks_of_units_are_repeatable(command, tmp_path, local):
     words = [word for each in local for word in ("--local", each)]
     space = command.called("search", *words, "--unit", "layer", "--run", tmp_path)["space"]
-    assert (space.unit, space.levels) == (
-        "layer",
-        tuple(map(ms.masks.parse, [*local, "full()"])),
-    )
+    assert (space.unit, space.levels) == ("layer", tuple(map(ms.masks.parse, [*local, "full()"])))
 
 
 def test_report_counts_empty_rows(command):

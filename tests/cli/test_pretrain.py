@@ -3,14 +3,12 @@
 import csv
 import errno
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from other_process import python
 from safetensors.torch import load_file, save_file
 
 from masksearch import attached, load_mask, load_pretrained, masks
@@ -178,16 +176,10 @@ def test_a_full_disk_is_one_line(tmp_path, text, monkeypatch, command):
 @pytest.mark.nightly
 def test_two_processes_write_one_model(tmp_path, text, run):
     run("window(2)", "--corpus", text, "--out", tmp_path / "one", *SMALL)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone",
-               "--nproc-per-node=2", "-m", "masksearch", "pretrain", "window(2)"]  # fmt: skip
-    both = subprocess.run(
-        [*command, "--corpus", text, "--out", tmp_path / "two", *SMALL],
-        env=environment, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
+    settings = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "masksearch", "pretrain", "window(2)", "--corpus", text]
+    both = python(*command, "--out", tmp_path / "two", *SMALL, env=settings, timeout=500)
     assert both.returncode == 0, both.stderr
     assert both.stdout.count("held-out loss") == 1
     curves = [

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tiny_decoder import tiny_decoder
-from toy_questions import SquadEvaluator, SwagEvaluator, squad_json, swag_rows
+from toy_questions import SquadEvaluator, SwagEvaluator, squad_json, swag_rows, write_squad
+from toy_sentences import write_lines
 from toy_words import WORDS
 
 import masksearch as ms
@@ -31,13 +32,11 @@ def write_text(folder: Path) -> Path:
 
 def write_glue(folder: Path) -> Path:
     draw = random.Random(1)
-    (folder / "glue" / "SST-2").mkdir(parents=True)
     for name, count in (("train", 16), ("dev", 30), ("test", 12)):
         rows = [
             f"{' '.join(draw.choices(WORDS, k=5))}\t{draw.randint(0, 1)}" for _ in range(count)
         ]
-        path = folder / "glue" / "SST-2" / f"{name}.tsv"
-        path.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n", encoding="utf-8")
+        write_lines(folder / "glue" / "SST-2" / f"{name}.tsv", ["sentence\tlabel", *rows])
     return folder / "glue"
 
 
@@ -55,10 +54,9 @@ def glue(folder: Path) -> ms.GlueEvaluator:
 
 
 def squad(folder: Path) -> Any:
-    (folder / "squad").mkdir()
     for seed, (name, articles) in enumerate((("train", 4), ("dev", 20), ("test", 3))):
-        path = folder / "squad" / f"{name}-v1.1.json"
-        path.write_text(json.dumps(squad_json(articles, 2, seed=seed)), encoding="utf-8")
+        made = squad_json(articles, 2, seed=seed)
+        write_squad(folder / "squad" / f"{name}-v1.1.json", made)
     more = {"cache": folder / "cache", "epochs": 1}
     return SquadEvaluator(write_text(folder), folder / "squad", **SMALL, **more)
 

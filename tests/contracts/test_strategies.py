@@ -16,14 +16,7 @@ from toy import ToyEvaluator, built
 from toy import space as conditional
 
 from masksearch import masks, testing
-from masksearch.contracts import (
-    Objective,
-    OneShot,
-    Proposal,
-    Record,
-    Shape,
-    Strategy,
-)
+from masksearch.contracts import Objective, OneShot, Proposal, Record, Shape, Strategy
 from masksearch.errors import SearchError
 from masksearch.gates.result import DamResult
 from masksearch.gates.units import Units

@@ -39,12 +39,7 @@ from masksearch.errors import (
 from masksearch.evaluators.wrappers import Cached
 from masksearch.gates.dam import run_one_shot
 from masksearch.gates.result import DamResult
-from masksearch.masks.measure import (
-    effective_density,
-    fingerprint,
-    measures,
-    pair_weights,
-)
+from masksearch.masks.measure import effective_density, fingerprint, measures, pair_weights
 from masksearch.models.pretrained import open_tuned
 from masksearch.tasks.glue.tasks import TASKS
 from masksearch.training.checkpoints import Checkpoints

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from other_process import python
 from ray_fixtures import STEPS, Erratic, Troubled, Unloadable, begin_ray, listed
 from toy import PlainTrials, ToyEvaluator, space
 from toy_sentences import sentence_judge, write_sentences
@@ -481,7 +482,7 @@ def test_without_ray_the_remedy_is_named(tmp_path):
         f"ms.compare({{'w': masks.window(1)}}, ms.CostEvaluator(length=16), run={str(tmp_path)!r},"
         " executor=ms.RayTune())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python("-c", code)
     assert "RayTune(address=None, slots=3" in done.stdout
     assert install_command("ray") in done.stderr
     assert "SearchError" in done.stderr

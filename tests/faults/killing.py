@@ -30,11 +30,7 @@ def size(log: Path) -> int:
 
 
 def killed_until_done(
-    words: tuple[str, ...],
-    *,
-    kills: int,
-    seed: int,
-    window: tuple[float, float] = (0, 0),
+    words: tuple[str, ...], *, kills: int, seed: int, window: tuple[float, float] = (0, 0)
 ) -> int:
     """Kills the search at `kills` random moments, or until it is through, then lets it end.
 

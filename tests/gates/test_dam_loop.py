@@ -19,12 +19,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining
 
 from masksearch import DamConfig, PlantedEvaluator, attach, attached, dam, masks
 from masksearch.contracts import Batch, OneShot, Report
-from masksearch.errors import (
-    HeadCountError,
-    NonFiniteLossError,
-    ResumeError,
-    UnknownNameError,
-)
+from masksearch.errors import HeadCountError, NonFiniteLossError, ResumeError, UnknownNameError
 from masksearch.gates.dam import JointTraining, run_one_shot
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_encoders import sizes
+from tiny_encoders import seeded, sizes
 from torch import Tensor
 
 from masksearch import DamConfig, attach, detach
@@ -211,9 +211,7 @@ def tiny_bert() -> Any:
 
     dry = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = BertConfig(**sizes(40, 8, 2, HEADS, 16, N, initializer_range=0.3), **dry)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return BertForPreTraining(config).double().train()
+    return seeded(lambda: BertForPreTraining(config), 0).double().train()
 
 
 def batch() -> dict[str, Tensor]:

@@ -12,11 +12,7 @@ from typing import Any
 import pytest
 
 from masksearch import masks
-from masksearch.contracts import (
-    FollowsReports,
-    Objective,
-    RemembersRecords,
-)
+from masksearch.contracts import FollowsReports, Objective, RemembersRecords
 from masksearch.errors import SearchError, UnknownNameError
 from masksearch.loggers.files import CsvLogger, RecordLogger
 from masksearch.loggers.trackers import open_loggers

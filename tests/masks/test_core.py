@@ -206,7 +206,6 @@ def test_layers_inside_heads():
          "cropped from 4 positions, asked for 900"),
         (lambda: masks.to_block_layout(masks.toeplitz(torch.ones(3) > 0), 9, 4), LengthError,
          "Toeplitz bits reach 3 positions, asked for 9"),
-        (lambda: square(8).dense(16), LengthError, "Table holds 8 positions, asked for 16"),
         (lambda: hops(masks.star(), 8193), UncountedHops,
          "up to 8192 positions, asked for 8193: take the mask"),
         (lambda: lower(masks.per_layer([masks.full()] * 2), Shape(4, 1, 1)),

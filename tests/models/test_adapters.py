@@ -4,8 +4,6 @@ import copy
 import json
 import re
 import shutil
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from tiny_encoders import sizes
+from other_process import python
+from tiny_encoders import seeded, sizes
 from torch import Tensor, nn
 
 import masksearch as ms
@@ -117,8 +116,7 @@ def test_a_folder_is_refused_by_transformers_alone_and_goes_on_here(tmp_path):
     bare = trainer(tmp_path / "bare", again, callback=hf.TrainerCallback(), max_steps=2)
     bare.train()  # without our callback
     folders = [first, halfway, last, saved, tmp_path / "bare" / "checkpoint-2"]
-    alone = [sys.executable, "-c", ALONE, *map(str, folders)]
-    done = subprocess.run(alone, capture_output=True, text=True, cwd=tmp_path)
+    done = python("-c", ALONE, *folders, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -284,9 +282,7 @@ def test_a_mask_and_weights_of_two_saves_are_told_apart(bert):
 
 # -- wrappers are seen through, and adapters are saved with the mask ----------------------------
 def llama() -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, eos_token_id=None)).eval()
+    return seeded(lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES, eos_token_id=None)), 0)
 
 
 def with_adapter(model: Any, **settings: Any) -> Any:

@@ -5,7 +5,6 @@ import gc
 import hashlib
 import json
 import pickle
-import resource
 import shutil
 import struct
 from collections.abc import Iterator
@@ -18,8 +17,10 @@ import torch
 import transformers as hf
 from architectures import ARCHITECTURES, EVERY
 from mask_trees import HEADS, LAYERS
+from record_fixtures import files_of_at_most
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tiny_encoders import seeded
 from torch import Tensor, nn
 
 from masksearch import attach, attached, detach, load_pretrained, masks, save_pretrained
@@ -46,9 +47,7 @@ def bert(layers: int = LAYERS, cls: type = hf.BertModel, seed: int = 0, **other:
     sizes = {"vocab_size": VOCABULARY, "num_hidden_layers": layers, "initializer_range": 0.3}
     settings = {name: other.pop(name) for name in ("add_pooling_layer",) if name in other}
     config = hf.BertConfig(**sizes | SIZES | other, max_position_embeddings=LENGTH)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return cls(config, **settings).eval()
+    return seeded(lambda: cls(config, **settings), seed)
 
 
 def tokens(length: int = LENGTH, seed: int = 1, rows: int = 2) -> Tensor:
@@ -352,13 +351,8 @@ def test_a_tokenizer_that_a_full_disk_has_cut_is_copied_again(tmp_path):
     for folder in (source, out):
         folder.mkdir()
     (source / "tokenizer.json").write_text("{}" * 90)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # bytes that a file may have
-    try:
-        with pytest.raises(OSError, match="too large"):
-            copy_tokenizer(source, out)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with files_of_at_most(100), pytest.raises(OSError, match="too large"):
+        copy_tokenizer(source, out)
     copy_tokenizer(source, out)
     assert (out / "tokenizer.json").read_text() == "{}" * 90
 

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_encoders import sizes
+from tiny_encoders import seeded, sizes
 
 from masksearch.contracts import Batch
 
@@ -17,9 +17,7 @@ def bert(seed: int = 0, implementation: str = "sdpa", spread: float = 0.5) -> An
         **sizes(VOCABULARY, 12, LAYERS, HEADS, 16, LENGTH, initializer_range=spread),
         attn_implementation=implementation,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return BertForMaskedLM(config).eval()
+    return seeded(lambda: BertForMaskedLM(config), seed)
 
 
 def biased(seed: int = 0) -> Any:
@@ -28,9 +26,7 @@ def biased(seed: int = 0) -> Any:
 
     size = {"d_model": 12, "d_kv": 4, "d_ff": 16, "num_layers": LAYERS, "num_heads": HEADS}
     config = T5Config(vocab_size=VOCABULARY, num_labels=VOCABULARY, **size)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return T5ForTokenClassification(config).eval()
+    return seeded(lambda: T5ForTokenClassification(config), seed)
 
 
 def random_batches(count: int, size: int = 3, padded: bool = True) -> list[Batch]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attention_oracles import StandIn
-from tiny_encoders import sizes
+from tiny_encoders import seeded, sizes
 from torch import Tensor
 
 from masksearch import Mask, Shape, attach, attached, detach, importance, masks
@@ -273,9 +273,7 @@ def test_a_causal_model_has_no_importance_ahead():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     sizes = {"vocab_size": 13, "n_positions": LENGTH, "n_embd": 12, "n_layer": 2, "n_head": 3}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        model = GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.5)).eval()
+    model = seeded(lambda: GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.5)), 0)
     batches = random_batches(2, padded=False)
     ahead = torch.ones(LENGTH, LENGTH, dtype=torch.bool).triu(1)
     for method in ("gradient", "flip"):
@@ -303,9 +301,7 @@ def test_a_layer_that_is_called_twice_adds_up():
     config = AlbertConfig(
         **sizes(13, 12, 2, 3, 16, LENGTH, initializer_range=0.3), embedding_size=8
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        model = AlbertForMaskedLM(config).eval()
+    model = seeded(lambda: AlbertForMaskedLM(config), 0)
     batches = random_batches(1)
     found = importance(model, batches, offsets=[1])
     assert found.values.shape[0] == 1

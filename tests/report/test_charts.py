@@ -2,12 +2,12 @@
 
 import itertools
 import re
-import resource
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from page_text import page_of
+from record_fixtures import files_of_at_most
 
 import masksearch as ms
 from masksearch import masks
@@ -165,15 +165,10 @@ def test_a_full_disk_leaves_what_was_printed_before(tmp_path, chart):
     write_chart(chart, tmp_path)
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     assert {path.suffix for path in files} == {".csv", ".tex", ".pdf", ".svg", ".png"}
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     everything = (write_chart, chart, tmp_path), (write_tables, tmp_path, "tpe_", tables)
     for write, *things in everything:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # bytes that a file may have
-        try:
-            with pytest.raises(OSError, match="too large"):
-                write(*things)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        with files_of_at_most(100), pytest.raises(OSError, match="too large"):
+            write(*things)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
 
 

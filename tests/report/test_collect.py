@@ -14,12 +14,7 @@ from toy import ToyEvaluator, space
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Objective
-from masksearch.report.collect import (
-    StoredStudy,
-    name_groups,
-    report_on,
-    studies_in,
-)
+from masksearch.report.collect import StoredStudy, name_groups, report_on, studies_in
 from masksearch.report.section import evaluate_line
 
 SHORT = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)

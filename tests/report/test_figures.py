@@ -18,13 +18,7 @@ from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.analysis.stats import Interval
 from masksearch.contracts import Report, generator
 from masksearch.errors import HeadCountError
-from masksearch.report.dam import (
-    plot_agreement,
-    plot_dam,
-    plot_gates,
-    plot_offsets,
-    plot_switches,
-)
+from masksearch.report.dam import plot_agreement, plot_dam, plot_gates, plot_offsets, plot_switches
 from masksearch.report.pictures import plot_masks, plot_proxy
 from masksearch.report.style import write_figure
 

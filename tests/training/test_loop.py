@@ -18,14 +18,7 @@ from masksearch.gates.sparsebert import published_rate
 from masksearch.models.encoders import MaskedLanguageModel, encoder
 from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.lamb import Lamb
-from masksearch.training.loop import (
-    Step,
-    TrainConfig,
-    Training,
-    follow_trainings,
-    rate,
-    train,
-)
+from masksearch.training.loop import Step, TrainConfig, Training, follow_trainings, rate, train
 
 
 class Linear(nn.Module):

@@ -3,14 +3,13 @@
 import inspect
 import pickle
 import re
-import subprocess
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
+from other_process import python
 
 import masksearch as ms
 from masksearch.contracts import Evaluator
@@ -179,4 +178,4 @@ def test_the_page_lists_every_setting_in_its_group():
 
 def test_parts_load_no_torch():
     code = "import sys, masksearch.training.parts; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+    assert python("-c", code, timeout=120).returncode == 0

@@ -20,13 +20,7 @@ from masksearch.errors import DataError, UnknownNameError
 from masksearch.tasks.glue import load_glue
 from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.read import GlueData, Rows, describe_rows
-from masksearch.tasks.glue.tasks import (
-    TASKS,
-    GlueTask,
-    constant_scores,
-    majority,
-    score,
-)
+from masksearch.tasks.glue.tasks import TASKS, GlueTask, constant_scores, majority, score
 
 
 def write(folder: Path, name: str, *lines: str, end: str = "\n") -> Path:
@@ -322,11 +316,7 @@ def test_quote_marks_of_a_tsv_are_text_and_two_classes_have_an_f1(tmp_path):
     train = 'b\ta\tlabel\n"one\ttwo "2"\t1\nthree\rmore\tfour\t0\n'
     folder = write_all(tmp_path / "pairs", train_tsv=train, dev_tsv="b\ta\tlabel\nx\ty\t0\n")
     task = Columns(("a", "b"), "label").read(folder)
-    assert (task.texts, task.labels, task.metrics) == (
-        ("a", "b"),
-        ("0", "1"),
-        ("accuracy", "f1"),
-    )
+    assert (task.texts, task.labels, task.metrics) == (("a", "b"), ("0", "1"), ("accuracy", "f1"))
     data = load_glue(tmp_path, task)
     assert data.train.texts == [('two "2"', '"one'), ("four", "three more")]
 
@@ -410,10 +400,7 @@ def test_a_unit_is_the_mean_and_the_deviation_of_the_training_scores(scores, pow
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        (
-            [0.1] * 3,
-            "own: the scores of 3 training rows deviate by 0 from 0.1, .* give rows of",
-        ),
+        ([0.1] * 3, "own: the scores of 3 training rows deviate by 0 from 0.1, .* give rows of"),
         ([0, 2e30], r"deviate by 1e\+30 from 1e\+30, and 1e-13 to 1e\+13 .* divide all by 1e\+30"),
         ([0, 2e-30], "deviate by 1e-30 from 1e-30, and 1e-13 to .* divide all by 1e-30"),
     ],

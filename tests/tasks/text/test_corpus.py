@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from other_process import python
 from real_data import DATA, real
 
 from masksearch.errors import DataError
@@ -74,14 +75,9 @@ def test_one_long_line_is_held_out_too(tmp_path: Path) -> None:
 
 @pytest.mark.nightly
 def test_vocabulary_is_the_same_in_every_process(folder: Path) -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", CODE, str(folder)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "MASKSEARCH_CACHE": str(folder / "cache"), "PYTHONHASHSEED": "7"},
-    )
-    assert process.stdout.strip() == load(folder).digest
+    settings = {"MASKSEARCH_CACHE": str(folder / "cache"), "PYTHONHASHSEED": "7"}
+    done = python("-c", CODE, folder, env=settings, check=True)
+    assert done.stdout.strip() == load(folder).digest
 
 
 def test_held_out_share_does_not_shape_the_vocabulary(tmp_path: Path) -> None:

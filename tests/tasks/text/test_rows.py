@@ -95,14 +95,10 @@ FORMS: dict[str, Callable[[Path], Path]] = {
     "added tokens": lambda to: saved(to, added=("e d",)),
     "lower case": lambda to: saved(to, normalizer=normalizers.Lowercase()),
     "Unigram": lambda to: saved(
-        to,
-        model=models.Unigram(PIECES, unk_id=3),
-        splitter=pre_tokenizers.Metaspace(),
+        to, model=models.Unigram(PIECES, unk_id=3), splitter=pre_tokenizers.Metaspace()
     ),
     "byte level": lambda to: saved(
-        to,
-        model=models.BPE(BYTES, [], unk_token="<unk>"),
-        splitter=pre_tokenizers.ByteLevel(),
+        to, model=models.BPE(BYTES, [], unk_token="<unk>"), splitter=pre_tokenizers.ByteLevel()
     ),
     "slow": esm,
     "adds nothing": lambda to: saved(to, pair=None),

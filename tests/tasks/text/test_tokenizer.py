@@ -3,7 +3,6 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from other_process import python
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer
 
@@ -277,14 +277,7 @@ def test_unreachable_hub_says_so_at_once(tmp_path: Path, code: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         settings["HF_ENDPOINT"] = f"http://127.0.0.1:{server.getsockname()[1]}"
         threading.Thread(target=hang_up, args=(server,), daemon=True).start()
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, **settings},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = python("-c", code, env=settings, cwd=tmp_path, timeout=300)
     last = done.stderr.strip().splitlines()[-1]
     assert "DataError" in last
     assert "tokenizer=PATH" in last or "--corpus FILE_OR_FOLDER" in last
