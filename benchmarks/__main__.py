@@ -53,6 +53,7 @@ SCRIPTS = (
     Script("proxy", on_gpu=("sizes",)),
     Script("attention", on_gpu=()),
     Script("decode"),
+    Script("words"),
     Script("card", usual=None, on_gpu=()),
     Script("judging", usual=None, smoke=None),  # of a checkpoint and a text that it is given
 )

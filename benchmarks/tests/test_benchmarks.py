@@ -331,6 +331,14 @@ def test_decode_benchmark_smoke(tmp_path):
 
 
 @pytest.mark.nightly
+def test_words_benchmark_smoke(tmp_path):
+    run(FOLDER / "words.py", "--smoke", "--out", str(tmp_path))
+    found = json.loads((tmp_path / "words.json").read_text(encoding="utf-8"))
+    assert [row["length"] for row in found["rows"]] == [8, 16]
+    assert all(row["words over table"]["median"] > 0 for row in found["rows"])
+
+
+@pytest.mark.nightly
 def test_judging_benchmark_on_a_tiny_decoder(tmp_path):
     words = ["=", *(f"w{number}" for number in range(12))]
     model = tiny_decoder(tmp_path / "model", words, num_hidden_layers=4, initializer_range=0.05)
