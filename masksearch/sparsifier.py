@@ -26,8 +26,10 @@ from typing import Any, Literal
 
 import torch
 
+from masksearch.analysis.agreement import Agreement, agreement
 from masksearch.analysis.pareto import ranked
 from masksearch.analysis.recommendation import Recommendation
+from masksearch.analysis.runs import MaskRuns
 from masksearch.analysis.stats import PairedDifference
 from masksearch.contracts import POINT, Executor, Record
 from masksearch.driver import Comparison, Study, compare, open_study, search
@@ -48,7 +50,7 @@ from masksearch.strategies.build import aim_gates, spec_of
 from masksearch.strategies.opening import hand_designed
 from masksearch.study.records import read_budgets
 from masksearch.tasks.glue.columns import Columns
-from masksearch.tasks.glue.tasks import GlueTask
+from masksearch.tasks.glue.tasks import ANSWER, GlueTask
 from masksearch.user_code import load_function
 
 FIRST_SEED, SEEDS = 1000, 3  # of the recoveries that judge; those of a search are its own
@@ -165,7 +167,7 @@ def sparsify(
         *(model, data, limit, task, Path(out).expanduser(), strategy, strategy_options),
         *(trials, seed, seeds, recover_steps, dict(settings or {}), executor, progress),
     )
-    check_folder(request.out, request.about)
+    check_folder(request)
     if (ended := read_ended(request.out, request.asked)) is not None:
         return ended
     full = prepare(request)
@@ -223,9 +225,13 @@ class SparsifyRequest:
     def about(self) -> dict[str, Any]:
         """The arguments that may not, as `sparsify.json` holds them."""
         about: dict[str, Any] = {"model": str(self.model), "data": str(self.data)}
-        about |= {"task": repr(self.task), "budget": self.budget, "strategy": self.strategy}
+        own = {} if isinstance(self.task, str) else vars(self.task)
+        task = {n: v for n, v in own.items() if v != getattr(type(self.task), n, None)}
+        about |= {"task": task or self.task, "budget": self.budget, "strategy": self.strategy}
         about |= {"options": repr(self.strategy_options), "seed": self.seed}
-        return about | {"recover_steps": self.recover_steps, "settings": repr(self.settings)}
+        about |= {"recover_steps": self.recover_steps, "settings": repr(self.settings)}
+        plain: dict[str, Any] = json.loads(json.dumps(about, default=vars))
+        return plain
 
     @property
     def draws(self) -> bool:
@@ -361,7 +367,7 @@ def judge_masks(
     if not request.recover_steps:
         return plain, plain
     for each in [*compared][1:]:
-        request.say(f"{each} minus dense attention, as it is: {describe_loss(plain, each)}")
+        request.say(f"{each}: {describe_kept(full, plain, each)}")
     return beside(judge(full, JUDGED), plain), plain
 
 
@@ -408,7 +414,7 @@ def save(
         "asked": request.asked,
         "versions": {"masksearch": VERSION, "torch": torch.__version__},
         "saved": saved,
-        **facts_of(request, candidates, advice, comparison, plain),
+        **facts_of(request, full, candidates, advice, comparison, plain),
     }
     about = result["answer"], result["model"], result["task"]
     model = full.adapted(advice.mask, seed=seed)
@@ -424,6 +430,7 @@ def save(
 
 def facts_of(
     request: SparsifyRequest,
+    full: GlueEvaluator,
     candidates: Shortlist,
     advice: Recommendation,
     comparison: Comparison,
@@ -432,14 +439,15 @@ def facts_of(
     """The answer, and the figures that it rests on, as `result.json` holds them."""
     taken, steps = comparison.entries[advice.name], request.recover_steps
     loss = comparison.difference(taken, comparison.entries["dense"])
-    parts = [
-        f"{advice.sentence} Minus dense attention as it is: {describe_loss(plain, taken.name)}"
-    ]
+    parts = [f"{advice.sentence} {describe_kept(full, plain, taken.name)}"]
     facts: dict[str, Any] = {"outcome": advice.outcome}
     facts |= {"difference": difference_as_json(advice.difference)}
     facts |= {"minus dense": difference_as_json(loss), "masks": rows_as_json(comparison)}
+    facts |= {"agreement with the dense model": vars(agreement_of(plain, taken))}
     if steps:
-        parts.append(f"Both trained for {steps} steps: {loss.text(signed=True)}.")
+        if not without_labels(full):
+            parts.append(f"Both trained for {steps} steps: {loss.text(signed=True)}.")
+        parts.append(f"After {steps} steps it {agreement_of(plain, taken)}.")
         if advice.outcome == "not told apart":
             parts.append(AGAIN.format(len(taken.scores) + 2))
         untrained = plain.difference(plain.entries[taken.name], plain.entries["dense"])
@@ -454,19 +462,21 @@ def facts_of(
     return {"answer": " ".join(parts), **facts}
 
 
-def check_folder(out: Path, about: Mapping[str, Any]) -> None:
+def check_folder(request: SparsifyRequest) -> None:
     """Refuses a folder of something else, or of another call.
 
     Raises:
         DataError: If the folder holds other files, or was begun with other arguments.
     """
-    path = out / RUN / CALL
+    out, about, path = request.out, request.about, request.run / CALL
     if not path.is_file() and out.exists():
         if not out.is_dir() or any(out.iterdir()):
             raise DataError(f"{out} holds something else already; give a new folder")
     before = json.loads(path.read_text("utf-8")) if path.is_file() else about
+    if before.get("task") == repr(request.task):  # as versions before wrote one of one's own
+        before["task"] = about["task"]
     other = [name for name in about if before.get(name) != about[name]]
-    if other and any((out / RUN / name).exists() for name in BEGUN):
+    if other and any((request.run / name).exists() for name in BEGUN):
         raise DataError(
             f"{out} was begun with {other[0]}={before.get(other[0])}, got "
             f"{about[other[0]]}; give a new folder, or the same call again"
@@ -506,6 +516,27 @@ def describe_loss(plain: Comparison, name: str) -> str:
     enough = f"; no training is needed: at most {POINT:g} is lost" if gap.low > -POINT else ""
     rows = f"{gap.n_rows:,} rows" if gap.n_rows else "the same on every row"
     return f"{gap.text(signed=True)}, {rows}{enough}."
+
+
+def describe_kept(full: GlueEvaluator, plain: Comparison, name: str) -> str:
+    """What a mask keeps as it is: minus dense attention, where there are labels, and how far it
+    answers as the dense model does."""
+    agrees = f"As it is it {agreement_of(plain, plain.entries[name])}."
+    if without_labels(full):
+        return agrees
+    return f"Minus dense attention as it is: {describe_loss(plain, name)} {agrees}"
+
+
+def without_labels(full: GlueEvaluator) -> bool:
+    """Whether the labels are the dense model's own answers."""
+    return any(task.label == ANSWER for task in full.glue_tasks)
+
+
+def agreement_of(plain: Comparison, masked: MaskRuns) -> Agreement:
+    """How far a masked model answers as the dense one; of several seeds the first."""
+    [dense, *_], [own, *_] = (each.rows.values() for each in (plain.entries["dense"], masked))
+    [part] = dense.predictions
+    return agreement(dense.predictions[part], own.predictions[part])
 
 
 def dense_model(start: GlueEvaluator, run: Path, seed: int) -> Path:

@@ -37,6 +37,7 @@ from masksearch.sparsifier import (
     Sparsified,
     SparsifyRequest,
     beside,
+    check_folder,
     choose_candidates,
     describe_loss,
     halve,
@@ -223,7 +224,10 @@ READ = ["--data", "D", "--text", "text", "--label", "label"]
     ("given", "message"),
     [
         (["--data", "D", "--glue", "G"], "give --glue FOLDER --tasks NAME, or --data FOLDER"),
-        (["--data", "D", "--text", "text"], "--data needs --label"),
+        (
+            ["--data", "D", "--text", "text", "--length", "16"],
+            "has no head that classifies; name the labels' column (--label)",
+        ),
         (
             ["--data", "M", "--text", "text", "--label", "label"],
             "MODEL comes first, then --data FOLDER; ",
@@ -645,3 +649,51 @@ def test_the_saved_model_and_its_tokenizer_give_the_score_that_was_said(tmp_path
     assert right > 0.8
     assert found.comparison.entries["dense"].score.value > 0.95
     assert json.loads((out / "result.json").read_text())["saved"]["score"] == pytest.approx(right)
+
+
+@pytest.fixture(scope="module")
+def tuned(place) -> Path:
+    """A model that was fine-tuned on the reviews, and texts without labels."""
+    found = sparsify(place, place / "tuned", recover_steps=0)
+    for part in ("train", "dev"):
+        rows = (place / "reviews" / f"{part}.csv").read_text("utf-8").splitlines()
+        write_lines(place / "texts" / f"{part}.csv", [row.rpartition(",")[0] for row in rows])
+    return found.folder / "run" / "dense"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", ["0", "4"])
+def test_without_labels_the_model_s_own_answers_are_kept(place, tuned, tmp_path, steps, command):
+    words = words_of(place, tmp_path / "out", "--recover-steps", steps, "--seeds", "2")
+    at = words.index("--label")
+    words = [str(place / "texts") if w == str(place / "reviews") else w for w in words]
+    words = ["sparsify", str(tuned), *words[2:at], *words[at + 2 :]]
+    out, _ = command(*words)
+    result = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))
+    assert result["answer"] in out
+    kept = result["agreement with the dense model"]
+    assert 30 < kept["rows"] < 60  # the half that no search has read
+    assert 0 <= kept["low"] <= kept["value"] <= kept["high"] <= 1
+    assert f"of {kept['rows']} rows as the dense model does [" in result["answer"]
+    assert "no training is needed" not in out
+    assert "inus dense attention" not in result["answer"]
+    told = json.loads((tmp_path / "out" / "run" / "sparsify.json").read_text("utf-8"))
+    assert told["task"] == {"texts": ["text"]}
+    model = ms.load_pretrained(tmp_path / "out")
+    assert [*model.config.id2label.values()] == ["bad", "good", "so so"]
+    again, _ = command(*words)
+    assert again == out
+
+
+def test_a_folder_that_was_begun_by_a_version_before_goes_on(place, tmp_path):
+    """Stored: the call of 0.2.0's first days, which had a task of one's own as a `repr`."""
+    stored = Path(__file__).parent / "stored" / "0.2.0" / "sparsify.json"
+    task, out = Columns(("text",), "label"), tmp_path / "out"
+    (out / "run" / "dense").mkdir(parents=True)
+    (out / "run" / "sparsify.json").write_bytes(stored.read_bytes())
+    given = ["my-bert", "reviews", 0.6, task, out, "dam", None, None, 0, None, 0, {}, None, None]
+    check_folder(SparsifyRequest(*given))
+    with pytest.raises(DataError, match=r"was begun with budget=0.6, got 0.5"):
+        check_folder(SparsifyRequest(*[*given[:2], 0.5, *given[3:]]))
+    with pytest.raises(DataError, match=r"begun with task=Columns\(.*got {'texts': \['title'\]"):
+        check_folder(SparsifyRequest(*[*given[:3], Columns(("title",), "label"), *given[4:]]))

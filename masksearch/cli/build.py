@@ -141,12 +141,12 @@ def read_task(options: TaskOptions) -> dict[str, Any]:
     for name, folder in (("tasks", "glue"), ("text", "data"), ("label", "data")):
         if getattr(options, name) is not None and getattr(options, folder) is None:
             raise OptionsError(f"--{name} needs --{folder} FOLDER")
-        if data is not None and folder == "data" and getattr(options, name) is None:
-            raise OptionsError(f"--data needs --{name} COLUMN")
+    if data is not None and options.text is None:
+        raise OptionsError("--data needs --text COLUMN")
     if data is not None:
         from masksearch.tasks.glue.columns import Columns
 
-        columns = Columns(tuple(options.text or ()), str(options.label))
+        columns = Columns(tuple(options.text or ()), options.label)
         return {"glue": data, "tasks": (columns,)}
     names = [load_object(n) if ".py:" in n else n for n in split_names(options.tasks or "")]
     fields_given = {"glue": glue, "tasks": tuple(names)}

@@ -169,7 +169,9 @@ class TaskOptions:
         "With --data: a column of texts; a second one for pairs.", *(EVALUATOR, "none", "COLUMN")
     )
     label: str | None = option(
-        "With --data: the column of labels, classes or scores.", *(EVALUATOR, "none", "COLUMN")
+        "With --data: the column of labels, classes or scores; without one a fine-tuned model "
+        "keeps its own answers.",
+        *(EVALUATOR, "none", "COLUMN"),
     )
 
 

@@ -22,16 +22,18 @@ from torch import Tensor, nn
 
 from masksearch.analysis.pareto import beats_constant
 from masksearch.analysis.row_scores import RowScores, lower_bound
-from masksearch.contracts import LOW, MAJORITY, Batch, Split, mixed_seed
+from masksearch.contracts import LOW, MAJORITY, Batch, Objective, Split, mixed_seed
 from masksearch.errors import DataError, check_name, warn
+from masksearch.evaluators.answers import write_answers
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskScores, begin_at
-from masksearch.files import short_hash
+from masksearch.files import cache_folder, short_hash
 from masksearch.models.encoders import READ_OUT, ReadOut, SequenceClassifier
 from masksearch.models.pretrained import begin_tuned
 from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.read import SHOWN, GlueData, describe_rows, glue_source, load_glue
 from masksearch.tasks.glue.tasks import (
+    ANSWER,
     COLUMNS,
     Convention,
     GlueTask,
@@ -72,7 +74,8 @@ class GlueEvaluator(FineTuning):
     Args:
         glue: Folder with one folder a task, official TSV layout; or `"hf:..."`, see
             `masksearch.tasks.glue.load_glue`; with `Columns` a folder of one's own with
-            train.tsv and dev.tsv (or .csv).
+            train.tsv and dev.tsv (or .csv), whose texts need no labels where `weights` is
+            fine-tuned already and masks are put on it.
         tasks: GLUE's tasks by name, one or several, or in Python `GlueTask`s of one's own, or the
             `Columns` of such a folder.
         convention: Which metric of MRPC, QQP and STS-B counts in `"glue"`: `"primary"` (accuracy,
@@ -107,7 +110,11 @@ class GlueEvaluator(FineTuning):
                     f"{len(tasks)} tasks: give Columns alone, or `GlueTask`s"
                 )
             folder = Path(glue).expanduser().resolve()
-            glue, tasks = folder.parent, (own.read(folder),)
+            if own.label is None:
+                around, task = self.answered(own, folder)
+            else:
+                around, task = folder.parent, own.read(folder)
+            glue, tasks = around, (task,)
         object.__setattr__(self, "glue", glue_source(glue))
         object.__setattr__(self, "tasks", tasks)
         check_name("GLUE convention", self.convention, get_args(Convention))
@@ -128,6 +135,26 @@ class GlueEvaluator(FineTuning):
                 "read_out='own' is of a model that is fine-tuned first; give adapt='recover' or "
                 f"'none', got {self.adapt!r}"
             )
+
+    def answered(self, columns: Columns, folder: Path) -> tuple[Path, GlueTask]:
+        """The task of keeping the answers of `weights`, a fine-tuned model, to texts without
+        labels: see `write_answers`. Gates and recovery learn from its logits."""
+        if not self.weights_frozen:
+            raise ValueError(
+                "without labels what is kept are a fine-tuned model's own answers: give "
+                f"adapt='none' or 'recover' (--adapt), got {self.adapt!r}; or name the labels"
+            )
+        for name in ("learn_from", "gates_learn_from"):
+            object.__setattr__(self, name, "dense")
+        cache = cache_folder(self.cache)
+        return write_answers(columns, folder, self.start, self.source, self.trainer, cache)
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """As of `FineTuning`; no loss of agreement with the dense model counts as small."""
+        score, *others = super().objectives
+        kept = any(task.label == ANSWER for task in self.glue_tasks)
+        return (replace(score, margin=None) if kept else score, *others)
 
     @cached_property
     def constant_score(self) -> float:
@@ -155,7 +182,9 @@ class GlueEvaluator(FineTuning):
 
     def describe(self, name: str) -> str:
         """How the labels of a task's rows were understood."""
-        return f"{name}: {describe_rows(self.glue_task(name), self.data(name).train)}"
+        task = self.glue_task(name)
+        whose = "the model's own answers, " if task.label == ANSWER else ""
+        return f"{name}: {whose}{describe_rows(task, self.data(name).train)}"
 
     def task_settings(self) -> dict[str, object]:
         """Hashes of the tasks' data and row limits."""
@@ -261,7 +290,7 @@ class GlueEvaluator(FineTuning):
             values[f"{part}{MAJORITY}"] = majority(task, labels)
             names = {task.primary, *column_metrics(task, self.convention)}
             each = {m: row_scores(task, m, guess, labels, metrics[m]) for m in names}
-            least = 0.0 if task.primary in ("accuracy", "f1") else -1.0
+            least = 0.0 if task.primary in ("accuracy", "agreement", "f1") else -1.0
             if self.split != "all":
                 values[f"{part}{LOW}"] = lower_bound(each[task.primary], least)
             counted = [each[metric] for metric in column_metrics(task, self.convention)]

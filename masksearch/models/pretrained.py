@@ -330,6 +330,22 @@ def tuned_kind(folder: Path) -> str | None:
     return ends[0] if ends else None
 
 
+def own_classes(folder: Path) -> tuple[str, ...]:
+    """The classes that a fine-tuned checkpoint names, by its numbers; none of a regression.
+
+    Raises:
+        DataError: If it answers several classes at once.
+    """
+    config = read_config(folder)
+    if config.problem_type == "multi_label_classification":
+        raise DataError(
+            f"{folder / CONFIG}: the model answers several classes to one text "
+            "(multi_label_classification), which no task here has"
+        )
+    count = config.num_labels
+    return () if count == 1 else tuple(str(config.id2label[number]) for number in range(count))
+
+
 FIRST_ROW = (  # model types of which these heads read the first row, [CLS], as BERT's do
     *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert"),
 )

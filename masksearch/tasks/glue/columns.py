@@ -26,7 +26,8 @@ Labels = Mapping[str, str]  # where it stands, in words -> label
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of one's own data: one or two of texts, and that of the labels.
+    """The columns of one's own data: one or two of texts, and that of the labels; None = there
+    are none, and `GlueEvaluator` takes the answers of a fine-tuned model in their place.
 
     Labels that are numbers, and either not whole or more than 20, are scores (a regression), in
     any unit; all others are classes. Equal numbers are one class, however they are spelled (1, 1.0
@@ -34,7 +35,7 @@ class Columns:
     """
 
     texts: tuple[str, ...]
-    label: str
+    label: str | None = None
 
     def read(self, folder: Path | str, out: Path | str | None = None) -> GlueTask:
         """The task of a folder, which `load_glue` reads in the folder around it.
@@ -47,7 +48,10 @@ class Columns:
         Raises:
             DataError: If a file or a column is missing, a row malformed, or a label is missing,
                 hidden, or the one that is no number among scores; names the file and the line.
+            ValueError: If no column of labels is named.
         """
+        if self.label is None:
+            raise ValueError("label names the column of the labels; got None")
         folder = Path(folder).expanduser().resolve()
         dev = {folder.name: DEV_FILES}
         task = GlueTask(folder.name, self.texts, self.label, dev=dev)

@@ -30,7 +30,9 @@ from masksearch.errors import DataError, check_name
 
 Numbers = NDArray[np.float64]
 Column = str | int  # a name of the header, or a number where there is none
-CLASS_METRICS, SCORE_METRICS = ("accuracy", "f1", "matthews"), ("pearson", "spearman")
+CLASS_METRICS = ("accuracy", "f1", "matthews", "agreement")
+SCORE_METRICS = ("pearson", "spearman")
+ANSWER = "dense answer"  # the column of a model's own answers, where texts have no labels
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,2})?", re.ASCII | re.IGNORECASE)
 CONSTANT = 1e-13  # spread over mean below which numbers count as equal, as in scipy
 CHUNK = 1 << 21  # numbers of a table of ranks
@@ -70,8 +72,9 @@ class GlueTask:
         label: Column of the label.
         labels: The labels as the files spell them, by class number; none = a regression.
         metrics: Metrics to report; the first one is the primary, which a search goes by. Of
-            classes `accuracy`, `matthews` and, with two of them, `f1` (of class 1); of a
-            regression `pearson` and `spearman`.
+            classes `accuracy`, `matthews`, `agreement` (accuracy, where the labels are a model's
+            answers) and, with two of them, `f1` (of class 1); of a regression `pearson` and
+            `spearman`.
         dev: Development sets: name -> file names, the first that exists is read. The first set
             carries the task's name and is required, the others are optional. None given =
             `dev.tsv`.
@@ -331,7 +334,7 @@ def compute(metric: str, guess: Numbers, truth: Numbers) -> float:
     from scipy.stats import pearsonr, spearmanr
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-    if metric == "accuracy":
+    if metric in ("accuracy", "agreement"):
         return float(accuracy_score(truth, guess))
     if metric == "f1":
         return float(f1_score(truth, guess, zero_division=0.0))
@@ -366,7 +369,8 @@ def constant_scores(task: GlueTask, labels: Sequence[float]) -> dict[str, float]
     {'accuracy': 0.75, 'f1': 0.4}
     """
     ones, count = sum(label == 1 for label in labels), len(labels)
-    scores = {"accuracy": max(Counter(labels).values()) / count, "f1": 2 * ones / (count + ones)}
+    right = max(Counter(labels).values()) / count
+    scores = {"accuracy": right, "agreement": right, "f1": 2 * ones / (count + ones)}
     return {metric: scores.get(metric, 0.0) for metric in task.metrics}
 
 
@@ -532,7 +536,7 @@ def row_scores(
         float `[rows]`.
     """
     guess, truth = np.asarray(predictions, np.float64), np.asarray(labels, np.float64)
-    if metric == "accuracy":
+    if metric in ("accuracy", "agreement"):
         right: Numbers = (guess == truth).astype(np.float64)
         return right
     if metric == "pearson":
