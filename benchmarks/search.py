@@ -138,6 +138,17 @@ def sampler(_: Path) -> dict[str, Any]:
     return found
 
 
+class Counting(Evaluator):
+    """An evaluator whose trials cost nothing: every record has the share of blocks already."""
+
+    shape = Shape(128, 2, 4)
+    objectives = (Objective("block_density", "min", 1.0),)
+    protocol = "counting"
+
+    def __call__(self, mask: masks.Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        yield Report(0, {})
+
+
 def study(folder: Path) -> dict[str, Any]:
     """A study of 10,000 trials that cost nothing: seconds of the search, report and status."""
     run = folder / "study"
@@ -145,7 +156,7 @@ def study(folder: Path) -> dict[str, Any]:
     start = time.perf_counter()
     ms.search(
         load_function(f"{SPACE}:space"),
-        ms.CostEvaluator(length=128, heads=4, layers=2),
+        Counting(),
         run=run,
         trials=STUDY,
         strategy="random",
