@@ -30,6 +30,7 @@ import numpy as np
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluate, Evaluator, Objective, Record, Report, Shape
+from masksearch.masks.measure import block_density
 from masksearch.strategies.build import build_strategy
 from masksearch.strategies.opening import FixedQueue
 from masksearch.user_code import load_function
@@ -139,14 +140,14 @@ def sampler(_: Path) -> dict[str, Any]:
 
 
 class Counting(Evaluator):
-    """An evaluator whose trials cost nothing: every record has the share of blocks already."""
+    """An evaluator whose trials cost next to nothing: a mask's share of blocks."""
 
     shape = Shape(128, 2, 4)
     objectives = (Objective("block_density", "min", 1.0),)
     protocol = "counting"
 
     def __call__(self, mask: masks.Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
-        yield Report(0, {})
+        yield Report(0, {"block_density": block_density(mask, 128)})
 
 
 def study(folder: Path) -> dict[str, Any]:
