@@ -113,7 +113,7 @@ class TrainingBase(TrainingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderBase(TextConfig, ModelConfig, EncoderConfig, MachineConfig, TrainingBase):
-    """What evaluators of encoders on text share: the checkpoint, presets, the protocol.
+    """The common part of evaluators of encoders on text: checkpoint, presets, protocol.
 
     Raises:
         UnknownNameError: If its architecture is none of an encoder.
