@@ -194,7 +194,7 @@ def random_corpus(length: int, vocabulary: int, rows: int) -> Corpus:
     ids[:, 0], ids[:, -1] = special["cls"], special["sep"]
     ids = ids.int()
     tokenizer = Tokenizer(WordLevel(words, unk_token="[UNKNOWN]"))
-    return Corpus(ids, ids[:32], tokenizer, special, "random")
+    return Corpus(tokenizer, special, length, "random", ids, ids[:32])
 
 
 def flops(size: str, length: int, vocabulary: int, scored: float = 0.15) -> float:

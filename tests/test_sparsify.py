@@ -253,7 +253,7 @@ READ = ["--data", "D", "--text", "text", "--label", "label"]
                 f"--set {each.partition('=')[0]} belongs to masksearch search; here --set takes "
                 "NAME=VALUE, ",
             )
-            for each in ("units.levels=[]", "halving.factor=3", "cost.length=8")
+            for each in ("units.levels=[]", "halving.factor=3")
         ),
     ],
 )

@@ -125,6 +125,29 @@ def test_a_run_is_read_and_goes_on(stored):
     assert all(f"#{record.number}" in page for record in before)
 
 
+@pytest.mark.slow
+def test_a_run_with_costs_of_kernels_is_reported_and_goes_on_nowhere(tmp_path, command):
+    """Its objectives, `--costs latency,memory`, were those of no released version."""
+    run = shutil.copytree(STORED / "0.2.0" / "costs", tmp_path / "costs")
+    study = ms.open_study(run)
+    assert [o.name for o in study.objectives] == ["score", "sparsity", "latency_ratio", "memory"]
+    records = study.records()
+    assert all({"latency_ratio", "memory"} <= set(record.values) for record in records)
+    command("report", run)
+    result = json.loads((run / "result.json").read_text("utf-8"))
+    assert '"memory": [65860.0, null]' in json.dumps(result["sections"][0]["chart"])
+    assert "--costs latency,memory" in result["recipes"][0]["command"]
+    command("export", f"{run}#0", "--out", run / "mask.json")
+    assert ms.load_mask(run / "mask.json") == masks.window(1)
+    refused = command.refused("resume", run, "--trials", 4)
+    assert "does not have (costs): report it, or give its command in another" in refused
+    words = [f"{run}/space.py:space", "--evaluator", f"{run}/space.py:judge", "--trials", 4]
+    assert "belongs to another search (protocol: was" in command.refused(
+        "search", *words, "--run", run
+    )
+    assert ms.open_study(run).records() == records
+
+
 def test_a_plan_is_attached_to_its_model_and_the_card_tells_it(stored, command):
     plan, out = Plan.load(stored / "plan.json"), stored / "out"
     command("attach", stored / "model", stored / "plan.json", "--out", out)

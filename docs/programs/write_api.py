@@ -42,7 +42,7 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
     ),
     "Evaluators: what scores a mask": (
         "masksearch",
-        "CostEvaluator GlueEvaluator MlmEvaluator PlantedEvaluator",
+        "GlueEvaluator MlmEvaluator PlantedEvaluator",
     ),
     "DAM, units, positions": ("masksearch", "dam DamConfig Gates importance Units"),
     "Files of your own": ("masksearch", "budget_of Evaluator Objective Report Shape trim"),
@@ -71,7 +71,7 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
     "In their rooms: models, data, results": (
         "",
         "analysis.proxy_card.ProxyCard "
-        "attention.explain.Explanation evaluators.cost.WithCost "
+        "attention.explain.Explanation "
         "evaluators.wrappers.Cached gates.result.DamResult "
         "masks.lower.flex_block_mask masks.lower.lower masks.measure.fingerprint "
         "models.checkpoints.verify "

@@ -390,7 +390,7 @@ def test_a_paragraph_without_a_token(tmp_path: Path) -> None:
 def test_every_real_question(tmp_path: Path, length: int) -> None:
     tokenizer = open_tokenizer(DATA / "bert-vocab" / "vocab.txt")
     ids = torch.zeros(2, length, dtype=torch.int32)
-    source = Corpus(ids, ids, tokenizer, special_ids(tokenizer), "real")
+    source = Corpus(tokenizer, special_ids(tokenizer), length, "real", ids, ids)
     file = DATA / "squad" / "dev-v1.1.json"
     assert windows(tmp_path, file, source=source)[1].misplaced == 0
     judge, made = windows(tmp_path, file, training=False, source=source)

@@ -28,7 +28,7 @@ def toy_corpus(length: int) -> Corpus:
     """A lower-case WordPiece tokenizer of whole words; the sequences are of no interest."""
     made = word_piece({name: number for number, name in enumerate(TOKENS)})
     ids = torch.zeros(2, length, dtype=torch.int32)
-    return Corpus(ids, ids, made, special_ids(made), f"toy-{length}")
+    return Corpus(made, special_ids(made), length, f"toy-{length}", ids, ids)
 
 
 def squad_json(

@@ -66,7 +66,7 @@ class EngineEvaluator(EvaluatorWrapper):
         if not isinstance(evaluator, CausalEvaluator):
             raise TypeError(
                 f"EngineEvaluator takes a CausalEvaluator, got {type(evaluator).__name__}: "
-                "engines serve decoders; put Cached and WithCost around it"
+                "engines serve decoders; put Cached around it"
             )
         check_name("cache_layout", self.cache_layout, CACHE_LAYOUTS)
         check_name("sinks", str(self.sinks), ("None", *get_args(Sinks)))

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from masksearch.strategies.halving import ParetoHalving
 
 EXECUTORS = ("local", "ray")
-COSTS = ("latency", "memory")  # of `WithCost`
 TASK = [each.name for each in fields(TaskOptions)]
 FIELDS = [  # options that are fields of evaluators, under their names
     each.name
@@ -46,10 +45,8 @@ FIELDS = [  # options that are fields of evaluators, under their names
 ]
 
 
-def build_evaluator(
-    options: EvaluatorOptions, prefixes: Collection[str] | None = ("cost",)
-) -> Evaluator:
-    """The evaluator that options name, with the costs that were asked for.
+def build_evaluator(options: EvaluatorOptions, prefixes: Collection[str] | None = ()) -> Evaluator:
+    """The evaluator that options name, which answers from `--reuse` where that is given.
 
     Args:
         options: Of the command line.
@@ -64,22 +61,11 @@ def build_evaluator(
             "`masksearch pretrain`: use --slots, or --executor ray"
         )
     settings = split_settings(options.set or (), prefixes)
-    costs = split_names(options.costs or "")
-    for name in costs:
-        check_name("cost in --costs", name, COSTS)
-    of_costs = read_settings(settings.get("cost", {}), {"length": int | None}, "costs", "cost")
-    if of_costs and not costs:
-        raise OptionsError(f"--set cost.length needs --costs, such as --costs {COSTS[0]}")
-    evaluator = without_costs(options, settings.get("", {}))
+    evaluator = judging_evaluator(options, settings.get("", {}))
     if options.reuse is not None:
         from masksearch.evaluators.wrappers import Cached
 
-        evaluator = Cached(evaluator, options.reuse)
-    if costs:
-        from masksearch.evaluators.cost import WithCost
-
-        asked = {name: name in costs for name in COSTS}
-        return WithCost(evaluator, **asked, cost_length=of_costs.get("length"))
+        return Cached(evaluator, options.reuse)
     return evaluator
 
 
@@ -88,7 +74,7 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def without_costs(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evaluator:
+def judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evaluator:
     """The evaluator itself: the user's own, a decoder's, GLUE's, that of masked language
     modelling on a corpus, or the planted one."""
     judging = ("corpus", *TASK, "decoder", "evaluator", "preset", *FIELDS)
@@ -363,7 +349,7 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
     tuple: 'a list such as ["a", "b"]',
     NoneType: "null",
 }
-PREFIXES = ("units", "halving", "cost")  # beside those of strategies
+PREFIXES = ("units", "halving")  # beside those of strategies
 
 
 def split_settings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,16 +164,26 @@ def draws(space: Callable[..., Any], told: Shape) -> list[tuple[Job, dict[str, A
 def check_strategy(target: str, folder: Path) -> list[str]:
     """Lets a strategy propose masks of a small space, which is judged by sparsity and hops."""
     from masksearch import masks
+    from masksearch.contracts import Evaluator, Objective, Report, Shape
     from masksearch.driver import search
-    from masksearch.evaluators.cost import CostEvaluator
+    from masksearch.masks.measure import hops
+
+    class Untrained(Evaluator):
+        """Sparsity, which every record has, and hops: `length` where a key is never reached."""
+
+        shape = Shape(16, layers=1, heads=4)
+        objectives = (Objective("sparsity", "max", 0.0), Objective("hops", "min", 16.0))
+        protocol = "sparsity and hops"
+
+        def __call__(self, mask: masks.Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+            yield Report(0, {"hops": min(hops(mask, 16), 16.0)})
 
     def space(trial: Any) -> masks.Mask:
         return masks.window(trial.suggest_int("reach", 0, 7))
 
     def run(path: Path) -> Sequence[Record]:
-        evaluator = CostEvaluator(16, measure=("sparsity", "hops"))
         options: dict[str, Any] = {"strategy": target, "trials": 4, "progress": None}
-        return search(space, evaluator, run=path, **options).records()
+        return search(space, Untrained(), run=path, **options).records()
 
     records, agree = twice(run, folder)
     lines = [

@@ -269,7 +269,7 @@ def read_known_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict
     if more := sorted(name for name in options.keys() - known if options[name] is not None):
         raise OptionsError(
             f"{run} holds options that `masksearch {command}` does not have "
-            f"({', '.join(more)}); give the command of the run again"
+            f"({', '.join(more)}): report it, or give its command in another folder without them"
         )
     return command, {name: value for name, value in options.items() if name in known}
 

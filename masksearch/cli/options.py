@@ -193,12 +193,6 @@ class EvaluatorOptions(TaskOptions):
         "gives it arguments.",
         *(EVALUATOR, "none", "FILE.py:NAME"),
     )
-    costs: str | None = option(
-        "Also minimise costs of attention, separated by commas: latency (of its kernel, not of "
-        "the model; a share of dense attention's), memory (of its scores, in bytes); at --set "
-        "cost.length=N, another length than the model's.",
-        *(EVALUATOR, "none", "NAMES"),
-    )
     reuse: Path | None = option(
         "A folder of results that several runs share: a mask that it knows under this protocol "
         "and seed is not trained again.",

@@ -1,21 +1,36 @@
 """Evaluators that train a model share this: which rows are scored, data in memory, rates.
 
-class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, TrainingBase, ..): ...
+class MlmEvaluator(EncoderBase, Evaluator): ...
 """
 
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar, Self, cast, get_args
 
 import torch
 
 from masksearch.contracts import Split
 from masksearch.errors import check_name
+from masksearch.files import short_hash
+from masksearch.models.encoders import ARCHITECTURES, PRESETS
+from masksearch.models.pretrained import Pretrained, open_pretrained
 from masksearch.training.loop import TrainConfig, find_device, find_precision
-from masksearch.training.parts import RATES, MachineConfig, TrainingConfig
+from masksearch.training.parts import (
+    PLANTED,
+    RATES,
+    EncoderConfig,
+    MachineConfig,
+    ModelConfig,
+    TextConfig,
+    TrainingConfig,
+    settings_fields,
+)
 
 NO_CORPUS = "there is no corpus; give a text file or a folder"
 
@@ -94,3 +109,73 @@ class TrainingBase(TrainingConfig):
     def torch_device(self) -> torch.device:
         """The device that trains."""
         return find_device(self.device if isinstance(self, MachineConfig) else "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderBase(TextConfig, ModelConfig, EncoderConfig, MachineConfig, TrainingBase):
+    """The common part of evaluators of encoders on text: checkpoint, presets, protocol.
+
+    Raises:
+        UnknownNameError: If its architecture is none of an encoder.
+        ValueError: If it is given planted recall in place of a text.
+    """
+
+    def __post_init__(self) -> None:
+        check_name("architecture", self.architecture, ARCHITECTURES)
+        if self.corpus == PLANTED or not isinstance(self.corpus, Path | str | None):
+            raise ValueError(
+                f"{type(self).__name__} reads text, and planted recall is a task of decoders; a "
+                "file or folder of that name is './recall'"
+            )
+        super().__post_init__()
+
+    @classmethod
+    def preset(cls, name: str, *args: Any, **changes: Any) -> Self:
+        """An evaluator with published settings.
+
+        evaluator = MlmEvaluator.preset("sparsebert", "wikipedia", device="cuda")
+
+        Args:
+            name: `"sparsebert"`: BERT-base as in SparseBERT (arXiv 2102.12871), whose batches
+                of 65,536 sequences are 1,024 batches of 64 each step; change `batch` and
+                `micro_batches` together.
+            args: Positional arguments of the evaluator, such as the corpus.
+            changes: Settings in place of the preset's.
+
+        Raises:
+            UnknownNameError: If there is no such preset.
+        """
+        check_name("preset", name, PRESETS)
+        known = settings_fields(cls)
+        settings = {key: value for key, value in PRESETS[name].items() if key in known}
+        return cls(*args, **(settings | changes))
+
+    @property
+    def start(self) -> Pretrained:
+        """The checkpoint that the training starts from, opened once a process.
+
+        Raises:
+            DataError: If it cannot be opened.
+        """
+        return self.held.get("start") or read_weights(self.weights)
+
+    @property
+    def protocol(self) -> str:
+        """Hash of the data, the model and the training; reads the data."""
+        return short_hash("mlm-1", repr(self.settings()))
+
+    @abstractmethod
+    def settings(self) -> dict[str, object]:
+        """Everything that a score depends on, beside mask and seed."""
+
+
+@lru_cache(maxsize=4)
+def read_weights(name_or_folder: str | Path | None) -> Pretrained:
+    """A checkpoint, opened once a process; see `open_pretrained`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name_or_folder is None:
+        raise ValueError("this evaluator trains from scratch; it has no weights to open")
+    return open_pretrained(name_or_folder)

@@ -29,9 +29,9 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import DataError, SearchError, check_name
-from masksearch.evaluators.assembled import NO_CORPUS, TrainingBase
+from masksearch.evaluators.assembled import NO_CORPUS, EncoderBase
 from masksearch.evaluators.dense_models import DenseModels, DenseRecipe
-from masksearch.evaluators.mlm import MlmEvaluator, check_encoder, preset_of, read_weights
+from masksearch.evaluators.mlm import MlmEvaluator
 from masksearch.evaluators.tuning import (
     TaskScores,
     TaskTraining,
@@ -49,7 +49,7 @@ from masksearch.evaluators.tuning import (
 from masksearch.files import cache_folder, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.pretrained import Pretrained, rows_read, tuned_kind
+from masksearch.models.pretrained import rows_read, tuned_kind
 from masksearch.tasks.text.rows import RowSource, read_tokenizer
 from masksearch.tasks.text.tokenizer import Vocabulary
 from masksearch.training.accumulation import group
@@ -58,13 +58,9 @@ from masksearch.training.loop import TrainConfig, check_frozen, freeze
 from masksearch.training.parts import (
     FINETUNE_RATES,
     AdaptConfig,
-    EncoderConfig,
     Frozen,
     How,
     LearnFrom,
-    MachineConfig,
-    ModelConfig,
-    TextConfig,
     at_least,
     positive,
     settings_fields,
@@ -75,16 +71,7 @@ RECOVERED = "recovered"  # folder of recovered models in that of the cache
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning(
-    TextConfig,
-    ModelConfig,
-    EncoderConfig,
-    MachineConfig,
-    AdaptConfig,
-    TrainingBase,
-    Evaluator,
-    ABC,
-):
+class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
     """Pre-trains like `MlmEvaluator`, then fine-tunes copies of the encoder under the mask.
 
     A subclass names its tasks, says how their rows become batches and scores (the abstract
@@ -155,7 +142,6 @@ class FineTuning(
     own_head: ClassVar[str | None] = None  # `head_kind` where transformers' own head is taken
 
     def __post_init__(self) -> None:
-        check_encoder(type(self), self.corpus, self.architecture)
         super().__post_init__()
         if not (self.frozen in (None, "all") or (type(self.frozen) is int and self.frozen >= 0)):
             raise ValueError(f"frozen is a number of layers, 'all' or None, got {self.frozen!r}")
@@ -246,11 +232,6 @@ class FineTuning(
         return MlmEvaluator(**settings | {"split": split})
 
     @property
-    def start(self) -> Pretrained:
-        """The checkpoint, opened once a process; DataError if it cannot be opened."""
-        return self.held.get("start") or read_weights(self.weights)
-
-    @property
     def trainer(self) -> TaskTraining:
         """The trainer that fine-tunes a head, and has it predict."""
         return TaskTraining(self.inputs, self.finetune_batch, self.frozen, self, self.torch_device)
@@ -295,11 +276,6 @@ class FineTuning(
         made = self.holding(tasks=tasks)
         made.__dict__["pretrainer"] = self.pretrainer.packed()
         return made
-
-    @classmethod
-    def preset(cls, name: str, *args: Any, **changes: Any) -> Self:
-        """An evaluator with published settings; see `MlmEvaluator.preset`."""
-        return cls(*args, **(preset_of(cls, name) | changes))
 
     # -- what it is ----------------------------------------------------------------------------
     @property
@@ -369,11 +345,6 @@ class FineTuning(
             each = settings if isinstance(settings, Mapping) else {name: settings}
             named |= {task: value for task, value in each.items() if isinstance(value, str)}
         return named
-
-    @property
-    def protocol(self) -> str:
-        """Hash of the data, the model and the trainings; reads the data."""
-        return short_hash("mlm-1", repr(self.settings()))
 
     def settings(self) -> dict[str, object]:
         """Everything that a score depends on, beside mask and seed."""

@@ -34,20 +34,18 @@ from masksearch.contracts import (
     Shape,
     mixed_seed,
 )
-from masksearch.errors import DataError, NonFiniteLossError, check_name
-from masksearch.evaluators.assembled import NO_CORPUS, TrainingBase
+from masksearch.errors import DataError, NonFiniteLossError
+from masksearch.evaluators.assembled import NO_CORPUS, EncoderBase
 from masksearch.files import short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import keys_of_rows
 from masksearch.models.encoders import (
-    ARCHITECTURES,
-    PRESETS,
     Head,
     MaskedLanguageModel,
     StateImitator,
     encoder,
 )
-from masksearch.models.pretrained import Pretrained, open_pretrained
+from masksearch.models.pretrained import Pretrained
 from masksearch.models.sizes import find_size, initial_spread
 from masksearch.tasks.mlm import MlmTask, mark_scored
 from masksearch.tasks.sentence_pairs import SentencePairTask, build_task
@@ -62,15 +60,6 @@ from masksearch.training.loop import (
     report_steps,
     train,
 )
-from masksearch.training.parts import (
-    PLANTED,
-    AnyText,
-    EncoderConfig,
-    MachineConfig,
-    ModelConfig,
-    TextConfig,
-    settings_fields,
-)
 
 PAIR_LABEL = "next_sentence_label"  # in batches with sentence pairs
 PAIRS: dict[str, Literal["next", "order"]] = {"mlm+next": "next", "mlm+order": "order"}
@@ -80,7 +69,7 @@ PRETRAINED = "pretrained"  # and of that of a finished one
 
 
 @dataclass(frozen=True)
-class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, TrainingBase, Evaluator):
+class MlmEvaluator(EncoderBase, Evaluator):
     """Trains a small BERT from scratch under the mask; the score is its held-out loss.
 
     The weights, the order of the data and what is hidden derive from the seed alone, so that
@@ -97,7 +86,6 @@ class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, Traini
     """
 
     def __post_init__(self) -> None:
-        check_encoder(type(self), self.corpus, self.architecture)
         super().__post_init__()
         if self.corpus is None:
             raise ValueError(NO_CORPUS)
@@ -109,37 +97,10 @@ class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, Traini
         if self.steps != 0 or self.scratch:
             self.train_config  # noqa: B018  (checks the steps)
 
-    @classmethod
-    def preset(cls, name: str, *args: Any, **changes: Any) -> Self:
-        """An evaluator with published settings.
-
-        evaluator = MlmEvaluator.preset("sparsebert", "wikipedia", device="cuda")
-
-        Args:
-            name: `"sparsebert"`: BERT-base as in SparseBERT (arXiv 2102.12871), whose batches
-                of 65,536 sequences are 1,024 batches of 64 each step; change `batch` and
-                `micro_batches` together.
-            args: Positional arguments of the evaluator, such as the corpus.
-            changes: Settings in place of the preset's.
-
-        Raises:
-            UnknownNameError: If there is no such preset.
-        """
-        return cls(*args, **(preset_of(cls, name) | changes))
-
     @property
     def distils(self) -> bool:
         """Whether hidden states are imitated."""
         return self.pretraining == "distil"
-
-    @property
-    def start(self) -> Pretrained:
-        """The checkpoint that the training starts from, opened once a process.
-
-        Raises:
-            DataError: If it cannot be opened.
-        """
-        return self.held.get("start") or read_weights(self.weights)
 
     @property
     def shape(self) -> Shape:
@@ -158,11 +119,6 @@ class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, Traini
             return Objective("loss", "min", 1.0), sparsity
         vocabulary = self.vocabulary if self.scratch else self.start.vocabulary
         return Objective("loss", "min", math.log(vocabulary), NATS), sparsity
-
-    @property
-    def protocol(self) -> str:
-        """Hash of the data, the model and the training; reads the corpus."""
-        return short_hash("mlm-1", repr(self.settings()))
 
     def settings(self) -> dict[str, object]:
         """Everything that a pre-training loss depends on, beside mask and seed."""
@@ -460,33 +416,6 @@ class MlmEvaluator(TextConfig, ModelConfig, EncoderConfig, MachineConfig, Traini
         Checkpoints(workdir, PRETRAINING).clear()
 
 
-def check_encoder(kind: type, corpus: AnyText, architecture: str) -> None:
-    """Checks that an evaluator of that class is one of an encoder on text.
-
-    Raises:
-        UnknownNameError: If its architecture is none of an encoder.
-        ValueError: If it is given planted recall in place of a text.
-    """
-    check_name("architecture", architecture, ARCHITECTURES)
-    if corpus == PLANTED or not isinstance(corpus, Path | str | None):
-        raise ValueError(
-            f"{kind.__name__} reads text, and planted recall is a task of decoders; a "
-            "file or folder of that name is './recall'"
-        )
-
-
-@lru_cache(maxsize=4)
-def read_weights(name_or_folder: str | Path | None) -> Pretrained:
-    """A checkpoint, opened once a process; see `open_pretrained`.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    if name_or_folder is None:
-        raise ValueError("this evaluator trains from scratch; it has no weights to open")
-    return open_pretrained(name_or_folder)
-
-
 @lru_cache(maxsize=4)
 def read_corpus(
     corpus: Path | str,
@@ -517,9 +446,3 @@ def read_corpus(
                 "whose tokenizer does so (tokenizer=)"
             )
     return Corpus.load(corpus, tokenizer=tokenizer, length=length, **more)
-
-
-def preset_of(kind: type, name: str) -> dict[str, Any]:
-    """Those of a preset's settings that an evaluator has."""
-    check_name("preset", name, PRESETS)
-    return {key: value for key, value in PRESETS[name].items() if key in settings_fields(kind)}

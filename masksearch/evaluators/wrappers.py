@@ -11,22 +11,22 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from masksearch.analysis.row_scores import ROWS
-from masksearch.contracts import Differentiable, Evaluator, Report, Split
+from masksearch.contracts import Evaluator, Report, Split
 from masksearch.files import write_in_one_move, write_text_in_one_move
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
 
 
 def inner(name: str) -> Any:
-    """A property of a wrapper that is its inner evaluator's."""
+    """A property or method of a wrapper that is its inner evaluator's."""
     return property(attrgetter(f"evaluator.{name}"))
 
 
@@ -45,26 +45,9 @@ class EvaluatorWrapper(Evaluator):
     meanings, measure_names = inner("meanings"), inner("measure_names")
     kv_head_count = inner("kv_head_count")
     weights_frozen, weight_lr = inner("weights_frozen"), inner("weight_lr")
-
-    def measures_of(self, mask: Mask) -> Mapping[str, float]:
-        """The inner evaluator's."""
-        return self.evaluator.measures_of(mask)
-
-    def data_hashes(self) -> Mapping[str, str]:
-        """The inner evaluator's."""
-        return self.evaluator.data_hashes()
-
-    def provide_models(self, seed: int) -> None:
-        """The inner evaluator's."""
-        self.evaluator.provide_models(seed)
-
-    def differentiable(self, seed: int) -> Differentiable:
-        """The inner evaluator's."""
-        return self.evaluator.differentiable(seed)
-
-    def offers(self, name: Literal["differentiable", "provide_models"]) -> bool:
-        """The inner evaluator's."""
-        return self.evaluator.offers(name)
+    measures_of, data_hashes = inner("measures_of"), inner("data_hashes")
+    provide_models, differentiable = inner("provide_models"), inner("differentiable")
+    offers = inner("offers")
 
     def on(self, split: Split) -> Self:
         """The same around the inner evaluator on other rows."""

@@ -17,11 +17,9 @@ from masksearch.errors import (
 from masksearch.files import own_numbers
 from masksearch.gates.gates import Gates
 from masksearch.gates.sparsebert import PublishedGates, published_rate
+from masksearch.training.parts import Optimiser, Precision, Schedule
 
 Control = Literal["hinge", "sum"]
-Optimiser = Literal["adamw", "lamb"]
-Precision = Literal["float32", "bfloat16"]
-Schedule = Literal["linear", "sqrt"]
 Trained = Literal["both", "gates"]
 CHOICES = {
     "control": Control,

@@ -135,16 +135,15 @@ def block_view(mask: Mask, length: int, block: int) -> Tensor:
 
 
 def distinct_tiles(
-    mask: Mask, length: int, block: int, layer: int = 0, head: int = 0
+    mask: Mask, length: int, block: int, head: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The tiles of one layer and head, each kind once.
+    """The tiles of a head, each kind once.
 
     Args:
-        mask: Any mask.
+        mask: A mask that does not tell layers apart (else take `masks.layer_of` first).
         length: Positions; the last tiles may be ragged.
         block: Positions of a tile's side (>= 1).
-        layer: Layer; any where the mask tells none apart.
-        head: Head; likewise.
+        head: Head; any where the mask tells none apart.
 
     Returns:
         int64 `[ceil(n / block), ceil(n / block)]`, which pattern each tile is; and the patterns,
@@ -160,7 +159,7 @@ def distinct_tiles(
     tiles = -(-length // block)
     numbers = {bytes(block * -(-block // 8)): 0}  # by a tile's cells as bits; the empty one first
     index = []
-    for rows in mask.row_chunks(length, layer, head, rows=block):
+    for rows in mask.row_chunks(length, 0, head, rows=block):
         padded = F.pad(rows, (0, tiles * block - length, 0, block - len(rows)))
         packed = np.packbits(padded.view(block, tiles, block).transpose(0, 1).numpy(), axis=2)
         index.append([numbers.setdefault(tile.tobytes(), len(numbers)) for tile in packed])
@@ -199,7 +198,7 @@ def flex_tiles(
     planes, numbers = distinct_planes(mask)
     index, patterns, count = [], [], 0
     for plane in planes:
-        tiles, cells = distinct_tiles(plane.mask, length, block, head=plane.head)
+        tiles, cells = distinct_tiles(plane.mask, length, block, plane.head)
         index.append(np.where(tiles > 0, tiles + count, 0))
         patterns.append(cells)
         count += len(cells)

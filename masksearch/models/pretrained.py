@@ -437,10 +437,8 @@ def begin_tuned(
     """
     config = with_dropout(read_config(folder), dropout)
     names = list(labels) or ["score"]
-    config.id2label, config.label2id = (
-        dict(enumerate(names)),
-        {n: at for at, n in enumerate(names)},
-    )
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: at for at, name in enumerate(names)}
     config.problem_type = "single_label_classification" if labels else "regression"
     loader = getattr(transformers, f"AutoModelFor{kind}")
     with quiet(), torch.random.fork_rng(devices=[]):

@@ -167,9 +167,8 @@ def first_order_importance(
             onto = {name: torch.zeros(size, dtype=torch.float64) for name in standing}
             for (layer, leaf, valid), grad in zip(calls, grads, strict=True):
                 rise = -(grad * leaf.detach()).view(len(valid), shape.heads, *square) * valid
-                if (
-                    spec.method == "fisher"
-                ):  # the loss is a mean: a sequence's own is so many times
+                if spec.method == "fisher":
+                    # the loss is a mean: a sequence's own is so many times
                     slope = rise - leaf.detach() * rise.sum(-1, keepdim=True)
                     rise = len(valid) * slope.square()
                 rise = rise if spec.signed else rise.abs()

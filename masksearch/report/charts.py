@@ -401,9 +401,8 @@ def name_layers(
     low, high = sparsity_axis(chart)
     colours = {group["name"]: group["colour"] for group in chart["groups"]}
     asked = [(mark["saved"] - low) / (high - low) for mark in marks]
-    lefts = separate_labels(
-        asked, 1.35 * SMALL / POINTS / (width - 0.75)
-    )  # of the axes' width, about
+    least = 1.35 * SMALL / POINTS / (width - 0.75)  # of the axes' width, about
+    lefts = separate_labels(asked, least)
     names = [
         {
             "saved": mark["saved"],

@@ -109,10 +109,7 @@ def render_page(result: Mapping[str, Any], figures: Path) -> str:
         "json": json.dumps,
         "short": short_text,
     }
-    style, script = (
-        (Path(__file__).parent / name).read_text(encoding="utf-8")
-        for name in ("page.css", "page.js")
-    )
+    folder = Path(__file__).parent
     charts = {chart["id"]: chart_spec(chart) for chart in charts_of(result)}
     return environment.get_template("page.html.j2").render(
         **result,
@@ -121,8 +118,8 @@ def render_page(result: Mapping[str, Any], figures: Path) -> str:
         specs=charts,
         names_of=names_of,
         vega=vega_script() if charts else "",
-        style=style,
-        script=script,
+        style=(folder / "page.css").read_text(encoding="utf-8"),
+        script=(folder / "page.js").read_text(encoding="utf-8"),
     )
 
 

@@ -232,12 +232,10 @@ def cautions(records: Sequence[Record], objectives: Sequence[Objective]) -> list
 
 def say_drawn(records: Sequence[Record], chart: FrontChart | None) -> list[str]:
     """That a chart leaves trials out, where it does."""
-    finished, drawn = (
-        sum(record.scored for record in records),
-        len(chart["points"]) if chart else 0,
-    )
+    finished = sum(record.scored for record in records)
     if chart is None or finished <= DRAWN:
         return []
+    drawn = len(chart["points"])
     return [
         f"The chart shows {drawn:,} of {finished:,} finished trials: the front of every search, "
         "hand-designed masks, and every so many of the others. ms.open_study(RUN).frame() has all."

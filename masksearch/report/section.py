@@ -21,10 +21,9 @@ DATA = ("corpus", "held_out", "tokenizer", "weights", "glue", "process")
 CALLED = ("script", "folder", "space", "trials", "seconds", "seeds", "executor")
 ABOUT = ("strategy", "seed", "constraints", "scheduler")  # facts of a search
 JUDGES = (  # options of a search that say how a mask is judged
-    *("corpus", "glue", "decoder", "tasks", "evaluator", "costs", "reuse"),
+    *("corpus", "glue", "decoder", "tasks", "evaluator", "reuse"),
     *("size", "weights", "adapt", "length", "steps", "preset", "set"),
 )
-OF_JUDGES = ("", "cost")  # prefixes of settings that say so, too
 SKIPPED = ("as_json", "progress")  # options that change nothing in a study
 
 
@@ -50,10 +49,8 @@ def evaluate_line(command: Mapping[str, Any] | None) -> str:
     if command is None:
         return ""
     options = {name: value for name, value in command["options"].items() if name in JUDGES}
-    options["set"] = [
-        setting
-        for setting in options.get("set") or []
-        if setting.partition("=")[0].rpartition(".")[0] in OF_JUDGES
+    options["set"] = [  # those behind a prefix say how masks are searched
+        setting for setting in options.get("set") or [] if "." not in setting.partition("=")[0]
     ]
     arguments = {"mask": ["MASK"], "controls": "none", **options}
     return shell_line({"command": "compare", "options": arguments})

@@ -232,14 +232,11 @@ def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
                 return Evaluate(Mask.from_dict(data["mask"]))
             try:
                 return Evaluate(load_mask(path_inside(run, data["file"]), content=False))
-            except FileNotFoundError as error:
+            except (FileNotFoundError, MaskFormatError) as error:
+                missing = isinstance(error, FileNotFoundError)
+                what = f"missing: {run / data['file']}" if missing else f"damaged: {error}"
                 raise SearchError(
-                    f"the mask of trial {number} is missing: {run / data['file']}; "
-                    "restore it from a copy of the run folder"
-                ) from error
-            except MaskFormatError as error:
-                raise SearchError(
-                    f"the mask of trial {number} is damaged: {error}; "
+                    f"the mask of trial {number} is {what}; "
                     "restore it from a copy of the run folder"
                 ) from error
         case "one_shot":

@@ -15,7 +15,6 @@ from toy_questions import PLACE
 import masksearch as ms
 from masksearch.cli.build import build_evaluator
 from masksearch.cli.search import SearchOptions
-from masksearch.evaluators.cost import WithCost
 from masksearch.evaluators.wrappers import Cached
 from masksearch_decoders import CausalEvaluator, EngineEvaluator
 from masksearch_decoders.tasks.recall import Recall
@@ -94,10 +93,8 @@ def test_a_half_is_a_setting():
     assert judge(set=["split=holdout"]) == ms.PlantedEvaluator().on("holdout")
 
 
-def test_reuse_wraps_before_costs(tmp_path):
-    built = judge(reuse=tmp_path, costs="memory")
-    assert isinstance(built, WithCost)
-    assert isinstance(built.evaluator, Cached)
+def test_reuse_wraps_the_evaluator(tmp_path):
+    assert judge(reuse=tmp_path) == Cached(judge(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +112,6 @@ def test_reuse_wraps_before_costs(tmp_path):
         ({"glue": "a"}, "--glue needs --corpus"),
         ({"corpus": "a", "set": ["epochs"]}, "--set takes NAME=VALUE, got 'epochs'"),
         ({"corpus": "a", "set": ["steps=3"]}, "steps has an option of its own: --steps"),
-        ({"set": ["cost.length=3"]}, "--set cost.length needs --costs, such as"),
         ({"corpus": "a", "set": ["dropout=0", "dropout=1"]}, "--set names dropout twice"),
     ],
 )

@@ -49,14 +49,9 @@ MISTAKES = {
         ["search", "my_space.py:space", "--halving", "2", "--set", "halving.factor=1", *NOWHERE],
         "factor must be above 1, got 1",
     ),
-    "setting of costs, before the evaluator is built": (
-        ["compare", "star", "--costs", "latency", "--set", "cost.lenght=3", *NOWHERE],
-        "unknown setting of costs 'lenght'; did you mean 'length'",
-    ),
     **{f"setting of a search, for {words[0]}": (
         [*words, "--set", "dam.steps=3"],
-        "--set dam.steps belongs to masksearch search; here --set takes NAME=VALUE"
-        + (", cost.NAME=VALUE$" if words[0] != "pretrain" else "$"),
+        "--set dam.steps belongs to masksearch search; here --set takes NAME=VALUE$",
     ) for words in (["compare", "star"], ["check", "my_space.py:space"],
         ["pretrain", "star", "--corpus", "my_space.py", "--out", "made"])},
     "setting of nothing": (["search", "my_space.py:space", "--set", "damm.steps=3"],

@@ -245,14 +245,3 @@ def test_report_says_what_was_ended_early_and_why(command, tmp_path, job):
     page = (folder / "report.html").read_text()
     assert "ParetoHalving(rungs=(1, 2)" in page
     assert "sparsity &gt;= 0.2" in page
-
-
-@pytest.mark.slow
-def test_costs_are_objectives_on_the_command_line(command, tmp_path, job):
-    folder = tmp_path / "run"
-    words = [*job, "--trials", 3, "--run", folder, "--strategy", "random"]
-    out, _ = command(*words, "--costs", "memory", "--set", "cost.length=256")
-    study = ms.Study(folder)
-    assert [o.name for o in study.objectives] == ["loss", "sparsity", "memory"]
-    assert all(record.values["memory"] > 0 for record in study.frontier())
-    assert "memory" in out

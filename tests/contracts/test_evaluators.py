@@ -23,7 +23,6 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.pareto import pareto
 from masksearch.contracts import Evaluate, Evaluator, OneShot, Proposal, Record
-from masksearch.evaluators.cost import WithCost
 from masksearch.evaluators.wrappers import Cached
 from masksearch.executors.job import JobRun
 from masksearch.testing import EvaluatorContract
@@ -68,11 +67,9 @@ MAKERS: dict[str, Callable[[Path], Evaluator]] = {
     "recovered": recovered,
     "recall": lambda folder: replace(split.recall(folder), adapt="none", kl=True),
     "cached": lambda folder: Cached(split.text(folder), folder / "judged"),
-    "cost": lambda folder: ms.CostEvaluator(length=48, layers=2, heads=2, block=16),
-    "with_cost": lambda folder: WithCost(split.planted(folder), latency=False, memory=True),
 }
 # Another seed changes nothing, or no score of so few rows
-SEEDLESS = [MAKERS[name] for name in ("fine-tuning", "decoder", "cost")]
+SEEDLESS = [MAKERS[name] for name in ("fine-tuning", "decoder")]
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
@@ -209,7 +206,7 @@ def test_packed_is_the_same_where_no_file_is(name, tmp_path):
     data, empty = tmp_path / "data", tmp_path / "empty"
     data.mkdir()
     empty.mkdir()
-    evaluator = WithCost(MAKERS[name](data), latency=False, memory=True)
+    evaluator = MAKERS[name](data)
     expected, packed = outcome(evaluator, tmp_path / "here"), evaluator.packed()
     for path in data.iterdir():
         if path.name != "checkpoint":  # which every machine sees

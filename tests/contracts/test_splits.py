@@ -34,7 +34,6 @@ from masksearch import masks
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Evaluator, Report
 from masksearch.errors import EvaluatorError
-from masksearch.evaluators.cost import WithCost
 from masksearch.evaluators.wrappers import Cached
 from masksearch.tasks.splits import take_split
 
@@ -77,8 +76,6 @@ KINDS: dict[str, tuple[Callable[[Path], Any], Rows]] = {
     "swag": (swag, lambda one: {item.start for item in one.data().dev}),
     "planted": (planted, drawn),
     "cached": (lambda folder: Cached(text(folder), folder / "judged"),
-        lambda one: sequences(one.evaluator)),
-    "with cost": (lambda folder: WithCost(text(folder), latency=False, memory=True),
         lambda one: sequences(one.evaluator)),
 }  # fmt: skip
 
@@ -139,10 +136,9 @@ def test_a_text_is_final_where_its_hash_is_odd_on_every_machine():
 def test_a_wrapper_has_splits_where_the_inner_evaluator_has_them(tmp_path):
     assert Cached(ToyEvaluator(), tmp_path).split is None
     with pytest.raises(EvaluatorError, match="ToyEvaluator does not split its rows"):
-        WithCost(ToyEvaluator(), latency=False, memory=True).on("holdout")
-    wrapped = Cached(WithCost(planted(tmp_path), latency=False, memory=True), tmp_path)
-    final = wrapped.on("holdout")
-    assert final.evaluator.evaluator == planted(tmp_path).on("holdout")
+        Cached(ToyEvaluator(), tmp_path).on("holdout")
+    wrapped = Cached(planted(tmp_path), tmp_path)
+    assert wrapped.on("holdout").evaluator == planted(tmp_path).on("holdout")
     assert wrapped.on("validation") is wrapped
 
 

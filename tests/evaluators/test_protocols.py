@@ -16,7 +16,6 @@ from toy_words import WORDS
 
 import masksearch as ms
 from masksearch.contracts import STORED_SPLITS
-from masksearch.evaluators.cost import WithCost
 
 # Computed by the last version whose evaluators were floors of classes (2026-11-22).
 PINNED = json.loads((Path(__file__).parents[1] / "golden" / "protocols.json").read_text())
@@ -92,8 +91,6 @@ MAKERS: dict[str, Maker] = {
     "decoder, weights trained": changed(trained_decoder, adapt="train", steps=3),
     "recall, train": recall,
     "recall, none": changed(recall, adapt="none"),
-    "with cost": lambda folder: WithCost(text(folder), latency=False, memory=True),
-    "cost": lambda folder: ms.CostEvaluator(length=48, layers=2, heads=2, block=16),
 }
 
 
@@ -175,14 +172,6 @@ CHANGES: dict[str, tuple[Maker, list[dict[str, Any]], list[dict[str, Any]]]] = {
         ],
         [{"batch": 3}, {"size": "mini"}, {"steps": 4}, {"recover_tokens": 9}, {"adapt": "none"}],
     ),
-    "cost": (
-        lambda folder: ms.CostEvaluator(length=48, layers=2, heads=2, block=16),
-        [
-            *({"length": 41}, {"layers": 1}, {"heads": 3}, {"width": 9}, {"block": 8}),
-            *({"measure": ("flops",)}, {"measure": ("latency",)}, {"repeats": 6}),
-        ],
-        [],
-    ),
 }
 
 
@@ -194,12 +183,3 @@ def test_settings_that_scores_depend_on_make_other_protocols(name: str, tmp_path
     protocols = [base.protocol, *(replace(base, **change).protocol for change in others)]
     assert len(set(protocols)) == len(protocols)
     assert {replace(base, **change).protocol for change in same} <= {base.protocol}
-    machine = {"measure": ("latency",)}  # times are of one machine
-    if machine in others:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("masksearch.evaluators.cost.machine", lambda: "another")
-            changed = [base.protocol, *(replace(base, **change).protocol for change in others)]
-        assert [a != b for a, b in zip(protocols, changed, strict=True)] == [
-            *(False,),
-            *(change == machine for change in others),
-        ]

@@ -2,12 +2,14 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.contracts import Report
 from masksearch.evaluators.wrappers import Cached
 
 
@@ -47,6 +49,25 @@ def test_a_stopped_or_failed_run_is_not_kept(tmp_path):
     nan = Cached(ToyEvaluator("nan", nan_at=0.0), tmp_path / "kept")
     judged(nan, masks.window(2), tmp_path)
     assert list((tmp_path).glob("kept/*")) == []
+
+
+class Closing(ToyEvaluator):
+    """Its log says when it was closed."""
+
+    def __call__(self, mask: masks.Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        try:
+            yield from super().__call__(mask, seed=seed, workdir=workdir)
+        finally:
+            (workdir / "closed").write_text("closed")
+
+
+def test_closing_it_closes_the_run_within(tmp_path):
+    reports = Cached(Closing(), tmp_path / "kept")(masks.star(), seed=0, workdir=tmp_path)
+    next(reports)
+    assert not (tmp_path / "closed").exists()
+    reports.close()
+    assert (tmp_path / "closed").exists()
+    assert list(reports) == []
 
 
 def test_a_damaged_file_is_run_again_with_a_warning(tmp_path, caplog):

@@ -479,7 +479,7 @@ def test_without_ray_the_remedy_is_named(tmp_path):
     code = (
         "import sys; sys.modules['ray'] = None; from masksearch import *; import masksearch as ms;"
         "print(ms.RayTune(slots=3));"
-        f"ms.compare({{'w': masks.window(1)}}, ms.CostEvaluator(length=16), run={str(tmp_path)!r},"
+        f"ms.compare({{'w': masks.window(1)}}, ms.PlantedEvaluator(), run={str(tmp_path)!r},"
         " executor=ms.RayTune())"
     )
     done = python("-c", code)

@@ -89,16 +89,11 @@ def test_later_call_on_another_machine_is_told(tmp_path, objectives, shape):
 
 
 def test_what_judges_a_mask_again_has_no_settings_of_strategies():
-    judging = ["lr=.1", "cost.length=8", "held_out=a.b"]
+    judging = ["lr=.1", "held_out=a.b"]
     others = ["dam.steps=3", "prune.rounds=2", "units.levels=[]", "halving.factor=3"]
     command = {"command": "search", "options": {"set": [*others, *judging], "strategy": "prune"}}
     words = shlex.split(evaluate_line(command))
     assert [words[at + 1] for at, word in enumerate(words) if word == "--set"] == judging
-
-
-def test_the_judging_command_names_every_objective():
-    command = {"command": "search", "options": {"corpus": "text", "costs": "latency,memory"}}
-    assert "--costs latency,memory" in evaluate_line(command)
 
 
 @pytest.mark.nightly

@@ -246,7 +246,7 @@ def test_resume_joins_no_server_that_only_the_folder_names(option, strange, comm
 def test_resume_names_options_of_another_version(strange, command):
     run = told(strange(None), batch=16, rows=8, squad=None)  # the last was not given
     said = command.refused("resume", run)
-    assert "that `masksearch search` does not have (batch, rows); give the command" in said
+    assert "does not have (batch, rows): report it, or give its command in another folder" in said
     with pytest.raises(ms.errors.MaskSearchError, match=r"does not have \(batch, rows\)"):
         ms.resume(run)
 

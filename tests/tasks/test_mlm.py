@@ -116,7 +116,7 @@ def test_draws_are_those_of_recorded_experiments() -> None:
     rows = torch.cat([edge * 2, body, edge * 3], 1)
     special = {"pad": 0, "unknown": 1, "cls": 2, "sep": 3, "mask": 4}
     made = word_piece({name: number for number, name in enumerate(names)})
-    task = task_of(Corpus(rows[:40], rows[40:], made, special, "x"), batch=16)
+    task = task_of(Corpus(made, special, 16, "x", rows[:40], rows[40:]), batch=16)
     digest = hashlib.sha256()
     for batch in [*islice(task.batches(3), 12), *task.held_out()]:
         for name in ("input_ids", "labels"):

@@ -166,7 +166,7 @@ def test_held_out_is_fixed_and_capped(corpus: Corpus, kind: Kind) -> None:
 
 def test_errors_say_what_to_do(corpus: Corpus) -> None:
     with pytest.raises(ValueError, match="at least 7 positions"):
-        task_of(replace(corpus, train=corpus.train[torch.arange(9)][:, :6]))
+        task_of(replace(corpus, train=corpus.train[torch.arange(9)][:, :6], length=6))
     one = replace(corpus.begins[0], paragraphs=corpus.begins[0].documents)
     whole = replace(corpus, begins=(one, one))
     with pytest.raises(DataError, match=r"holds 1 documents.*needs 2.*kind='order'"):

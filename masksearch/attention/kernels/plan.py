@@ -64,15 +64,15 @@ class GatherPlan:
     )
 
     @staticmethod
-    def of_mask(mask: Mask, length: int, block: int = 64, layer: int = 0) -> GatherPlan:
-        """Plans one layer of a mask from its distinct tiles.
+    def of_mask(mask: Mask, length: int, block: int = 64) -> GatherPlan:
+        """Plans a layer from the distinct tiles of its mask.
 
         Args:
-            mask: Any mask. Rows that keep no key are not refused here: their output is 0, as
-                with a bool mask in `scaled_dot_product_attention`.
+            mask: A mask that does not tell layers apart (else take `masks.layer_of` first). Rows
+                that keep no key are not refused here: their output is 0, as with a bool mask in
+                `scaled_dot_product_attention`.
             length: Positions; the last block may be ragged.
             block: Side of a tile, in positions (>= 1).
-            layer: Layer of a mask that tells layers apart.
 
         Raises:
             LengthError: If the mask has another length.
@@ -80,19 +80,13 @@ class GatherPlan:
         """
         planner = Planner(block)
         for head in range(mask.heads or 1):
-            tiles = distinct_tiles(mask, length, block, layer if mask.layers else 0, head)
-            planner.add(*tiles, head)
+            planner.add(*distinct_tiles(mask, length, block, head), head)
         return GatherPlan(length, mask.heads or 1, block, planner.unit, tuple(planner.bundles()))
 
     @property
     def units(self) -> int:
         """Units of one head, those of a ragged last block included."""
         return -(-self.length // self.block) * (self.block // self.unit)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of the plan's indices and cells."""
-        return sum(tensor.nbytes for bundle in self.bundles for tensor in bundle.tensors.values())
 
     def to(self, device: torch.device | str) -> GatherPlan:
         """The plan on another device."""

@@ -34,7 +34,6 @@ from masksearch.tasks.text.files import (
     split_files,
     text_files,
 )
-from masksearch.tasks.text.layout import RowLayout
 from masksearch.tasks.text.packing import (
     Boundaries,
     Sequences,
@@ -46,8 +45,6 @@ from masksearch.tasks.text.packing import (
 )
 from masksearch.tasks.text.tokenizer import (
     Vocabulary,
-    encode,
-    id_count,
     open_tokenizer,
     special_ids,
     train_tokenizer,
@@ -63,47 +60,26 @@ PieceReader = Callable[[list[Path]], Iterable[tuple[int, str]]]  # as `marked_pi
 
 
 @dataclass(frozen=True, eq=False)
-class Corpus:
+class Corpus(Vocabulary):
     """Token sequences of one length, with the tokenizer that made them.
 
     Pickles self-contained: with the ids, in the smallest integer type that holds them.
 
     Args:
+        tokenizer: A `tokenizers.Tokenizer`.
+        special: Token ids by role: pad, unknown, cls, sep, mask.
+        length: Positions of a sequence.
+        digest: Hash of the text, the tokenizer and the length.
         train: int32 `[sequences, length]`, every row `[CLS] ... [SEP]`: a tensor, or
             `Sequences` over a mapped file, which are read like one.
         held_out: The same.
-        tokenizer: A `tokenizers.Tokenizer`.
-        special: Token ids by role: pad, unknown, cls, sep, mask.
-        digest: Hash of the text, the tokenizer and the length.
         begins: Where documents and paragraphs begin in the text of `train` and `held_out`
             (all rows without `[CLS]` and `[SEP]`, one after the other); None = not known.
     """
 
     train: Tensor | Sequences
     held_out: Tensor | Sequences
-    tokenizer: Tokenizer = field(repr=False)
-    special: dict[str, int]
-    digest: str
     begins: tuple[Boundaries, Boundaries] | None = field(default=None, repr=False)
-
-    @property
-    def length(self) -> int:
-        """Positions of a sequence."""
-        return self.train.shape[1]
-
-    @cached_property
-    def vocabulary(self) -> int:
-        """Number of token ids: the largest one and one."""
-        return id_count(self.tokenizer)
-
-    @cached_property
-    def layout(self) -> RowLayout:
-        """BERT's rows of these tokens."""
-        return RowLayout.bert(self.special, self.length)
-
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens."""
-        return encode(self.tokenizer, texts)
 
     @cached_property
     def held_out_splits(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -193,12 +169,10 @@ class Corpus:
             held_out=held_rows[0],
             tokenizer=made,
             special=special,
+            length=length,
             digest=digest,
             begins=(train_rows[1], held_rows[1]),
         )
-
-
-TokenSource = Corpus | Vocabulary  # what turns text into ids
 
 
 def pack_parts(

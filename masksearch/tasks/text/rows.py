@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from masksearch.contracts import Batch
 from masksearch.errors import DataError
 from masksearch.files import short_hash
-from masksearch.tasks.text.corpus import Corpus
 from masksearch.tasks.text.layout import RowLayout
 from masksearch.tasks.text.packing import IdLists, shrink
 from masksearch.tasks.text.tokenizer import (
@@ -141,7 +140,7 @@ class CheckpointTokenizer:
         return short_hash(repr(self.layout), repr(rows))
 
 
-RowSource = Corpus | Vocabulary | CheckpointTokenizer  # what turns texts into rows
+RowSource = Vocabulary | CheckpointTokenizer  # what turns texts into rows
 
 
 @lru_cache(maxsize=4)
@@ -162,7 +161,7 @@ def read_tokenizer(name: str | Path, length: int) -> CheckpointTokenizer | Vocab
     return CheckpointTokenizer(name, whole, length, bert)
 
 
-def bert_rows(source: Corpus | Vocabulary, texts: Texts) -> list[Ids]:
+def bert_rows(source: Vocabulary, texts: Texts) -> list[Ids]:
     """Rows in BERT's layout, for models from scratch; where one is too long, the end of its
     longer text is cut."""
     pair, layout = len(texts[0]) == 2, source.layout

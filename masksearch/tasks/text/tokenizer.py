@@ -288,7 +288,7 @@ class Vocabulary:
 
     @cached_property
     def vocabulary(self) -> int:
-        """Number of token ids."""
+        """Number of token ids: the largest one and one."""
         return id_count(self.tokenizer)
 
     @cached_property
