@@ -519,8 +519,8 @@ def describe_loss(plain: Comparison, name: str) -> str:
 
 
 def describe_kept(full: GlueEvaluator, plain: Comparison, name: str) -> str:
-    """What a mask keeps as it is: minus dense attention, where there are labels, and how far it
-    answers as the dense model does."""
+    """How far a mask, as it is, keeps the score of dense attention, where there are labels, and
+    the dense model's answers."""
     agrees = f"As it is it {agreement_of(plain, plain.entries[name])}."
     if without_labels(full):
         return agrees

@@ -113,7 +113,7 @@ def read_texts(path: Path, task: GlueTask) -> Texts:
 def answer(
     trainer: TaskTraining, model: nn.Module, rows: TokenRows, classes: Sequence[str]
 ) -> list[str]:
-    """What a model answers to each row: a class's name, or a number."""
+    """The answers of a model to each row: a class's name, or a number."""
     outputs = torch.stack(trainer.predict(model, rows))
     if not classes:
         return [repr(value) for value in outputs.squeeze(-1).tolist()]
