@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 from operator import itemgetter, or_
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from masksearch.masks.core import FAMILIES, Either, Mask
 from masksearch.masks.families import SWEPT
 from masksearch.masks.leaves import (
@@ -26,14 +29,16 @@ from masksearch.masks.leaves import (
     SpecialTokens,
     Window,
 )
-from masksearch.masks.measure import ROUNDING, effective_density
+from masksearch.masks.lower import block_view
+from masksearch.masks.measure import ROUNDING, effective_density, pair_weights
 from masksearch.masks.shape import Shape
-from masksearch.masks.tables import PerHead, PerLayer
+from masksearch.masks.tables import BlockLayout, PerHead, PerLayer
 
 SINKS, WINDOWS = 4, 8  # the default local mask: so many sinks, and this part of the length
 WIDEST = "widest window"
 Layers = Sequence[Mask]
 LAST: Sequence[Layers] = ([Full()], [])  # how a mask ends, what is tried first before
+ROW_LAST: Sequence[Layers] = ([Window(0) | (GlobalTokens(1) - Columns(1))], [])  # of tiles
 LOCAL_HEAD = Window(0) | GlobalTokens(1)  # of an encoder
 NARROWER = (Window(0) | Columns(1), Window(0))  # heads that cost less, the cheapest last
 WHOLE = {"full heads": (Full(),), "heads each way": (~Causal(), Causal())}
@@ -50,6 +55,7 @@ def equal_cost_baselines(
     local: Mask | None = None,
     special: Sequence[int] | None = None,
     order: Sequence[Sequence[int]] | None = None,
+    block: tuple[int, int] | None = None,
 ) -> dict[str, Mask]:
     """The hand-designed masks that cost no more than a limit, each as dense as that allows.
 
@@ -73,6 +79,10 @@ def equal_cost_baselines(
       diagonal alone, whichever is the richest that leaves most for whole heads. Only where that
       is more than with the global token.
 
+    With `block` all keep whole tiles, every one that they touch, for a kernel that leaves tiles
+    out; of a last layer of which one row is read the first row of tiles and the diagonal's. Masks
+    that follow the tokens leave out no tile, and are not drawn; "local layers, last full" is.
+
     Within a small limit no mask of whole heads fits: then `masks.baselines.whole_heads` finds no
     name, and what is left is no opponent to speak of.
 
@@ -87,12 +97,17 @@ def equal_cost_baselines(
         order: Of an encoder, the heads of each layer in the order in which they become whole, such
             as by their first-order effect, the largest first; None = by their numbers.
 
+        block: Of an encoder, queries and keys of a tile, one a multiple of the other.
+
     Returns:
         Name -> mask, without those whose least member is beyond the limit, each mask once.
 
     Raises:
-        ValueError: If `order` does not name every head of every layer once.
+        ValueError: If `order` does not name every head of every layer once, or `block` is of a
+            decoder or no such tile.
     """
+    if block is not None:
+        return drawn_in_tiles(limit, shape, cost, order, block)
     price = cost or (lambda mask: effective_density(mask, shape))
     layers, reaches = shape.layers, range(shape.length)
     drawn: dict[str, Mask | None] = {}
@@ -107,12 +122,7 @@ def equal_cost_baselines(
             drawn[name] = densest(limit, price, made.__getitem__, range(layers - 1))
         return {name: mask for name, mask in drawn.items() if mask is not None}
     ends = LAST if cost is None and layers > 1 and shape.read == 1 else LAST[1:]
-    for name, mask in FAMILIES.items():
-        make, least = SWEPT.get(name, (lambda _, mask=mask: mask, shape.length))
-        sizes: Sequence[int] = range(least, shape.length + 1)
-        if price(make(sizes[0])) > price(make(sizes[-1])):  # a period, or the size of a block
-            sizes = sizes[::-1]
-        drawn[name] = fullest(limit, price, make, sizes, layers, ends)
+    drawn |= families_within(limit, price, shape, ends)
     special = outer_tokens(shape) if special is None else special
     beside: dict[str, tuple[Mask, Sequence[int]]] = {}
     if special:
@@ -125,6 +135,82 @@ def equal_cost_baselines(
         drawn[name] = fullest(limit, price, make, sizes, layers, ends)
     drawn |= heads_within(limit, price, shape, order, ends)
     return {name: mask for name, mask in drawn.items() if mask is not None}
+
+
+def families_within(
+    limit: float, cost: Callable[[Mask], float], shape: Shape, ends: Sequence[Layers]
+) -> dict[str, Mask | None]:
+    """The densest member of each hand-designed family; the arguments are those of `fullest`."""
+    drawn: dict[str, Mask | None] = {}
+    for name, mask in FAMILIES.items():
+        make, least = SWEPT.get(name, (lambda _, mask=mask: mask, shape.length))
+        sizes: Sequence[int] = range(least, shape.length + 1)
+        if cost(make(sizes[0])) > cost(make(sizes[-1])):  # a period, or the size of a block
+            sizes = sizes[::-1]
+        drawn[name] = fullest(limit, cost, make, sizes, shape.layers, ends)
+    return drawn
+
+
+def drawn_in_tiles(
+    limit: float,
+    shape: Shape,
+    cost: Callable[[Mask], float] | None,
+    order: Sequence[Sequence[int]] | None,
+    block: tuple[int, int],
+) -> dict[str, Mask]:
+    """`equal_cost_baselines` of whole tiles; the arguments are as there."""
+    side, most = min(block), max(block)
+    if shape.causal or side < 1 or most % side:
+        raise ValueError(
+            "block is of an encoder's masks: queries and keys of a tile, one a multiple of the "
+            f"other; got {block}{' of a decoder' if shape.causal else ''}"
+        )
+    weights = pair_weights(shape)
+    weights = weights if weights.ndim > 2 else weights[None, None]
+    tiled = sum_tiles(weights, (side, side))
+    snap = partial(whole_tiles, length=shape.length, block=block)
+
+    def price(mask: Mask) -> float:
+        snapped = snap(mask)
+        if cost is not None:
+            return cost(snapped)
+        kept = snapped.bits.expand(shape.layers, shape.heads, -1, -1).double().mean(1, True)
+        return float((kept * tiled).sum() / tiled.expand_as(kept).sum())
+
+    drawn: dict[str, Mask | None] = {}
+    ends = ROW_LAST if shape.layers > 1 and shape.read == 1 else LAST[1:]
+    for name, beside in {WIDEST: Window(0), f"{WIDEST} and first column": Columns(1)}.items():
+        make, reaches = partial(neighbours_and, beside), range(shape.length)
+        drawn[name] = fullest(limit, price, make, reaches, shape.layers, ends)
+    if shape.layers > 1:
+        named = "local layers, last full"
+        drawn[named] = fullest(limit, price, Window, reaches, shape.layers, LAST[:1])
+    drawn |= families_within(limit, price, shape, ends)
+    drawn |= heads_within(limit, price, shape, order, ends)
+    once: dict[str, Mask] = {}
+    for name, mask in drawn.items():
+        if mask is not None and (snapped := snap(mask)) not in once.values():
+            once[name] = snapped
+    return once
+
+
+def whole_tiles(mask: Mask, length: int, block: tuple[int, int]) -> BlockLayout:
+    """The tiles that a mask touches, as blocks of the finer side."""
+    side, tile = min(block), tuple(each // min(block) for each in block)
+    cells = block_view(mask, length, side)
+    count, snapped = cells.shape[-1], sum_tiles(cells, tile) > 0
+    for axis, times in zip((-2, -1), tile, strict=True):
+        snapped = snapped.repeat_interleave(times, axis).narrow(axis, 0, count)
+    return BlockLayout(snapped, side)
+
+
+def sum_tiles(table: Tensor, tile: tuple[int, ...]) -> Tensor:
+    """A table's cells, `[.., n, m]`, summed over tiles of so many rows and columns, which may be
+    ragged at its end."""
+    rows, columns = (-size % each for size, each in zip(table.shape[-2:], tile, strict=True))
+    padded = F.pad(table.double(), (0, columns, 0, rows))
+    sides = padded.shape[-2] // tile[0], tile[0], padded.shape[-1] // tile[1], tile[1]
+    return padded.reshape(*table.shape[:-2], *sides).sum((-3, -1))
 
 
 def heads_within(
