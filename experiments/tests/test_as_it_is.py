@@ -167,6 +167,40 @@ def test_rows_that_judge_and_choose_share_no_text_with_those_trained_on(scripts,
     assert not any(a in b or b in a for a in parts["train"] for b in parts["dev"])
 
 
+def test_the_amendment_s_contrasts(scripts):
+    amended = load_script("22_as_it_is/amended.py")
+    lines = made_up()
+    for own in lines.values():
+        for line in [each for each in own if each["name"].startswith("prune")]:
+            budget, worse = line["name"].split()[1], {"score": line["score"] - 0.05}
+            own.append(line | {"name": f"effects, 4800 rows {budget}"})
+            own.append(line | worse | {"name": f"effects, ten rounds {budget}"})
+            own.append(line | worse | {"name": f"hand {budget}: same token"})
+        own.append({"stage": "ended"})
+    lines["SST-2", 9] = lines["SST-2", 0][:-1]  # has not ended
+    found = amended.contrasts(lines).set_index(["contrast", "task", "budget"])
+    tested = found.loc["dam - effects", "SST-2", 0.12]
+    scored = scripts["tables"].named
+    gaps = [
+        scored(lines["SST-2", seed], "judge", "dam 0.12")["score"]
+        - scored(lines["SST-2", seed], "judge", "effects, 4800 rows 0.12")["score"]
+        for seed in SEEDS
+    ]
+    assert tested.difference == pytest.approx(fmean(gaps))
+    assert tested.models == len(SEEDS)
+    assert tested.level == 0.95  # QQP is not there, so the family has one test
+    assert tested.adjusted_p == pytest.approx(tested.p)
+    assert ("dam - drawn", "SST-2", 0.2) not in found.index  # the plan draws words alone there
+    assert found.loc["dam - drawn", "STS-B", 0.2].difference > 0.05
+    kept = amended.kept(lines).set_index(["task", "budget", "arm"])
+    assert kept.loc["STS-B", 0.2, "dense"]["of dense"] == pytest.approx(1)
+    assert set(amended.moved(lines).values()) == {
+        0.85 - scored(own, "choice", "dense")["score"]
+        for model, own in scripts["tables"].all_lines().items()
+        if model in lines and scored(own, "choice", "dense")
+    }
+
+
 def made_up_pairs(tmp_path):
     """A folder of toy pairs of sentences, and a checkpoint of their words."""
     draw = random.Random(0)

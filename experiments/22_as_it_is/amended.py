@@ -1,0 +1,126 @@
+"""What follows from the lines of results/amended/: the contrasts of amendment.toml.
+
+python experiments/22_as_it_is/amended.py
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from itertools import product
+
+import pandas as pd
+from tables import (
+    HERE,
+    RESULTS,
+    Line,
+    Model,
+    all_lines,
+    as_line,
+    best,
+    minus,
+    named,
+    scored,
+)
+
+from masksearch.analysis.stats import estimate, holm, holm_levels
+
+PLAN = tomllib.loads((HERE / "amendment.toml").read_text(encoding="utf-8"))
+BUDGETS = PLAN["models"]["budgets"]
+TESTED, TESTED_AT = ("SST-2", "QQP"), 0.12  # (b) of the plan
+OPPONENTS = {  # an arm -> how the names of its masks begin; the rows that choose prefer one
+    "drawn": "hand {}: ",
+    "same token": "hand {}: same token",
+    "effects": "effects, ",
+}
+
+
+def mask_of(own: list[Line], arm: str, budget: float) -> str | None:
+    """The name of the mask that stands for an arm on a model; None = none was chosen."""
+    if arm in ("dense", "dam"):
+        return arm if arm == "dense" else f"dam {budget}"
+    lines = scored(own, "choice", OPPONENTS[arm].format(budget))
+    lines = [line for line in lines if arm != "effects" or line["name"].endswith(f" {budget}")]
+    return best(lines)["name"] if lines else None
+
+
+def judged(
+    lines: Mapping[Model, list[Line]], task: str, arm: str, budget: float
+) -> dict[int, Line]:
+    """Seed -> the judged line of an arm's mask, of the models that have ended."""
+    found = {}
+    for (of, seed), own in sorted(lines.items()):
+        name = mask_of(own, arm, budget) if of == task and own[-1]["stage"] == "ended" else None
+        if name and (line := named(own, "judge", name)):
+            found[seed] = line
+    return found
+
+
+def contrasts(lines: Mapping[Model, list[Line]]) -> pd.DataFrame:
+    """DAM minus the best drawn mask, the better of those that follow the words, and the better of
+    first-order effects; the two planned tests with Holm's adjusted p and level."""
+    table: list[Line] = []
+    for arm, task, budget in product(OPPONENTS, PLAN["tasks"], BUDGETS):
+        if arm == "drawn" and PLAN["tasks"][task]["drawn"] != "all":
+            continue
+        sides = [judged(lines, task, each, budget) for each in ("dam", arm)]
+        if len(sides[0].keys() & sides[1].keys()) > 1:
+            about = {"contrast": f"dam - {arm}", "task": task, "budget": budget, "level": 0.95}
+            table.append(about | as_line(minus(*sides), *sides) | {"sides": sides})
+    family = [
+        row
+        for row in table
+        if (row["contrast"], row["budget"]) == ("dam - effects", TESTED_AT)
+        if row["task"] in TESTED
+    ]
+    p_values = [row["p"] for row in family]
+    for row, p, level in zip(family, holm(p_values), holm_levels(p_values), strict=True):
+        row |= as_line(minus(*row["sides"], level), *row["sides"])
+        row |= {"adjusted_p": p, "level": level}
+    return pd.DataFrame(table).drop(columns="sides")
+
+
+def kept(lines: Mapping[Model, list[Line]]) -> pd.DataFrame:
+    """What each arm keeps: the mean over models with its interval, and how much of what is above
+    a constant answer."""
+    table = []
+    for task, budget, arm in product(PLAN["tasks"], BUDGETS, ("dense", "dam", *OPPONENTS)):
+        own = judged(lines, task, arm, budget)
+        dense = judged(lines, task, "dense", budget)
+        if len(own) < 2 or (arm == "drawn" and PLAN["tasks"][task]["drawn"] != "all"):
+            continue
+        mean = estimate([line["score"] for line in own.values()])
+        shares = [
+            (own[seed]["score"] - own[seed]["constant"])
+            / (dense[seed]["score"] - dense[seed]["constant"])
+            for seed in own
+        ]
+        table.append(
+            {"task": task, "budget": budget, "arm": arm, "models": len(own), "score": mean.value,
+             "low": mean.low, "high": mean.high, "of dense": sum(shares) / len(shares),
+             "density_judged": sum(line["density_judged"] for line in own.values()) / len(own)}
+        )  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def moved(lines: Mapping[Model, list[Line]]) -> dict[Model, float]:
+    """How far the dense models that were made anew are from 22's, on the rows that choose."""
+    earlier = all_lines()
+    pairs = {
+        model: [named(each, "choice", "dense") for each in (own, earlier.get(model, []))]
+        for model, own in lines.items()
+    }
+    return {m: new["score"] - old["score"] for m, (new, old) in pairs.items() if new and old}
+
+
+def main() -> None:
+    """Prints and writes the tables."""
+    lines = all_lines(RESULTS / "amended")
+    for name, table in {"contrasts": contrasts(lines), "kept": kept(lines)}.items():
+        table.to_csv(RESULTS / f"amended_{name}.csv", index=False, float_format="%.5f")
+        print(table.round(3).to_string(), "\n")
+    print(moved(lines))
+
+
+if __name__ == "__main__":
+    main()
