@@ -517,7 +517,7 @@ class JointTraining:
             allocation = cut_switches(gates.units, probabilities, density)
             return as_shares(gates.units, allocation, probabilities.shape)
         weights = None if gates.weights is None else gates.weights.cpu()
-        return at_sparsity(probabilities, 1 - density, weights=weights)
+        return at_sparsity(probabilities, 1 - density, weights=weights, block=gates.block)
 
     # -- checkpoints ---------------------------------------------------------------------------
     def identity(self) -> dict[str, Any]:

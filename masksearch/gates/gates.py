@@ -6,7 +6,6 @@ attach(model, gates)              # or masksearch.dam(model, batches, gates)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -15,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksearch.attention.call import AttentionCall
+from masksearch.attention.kernels.choose import grain_on
 from masksearch.contracts import Shape, generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, check_name
-from masksearch.gates.discretise import least_density, mean_of_edges, weights_of
+from masksearch.gates.discretise import EDGE, Block, least_density, mean_of_edges, weights_of
 from masksearch.gates.estimators import form_named
 from masksearch.gates.units import Unit, Units, attend_switched, read_levels, write_levels
 from masksearch.masks.core import Mask
@@ -44,7 +44,7 @@ class Gates(nn.Module):
     Args:
         structure: `"free"`: one gate an edge; `"symmetric"`: (i, j) and (j, i) share one;
             `"toeplitz"`: one per distance |i - j|; `"toeplitz+global"`: also one for each of the
-            first `global_count` rows and columns; `"block"`: one per `block` x `block` tile;
+            first `global_count` rows and columns; `"block"`: one per tile of `block`;
             `"switch"`: one for each of the `levels` of each `unit`.
         length: Longest sequence, in positions.
         heads: Heads of a layer; 1 = all heads share the gates.
@@ -57,7 +57,9 @@ class Gates(nn.Module):
         initial: First value of every logit (2.0: open with probability 0.88); of a switch, that
             of its last option, the others having 0.
         global_count: Rows and columns with a gate of their own, for `"toeplitz+global"`.
-        block: Edge of a tile in positions, for `"block"`.
+        block: Of `"block"`: queries and keys of a tile, in positions, such as `(64, 16)`, one a
+            multiple of the other; a number is a square. None = what the sparse kernel of this
+            machine leaves out: 64 x 16 on a CPU, 128 x 128 where there is a CUDA device.
         seed: Seed of the sampling noise.
         causal: Whether the model is a decoder: later keys then count for no density.
         lengths: How many sequences of the data have how many tokens (tokens -> count): density
@@ -80,6 +82,7 @@ class Gates(nn.Module):
         logits: float `[layers, heads, gates]`; the last axis is the structure's own. Of a switch
             `[layers, units of a layer, levels]`.
         units: The layers or heads of a switch, and their options; None = edges have gates.
+        block: Queries and keys of the tiles whose edges share a gate; (1, 1) of other structures.
         enabled: False = plain dense attention (a warm-up).
         alone: True = every query sees itself alone: no attention, as if all gates were closed.
         cooling: Factor on the temperature, set by a run that anneals it.
@@ -91,8 +94,9 @@ class Gates(nn.Module):
     Raises:
         UnknownNameError: For an unknown structure or form.
         ValueError: For a size below 1, a temperature not above 0, `signed` without Toeplitz
-            gates, `global_count`, `block` or `read` beyond the length, `flip` or hard gates
-            where the other arguments make soft ones, levels without a switch or the reverse.
+            gates, `global_count`, `block` or `read` beyond the length, sides of a `block` that
+            are no multiples, `flip` or hard gates where the other arguments make soft ones,
+            levels without a switch or the reverse.
 
     Reference: SparseBERT, arXiv 2102.12871 (DAM); its DAM_u is `"symmetric"`, DAM_s `"toeplitz"`.
     """
@@ -116,7 +120,7 @@ class Gates(nn.Module):
         temperature: float = 1.0,
         initial: float = 2.0,
         global_count: int = 4,
-        block: int = 16,
+        block: int | Sequence[int] | None = None,
         seed: int = 0,
         causal: bool = False,
         lengths: Lengths | None = None,
@@ -136,7 +140,8 @@ class Gates(nn.Module):
         self.length, self.heads, self.layers = length, heads, layers
         self.temperature, self.cooling, self.seed = temperature, 1.0, seed
         self.initial = initial
-        self.global_count, self.block = global_count, block
+        self.global_count = global_count
+        self.block = read_block(block, length) if structure == "block" else EDGE
         self.refuse_arguments(levels)
         self.enabled = True
         self.alone = False
@@ -160,7 +165,7 @@ class Gates(nn.Module):
     def refuse_arguments(self, levels: Sequence[Mask | str] | None) -> None:
         """Raises ValueError for arguments out of range, or that do not go together."""
         structure, form, length = self.structure, self.form, self.length
-        global_count, block, temperature = self.global_count, self.block, self.temperature
+        global_count, temperature = self.global_count, self.temperature
         switch = structure == "switch"
         refusals = (
             (
@@ -188,10 +193,6 @@ class Gates(nn.Module):
                 f"global_count must lie in 1..length = 1..{length}, got {global_count}; "
                 "without global gates use structure='toeplitz'",
             ),
-            (
-                structure == "block" and not 1 <= block <= length,
-                f"block must lie in 1..length = 1..{length}, got {block}",
-            ),
         )
         for refused, why in refusals:
             if refused:
@@ -208,14 +209,15 @@ class Gates(nn.Module):
             low, high = torch.minimum(query, key), torch.maximum(query, key)
             position = high * (high + 1) // 2 + low
         elif self.structure == "block":
-            position = query // self.block * math.ceil(length / self.block) + key // self.block
+            queries, keys = self.block
+            position = query // queries * -(-length // keys) + key // keys
         elif self.signed:
             position = key - query + length - 1
         else:
             position = (key - query).abs()
         self.register_buffer("position", position.flatten(), persistent=False)
         weights = weights_of(self.shape)
-        self.least_density = least_density(length, weights)
+        self.least_density = least_density(length, weights, self.block)
         shares = None
         if weights is None:
             covered = self.position.bincount() / length**2
@@ -253,9 +255,11 @@ class Gates(nn.Module):
         """The constructor's arguments, as plain data."""
         names = (
             *("structure", "signed", "form", "hard", "temperature", "initial"),
-            *("global_count", "block", "seed"),
+            *("global_count", "seed"),
         )
         settings = {name: getattr(self, name) for name in names} | self.shape.to_dict()
+        if self.structure == "block":
+            settings["block"] = list(self.block)
         if self.units is not None:
             settings |= {"levels": write_levels(self.units.levels), "unit": self.units.unit}
             of_units = {"kv_heads": self.units.kv_heads, "costs": self.units.costs}
@@ -441,3 +445,31 @@ class Gates(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without the sample at hand, which is part of a graph."""
         return {**self.__dict__, "drawn": None}
+
+
+def read_block(block: int | Sequence[int] | None, length: int) -> Block:
+    """Queries and keys of a tile; None = the grain of this machine's kernel.
+
+    Raises:
+        ValueError: If they are no two whole numbers, out of range, or no multiples.
+    """
+    if block is None:
+        block = grain_on("cuda" if torch.cuda.is_available() else "cpu")
+    sides = tuple(block) if isinstance(block, Sequence) else (block, block)
+    if len(sides) != 2 or not all(type(side) is int for side in sides):
+        raise ValueError(
+            "block is a whole number of positions, or two: queries and keys of a tile, such as "
+            f"(64, 16); got {block!r}"
+        )
+    finer, longer = sorted(sides)
+    if not 1 <= finer <= length:
+        raise ValueError(
+            f"block must lie in 1..length = 1..{length}, its finer side at least, got {block}; "
+            "give smaller tiles, such as block=(8, 2)"
+        )
+    if longer % finer:
+        raise ValueError(
+            f"one side of a block is a multiple of the other, got {sides[0]} x {sides[1]}; "
+            f"give {longer // finer * finer} in the place of {longer}"
+        )
+    return sides

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from masksearch.attention.call import AttentionCall
+from masksearch.attention.kernels.choose import grain_on
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, UnknownNameError
 from masksearch.gates.gates import Gates
 
@@ -19,6 +20,8 @@ STRUCTURES: list[dict[str, Any]] = [
     {"structure": "toeplitz+global", "global_count": 2},
     {"structure": "toeplitz+global", "global_count": 3, "signed": True},
     {"structure": "block", "block": 4},
+    {"structure": "block", "block": (4, 2)},
+    {"structure": "block", "block": [1, 3]},
 ]
 
 
@@ -38,7 +41,8 @@ def probability(gates: Gates, layer: int, head: int, i: int, j: int) -> float:
         pairs = [(a, b) for a in range(N) for b in range(a + 1)]
         return p[pairs.index((max(i, j), min(i, j)))]
     if gates.structure == "block":
-        return p[(i // 4) * 3 + j // 4]
+        queries, keys = gates.block
+        return p[(i // queries) * len(range(0, N, keys)) + j // keys]
     offsets = list(range(1 - N, N)) if gates.signed else list(range(N))
     closed = 1 - p[offsets.index(j - i if gates.signed else abs(j - i))]
     count = gates.extra_rows
@@ -191,7 +195,21 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"structure": "toeplitz+global", "global_count": 10},
         r"global_count must lie in 1\.\.length = 1\.\.9, got 10",
     ),
-    "block": ({"structure": "block", "block": 0}, "block must lie in"),
+    "block": ({"structure": "block", "block": 0}, r"block must lie in 1\.\.length = 1\.\.9, .* 0"),
+    "long block": (
+        {"structure": "block", "block": (20, 10)},
+        r"block must lie in 1\.\.length = 1\.\.9, its finer side at least, got \(20, 10\); give",
+    ),
+    "block of no multiples": (
+        {"structure": "block", "block": (3, 8)},
+        "one side of a block is a multiple of the other, got 3 x 8; give 6 in the place of 8",
+    ),
+    "block of three": (
+        {"structure": "block", "block": (4, 2, 1)},
+        r"block is a whole number of positions, or two: .* \(64, 16\); got \(4, 2, 1\)",
+    ),
+    "block in words": ({"structure": "block", "block": "4x2"}, r"or two: .*; got '4x2'"),
+    "block of a fraction": ({"structure": "block", "block": 2.5}, r"or two: .*; got 2\.5"),
 }
 
 
@@ -201,6 +219,17 @@ def test_wrong_arguments_are_refused(name: str):
     kind = UnknownNameError if name in ("structure", "form") else ValueError
     with pytest.raises(kind, match=said):
         Gates(**{"length": N, "heads": 1} | given)
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_tiles_are_as_fine_as_the_kernel_of_this_machine(cuda: bool, monkeypatch: Any):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    gates = Gates("block", length=256, heads=2)
+    rows, columns = (2, 2) if cuda else (4, 16)
+    assert gates.block == (256 // rows, 256 // columns) == grain_on("cuda" if cuda else "cpu")
+    assert gates.logits.shape == (1, 2, rows * columns)
+    assert Gates(**gates.arguments).block == gates.block
+    assert Gates(length=256, heads=2).block == (1, 1)  # of other structures
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
