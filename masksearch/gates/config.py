@@ -15,7 +15,7 @@ from masksearch.errors import (
     unknown_name,
 )
 from masksearch.files import own_numbers
-from masksearch.gates.discretise import EDGE
+from masksearch.gates.discretise import key_in_every_row
 from masksearch.gates.gates import Gates
 from masksearch.gates.sparsebert import PublishedGates, published_rate
 
@@ -202,12 +202,7 @@ def refuse_unreachable(config: DamConfig, gates: Gates) -> None:
     elif config.density < gates.least_density:
         if gates.units is not None:
             gates.units.refuse_less(config.density)
-        rule = "every row keeps a key, so density is at least "
-        if gates.block != EDGE:
-            tile = " x ".join(map(str, gates.block))
-            rule = f"every row of tiles of {tile} keeps one, so density is at least "
-        elif gates.weights is None:
-            rule += "1/n = "
+        rule = key_in_every_row("density is at least", gates.weights, gates.block, "1/n = ")
         raise ValueError(
             f"{rule}{gates.least_density:.6g} at length {gates.length}, got {config.density}"
         )

@@ -91,16 +91,25 @@ def lay_out_tiles(length: int, weights: Tensor | None = None, block: Block = EDG
     return Tiles(tiled, own, served.all(-2) & ((tiled > 0) | own), nearness)
 
 
+def key_in_every_row(bound: str, weights: Tensor | None, block: Block, formula: str) -> str:
+    """The first words of a refusal: why there is that bound, and what it is where all count."""
+    if block == EDGE:
+        return f"every row keeps a key, so {bound} {'' if weights is not None else formula}"
+    return f"every row of tiles of {block[0]} x {block[1]} keeps one, so {bound} about "
+
+
 def by_tiles(table: Tensor, block: Block) -> Tensor:
-    """A table's cells, `[.., n, n]` -> `[.., rows, queries, columns, keys]`; 0 beyond its end."""
-    length, (queries, keys) = table.shape[-1], block
-    padded = F.pad(table, (0, -length % keys, 0, -length % queries))
-    rows, columns = padded.shape[-2] // queries, padded.shape[-1] // keys
-    return padded.reshape(*table.shape[:-2], rows, queries, columns, keys)
+    """A table's cells, `[.., n, m]` -> `[.., rows, queries, columns, keys]`; 0 beyond its end."""
+    (rows, columns), (queries, keys) = table.shape[-2:], block
+    padded = F.pad(table, (0, -columns % keys, 0, -rows % queries))
+    sides = -(-rows // queries), queries, -(-columns // keys), keys
+    return padded.reshape(*table.shape[:-2], *sides)
 
 
 def spread_tiles(tiles: Tensor, length: int, block: Block) -> Tensor:
     """The cells of tiles, `[.., rows, columns]` -> `[.., n, n]`, each as its tile."""
+    if block == EDGE:
+        return tiles
     rows = tiles.repeat_interleave(block[0], -2)[..., :length, :]
     return rows.repeat_interleave(block[1], -1)[..., :length]
 
@@ -205,19 +214,10 @@ def at_sparsity(
         if own_share or (block != EDGE and not within and density >= least):
             kept = kept.clamp(min=rows)  # one in each row may be more than that share
     if (kept < rows).any():
-        most = f"{1 - least:.6g} at length {length}, got {sparsity}"
-        if block != EDGE:
-            raise ValueError(
-                f"every row of tiles of {block[0]} x {block[1]} keeps one, so sparsity is at most "
-                f"{most} (less where its likeliest one counts for more); ask for less, or take "
-                "smaller tiles"
-            )
-        raise ValueError(
-            "every row keeps a key, so sparsity is at most "
-            f"{'1 - 1/n = ' if weights is None else ''}{most}"
-        )
+        rule = key_in_every_row("sparsity is at most", weights, block, "1 - 1/n = ")
+        raise ValueError(f"{rule}{1 - least:.6g} at length {length}, got {sparsity}")
     mask = (ranks.view(len(kept), -1) < kept).view(ranks.shape)
-    return mask if block == EDGE else spread_tiles(mask, length, block)
+    return spread_tiles(mask, length, block)
 
 
 def kept_by_weight(
@@ -279,7 +279,7 @@ def at_threshold(
     kept = (chances >= threshold) & tiles.possible
     best = ranking(chances, tiles) < chances[..., 0].numel()
     kept = kept | (best & ~(kept & tiles.lasting).any(-1, keepdim=True))
-    return kept if block == EDGE else spread_tiles(kept, length, block)
+    return spread_tiles(kept, length, block)
 
 
 def mean_of_edges(

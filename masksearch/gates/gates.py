@@ -19,6 +19,7 @@ from masksearch.contracts import Shape, generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, check_name
 from masksearch.gates.discretise import EDGE, Block, least_density, mean_of_edges, weights_of
 from masksearch.gates.estimators import form_named
+from masksearch.gates.tiles import flip_tiles
 from masksearch.gates.units import Unit, Units, attend_switched, read_levels, write_levels
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import under_causality
@@ -59,7 +60,8 @@ class Gates(nn.Module):
         global_count: Rows and columns with a gate of their own, for `"toeplitz+global"`.
         block: Of `"block"`: queries and keys of a tile, in positions, such as `(64, 16)`, one a
             multiple of the other; a number is a square. None = what the sparse kernel of this
-            machine leaves out: 64 x 16 on a CPU, 128 x 128 where there is a CUDA device.
+            machine leaves out: 64 x 16 on a CPU, 128 x 128 where there is a CUDA device. Under
+            tiles the flip form holds no table of all pairs (`masksearch.gates.tiles`).
         seed: Seed of the sampling noise.
         causal: Whether the model is a decoder: later keys then count for no density.
         lengths: How many sequences of the data have how many tokens (tokens -> count): density
@@ -86,9 +88,10 @@ class Gates(nn.Module):
         enabled: False = plain dense attention (a warm-up).
         alone: True = every query sees itself alone: no attention, as if all gates were closed.
         cooling: Factor on the temperature, set by a run that anneals it.
-        drawn: The sample at hand, float `[layers, heads, length, length]`, or None; of a switch
-            `[layers, units of a layer, levels]`.
-        fixed: Used as it is instead of a sample while it is not None; the same shape.
+        drawn: The sample at hand, float `[layers, heads, length, length]`, or None; of tiles
+            `[layers, heads, gates]`, of a switch `[layers, units of a layer, levels]`.
+        fixed: Used as it is instead of a sample while it is not None; the same shape, or tiles in
+            rows and columns.
         deterministic: True = no sampling noise, in training mode too.
 
     Raises:
@@ -296,7 +299,8 @@ class Gates(nn.Module):
         elif self.fixed is not None:
             self.drawn = self.fixed
         else:
-            self.drawn = self.sample() if self.units is not None else self.table(self.sample())
+            sample = self.sample()
+            self.drawn = sample if self.structure in ("block", "switch") else self.table(sample)
 
     def sample(self) -> Tensor:
         """A value in [0, 1] for every gate, `[layers, heads, gates]`, with its gradient."""
@@ -371,6 +375,12 @@ class Gates(nn.Module):
                 gate = F.one_hot(torch.tensor([self.units.spared]), gate.shape[-1]).to(gate)
             return attend_switched(call, gate, tables[..., rows, columns])
         gate = self.drawn[index]
+        if self.structure == "block":
+            gate = gate.flatten(1)
+            if self.form == "flip" and queries == keys and not call.dropout and call.sinks is None:
+                tiles = gate.view(len(gate), -1, -(-self.length // self.block[1]))
+                return flip_tiles(call, tiles, self.block)
+            gate = self.table(gate[None])[0]
         if queries < self.length:
             gate = gate[:, rows, columns]
         return self.compute(call, gate)
@@ -392,12 +402,17 @@ class Gates(nn.Module):
 
     def entropy(self) -> Tensor:
         """Mean entropy of what is not yet decided, an edge or a unit's option, in bits."""
-        p = self.probabilities().detach()
         if self.units is not None:
+            p = self.probabilities().detach()
             p = p.flatten(0, 1)[: len(self.units.names)].clamp_min(1e-30)
             return -(p * p.log2()).sum(-1).mean()
-        p = p.clamp(1e-7, 1 - 1e-7)
-        return mean_of_edges(-(p * p.log2() + (1 - p) * (1 - p).log2()), self.weights)
+        p = self.open_chance(self.logits.detach().float())
+        p = (self.table(p) if self.extra_rows else p).clamp(1e-7, 1 - 1e-7)
+        bits = -(p * p.log2() + (1 - p) * (1 - p).log2())
+        if self.extra_rows:
+            return mean_of_edges(bits, self.weights)
+        bits = (bits * self.coverage).sum(-1)
+        return (bits if self.shares is None else bits * self.shares).mean()
 
     def density(self) -> Tensor:
         """Mean probability of an edge: float `[layers, heads]`, differentiable.
@@ -456,20 +471,11 @@ def read_block(block: int | Sequence[int] | None, length: int) -> Block:
     if block is None:
         block = grain_on("cuda" if torch.cuda.is_available() else "cpu")
     sides = tuple(block) if isinstance(block, Sequence) else (block, block)
-    if len(sides) != 2 or not all(type(side) is int for side in sides):
+    whole = len(sides) == 2 and all(type(side) is int for side in sides)
+    if not whole or not 1 <= min(sides) <= length or max(sides) % min(sides):
         raise ValueError(
-            "block is a whole number of positions, or two: queries and keys of a tile, such as "
-            f"(64, 16); got {block!r}"
+            "block is a number of positions, or the queries and keys of a tile, such as (64, 16): "
+            "one a multiple of the other, the finer one must lie in 1..length = "
+            f"1..{length}; got {block!r}"
         )
-    finer, longer = sorted(sides)
-    if not 1 <= finer <= length:
-        raise ValueError(
-            f"block must lie in 1..length = 1..{length}, its finer side at least, got {block}; "
-            "give smaller tiles, such as block=(8, 2)"
-        )
-    if longer % finer:
-        raise ValueError(
-            f"one side of a block is a multiple of the other, got {sides[0]} x {sides[1]}; "
-            f"give {longer // finer * finer} in the place of {longer}"
-        )
-    return sides
+    return sides[0], sides[1]
