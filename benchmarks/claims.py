@@ -169,6 +169,12 @@ default = [cells["A", "n = 32"], cells["B", "n = 64"]]
 perfect = [((at.auroc == 1) & (at.precision == 1)).sum() for at in default]
 
 
+def tile_row(length: int) -> list[float]:
+    """Memory and time under gates of tiles over those of dense training."""
+    each = (dam["J"]["cells"][f"{length} tokens, {what}"] for what in ("memory", "time"))
+    return [at[name] for at in each for name in ("ratio", "least", "most", "dense")]
+
+
 def step_row(form: str) -> list[float]:
     at = step[form]
     return [at["ratio"], *at["quartiles"], at["seconds"], at["dense seconds"]]
@@ -426,6 +432,11 @@ CLAIMS = [
             ],
             "| log, soft | {} ({} to {}); {} s against {} s | <= 1.15: met |": step_row("log"),
             "| flip | {} ({} to {}); {} s against {} s | <= 1.5: met |": step_row("flip"),
+            **{
+                f"| {length:,} | {{}} ({{}} to {{}}) of {{}} MiB | "
+                "{} ({} to {}) of {} s | <= 1.5, <= 2.0: met |": tile_row(length)
+                for length in (512, 1024)
+            },
         },
     ),
     *(

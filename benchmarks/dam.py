@@ -11,6 +11,8 @@
     H  how a gate acts and learns, and the published algorithm (two levels of the table were run at
        77cae22 and are no more)
     I  time of a training step against the same model with dense SDPA
+    J  memory and time of a step under gates of tiles of 64 x 16 against a dense one, at 512 and
+       1,024 tokens; each training in a process of its own
 
 Every run is kept in results/dam_runs.csv as it ends, and is not repeated; the summary goes to
 results/dam.json. One thread; CPU seconds stand beside wall seconds.
@@ -19,11 +21,13 @@ results/dam.json. One thread; CPU seconds stand beside wall seconds.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -32,6 +36,7 @@ from pathlib import Path
 
 import torch
 from planted_runs import Cells, Row, Setting, shown, summary
+from rounds import forget_peak, peak_bytes
 
 import masksearch as ms
 from masksearch.contracts import generator
@@ -58,6 +63,8 @@ GOALS = {  # figure: (at least, at most)
     "C": {"value": (1.0, None)},
 }
 SLOWER = {"log": 1.15, "flip": 1.5}  # at most, as a multiple of the dense step's time
+TILES = {"time": 2.0, "memory": 1.5}  # at most, likewise
+LENGTHS, TILE_ROUNDS, TILE_STEPS = (512, 1024), 3, 4  # of J
 STEP = {"size": "mini", "length": 128, "vocabulary": 4096, "batch": 8, "rounds": 24}
 
 
@@ -137,40 +144,37 @@ def offsets_on_top(probabilities: torch.Tensor, setting: Setting) -> Row:
     return {"value": float(margin > 0), "margin": margin}
 
 
+def training(kind: str, size: str, length: int, rounds: int) -> Iterator[object]:
+    """Training steps on one batch: `"dense"`, or under free gates of the form `"log"` or `"flip"`,
+    or of `"tiles"`."""
+    random = generator(0)
+    ids = torch.randint(STEP["vocabulary"], (STEP["batch"], length), generator=random)
+    hidden = torch.rand(ids.shape, generator=random) < 0.15
+    batch = {"input_ids": ids, "labels": ids.masked_fill(~hidden, -100)}
+    body = encoder(size, STEP["vocabulary"], length, seed=0)
+    model = MaskedLanguageModel(body, seed=0)
+    if kind == "dense":
+        return iter(train(model, itertools.repeat(batch), TrainConfig(steps=rounds + 2)))
+    tiles = kind == "tiles"
+    how = {"structure": "block", "block": (64, 16)} if tiles else {"form": kind}
+    gates = Gates(
+        **how,
+        length=length,
+        heads=body.config.num_attention_heads,
+        layers=body.config.num_hidden_layers,
+        hard=kind != "log",
+    )
+    # few steps: each is reported
+    config = ms.DamConfig(steps=rounds + 2, dense_warmup=0.0, density=0.2 if tiles else 0.05)
+    return iter(dam_reports(model, [batch], gates, config))
+
+
 def step_times(smoke: bool) -> dict[str, list[float]]:
     """CPU seconds of a training step of each kind, interleaved: dense, log, flip, dense, .."""
     rounds = 3 if smoke else STEP["rounds"]
     size = "nano" if smoke else STEP["size"]
-    random = generator(0)
-    ids = torch.randint(STEP["vocabulary"], (STEP["batch"], STEP["length"]), generator=random)
-    hidden = torch.rand(ids.shape, generator=random) < 0.15
-    batch = {"input_ids": ids, "labels": ids.masked_fill(~hidden, -100)}
-
-    def model() -> MaskedLanguageModel:
-        body = encoder(size, STEP["vocabulary"], STEP["length"], seed=0)
-        return MaskedLanguageModel(body, seed=0)
-
-    def gated(form: str) -> Iterator[object]:
-        body = model()
-        gates = Gates(
-            "free",
-            length=STEP["length"],
-            heads=body.config.num_attention_heads,
-            layers=body.config.num_hidden_layers,
-            form=form,
-            hard=form == "flip",
-        )
-        config = ms.DamConfig(steps=rounds + 2, dense_warmup=0.0)  # few steps: each is reported
-        return iter(dam_reports(body, [batch], gates, config))
-
-    def endless() -> Iterator[dict[str, torch.Tensor]]:
-        while True:
-            yield batch
-
-    kinds: dict[str, Iterator[object]] = {
-        "dense": iter(train(model(), endless(), TrainConfig(steps=rounds + 2))),
-        "log": gated("log"),
-        "flip": gated("flip"),
+    kinds = {
+        kind: training(kind, size, STEP["length"], rounds) for kind in ("dense", "log", "flip")
     }
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     for number in range(rounds + 1):
@@ -196,6 +200,41 @@ def steps(cells: Cells, smoke: bool) -> None:
             cells.run("I", kind, number, lambda _, figures=figures: figures)
 
 
+def measure(kind: str, size: str, length: int) -> Row:
+    """What training takes in this process: the most bytes beyond those that it began with, and
+    CPU seconds of a step."""
+    torch.set_num_threads(1)
+    steps = training(kind, size, length, TILE_STEPS)
+    forget_peak()
+    before, seconds = peak_bytes(), []
+    for _ in range(TILE_STEPS):
+        start = time.process_time()
+        next(steps)
+        seconds.append(time.process_time() - start)
+    steps.close()  # type: ignore[attr-defined]
+    used = (peak_bytes() - before) / 2**20
+    return {"memory": used, "time": statistics.median(seconds[1:])}  # the first builds its state
+
+
+def tile_steps(cells: Cells, smoke: bool) -> None:
+    """Part J: in every round a dense training and one under tiles, each in its own process."""
+    size = "nano" if smoke else STEP["size"]
+    for length in (128,) if smoke else LENGTHS:
+        for number in range(1 if smoke else TILE_ROUNDS):
+            names = {what: f"{length} tokens, {what}" for what in TILES}
+            if len(cells.of("J").get(names["memory"], ())) > number:
+                continue
+            own = {}
+            for kind in ("dense", "tiles"):
+                words = [sys.executable, __file__, "--measure", kind, size, str(length)]
+                done = subprocess.run(words, check=True, capture_output=True, text=True)
+                own[kind] = json.loads(done.stdout)
+            for what, name in names.items():
+                dense, tiles = (own[kind][what] for kind in ("dense", "tiles"))
+                figures = {"value": tiles / dense, "dense": dense}
+                cells.run("J", name, number, lambda _, figures=figures: figures)
+
+
 def judged(part: str, found: dict[str, list[Row]]) -> dict[str, object]:
     """Summary of each cell, with whether the goals are met by the mean and by every run."""
     out: dict[str, object] = {}
@@ -209,6 +248,12 @@ def judged(part: str, found: dict[str, list[Row]]) -> dict[str, object]:
                 "met by the mean": mean >= least if least is not None else mean <= most,
                 "met by every run": worst >= least if least is not None else worst <= most,
             }
+        if part == "J":
+            ratios, goal = [row["value"] for row in rows], TILES[cell.rpartition(" ")[2]]
+            median = statistics.median(ratios)
+            entry = {"ratio": median, "least": min(ratios), "most": max(ratios)}
+            entry |= {"rounds": len(ratios), "goal": f"<= {goal}", "met": median <= goal}
+            entry["dense"] = statistics.median(row["dense"] for row in rows)  # seconds or MiB
         if part == "I":
             ratios = sorted(row["value"] for row in rows)
             quarters = statistics.quantiles(ratios, n=4)
@@ -229,6 +274,7 @@ def table(part: str, found: dict[str, list[Row]]) -> str:
     """The part's figures for a README."""
     columns = {
         "I": ("value", "cpu_seconds", "dense"),
+        "J": ("value", "dense"),
         "C": ("value", "margin", "density", "target", "cpu_seconds"),
     }.get(part, ("auroc", "precision", "density", "target", "cpu_seconds", "wall_seconds"))
     lines = [f"| {part} | runs | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
@@ -243,14 +289,18 @@ def table(part: str, found: dict[str, list[Row]]) -> str:
 def main() -> None:
     """Runs the parts that are named, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    known = ("A", "B", "C", "I", "G", "H")
+    known = ("A", "B", "C", "I", "J", "G", "H")
     parser.add_argument("parts", nargs="*", metavar="PART", help=" ".join(known))
     parser.add_argument(
         "--seeds", type=int, help=f"of A, B and C {SEEDS}, G {SCALE_SEEDS}, H {FORM_SEEDS}"
     )
     parser.add_argument("--out", type=Path, default=HERE / "results")
+    parser.add_argument("--measure", nargs=3, metavar="WORD", help="one training of part J")
     parser.add_argument("--smoke", action="store_true", help="12 steps; give another --out")
     given = parser.parse_args()
+    if given.measure:
+        kind, size, length = given.measure
+        return print(json.dumps(measure(kind, size, int(length))))
     chosen = given.parts or list(known)
     if unknown := set(chosen) - set(known):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; known: {', '.join(known)}")
@@ -263,6 +313,8 @@ def main() -> None:
     for part in chosen:
         if part == "I":
             steps(cells, given.smoke)
+        elif part == "J":
+            tile_steps(cells, given.smoke)
         else:
             count = given.seeds or {"G": SCALE_SEEDS, "H": FORM_SEEDS}.get(part, SEEDS)
             for cell, setting in settings(given.smoke)[part].items():

@@ -96,7 +96,7 @@ def counted(space, length=128, layers=1, heads=1):
 
 
 FLAT = {"around", "band_global", "block_layouts", "dilated_layers", "distance_bits", "local_heads"}
-FLAT |= {"local_global_layers", "local_global_heads", "head_windows", "head_roles"}
+FLAT |= {"tile_bands", "local_global_layers", "local_global_heads", "head_windows", "head_roles"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -190,6 +190,13 @@ class TestSizes:
         space = loaded("block_layouts", GRID=3, LENGTH=6, RANKS=2).space
         assert counted(space, 6) == (2 * 2**6, 2**6)
         self.says("block_layouts", f"{short(2**56, 1)} masks", "2^56")
+
+    def test_tile_bands(self):
+        small = {"HEADS": 1, "LENGTH": 32, "QUERIES": 4, "KEYS": 2, "FARTHEST": 3}
+        assert counted(loaded("tile_bands", **small).space, 32) == (4 * 3 * 2,) * 2
+        two = loaded("tile_bands", **small | {"HEADS": 2, "FARTHEST": 1})
+        assert counted(two.space, 32, heads=2) == ((2 * 3 * 2) ** 2,) * 2
+        self.says("tile_bands", f"{(9 * 3 * 2) ** 4:,} masks")
 
     def test_local_heads(self):
         def size(layers, heads, reaches):
@@ -376,6 +383,18 @@ class TestContents:
     )
     def test_band_global(self, params, mask):
         assert same(loaded("band_global").space(FixedTrial(params)), mask)
+
+    @pytest.mark.parametrize(
+        ("mask", "reach", "hubs"),
+        [(masks.window(32), 2, 0), (masks.star(), 1, 1), (masks.longformer(48, 1), 3, 1)],
+    )
+    def test_tile_bands(self, mask, reach, hubs):
+        one = {"reach": reach, "columns": hubs, "rows": hubs}
+        params = {f"h{head}.{name}": value for head in range(4) for name, value in one.items()}
+        tiles = mask.dense(512)[0, 0].view(8, 64, 32, 16).any(3).any(1)
+        cells = tiles.repeat_interleave(64, 0).repeat_interleave(16, 1)
+        found = loaded("tile_bands").space(FixedTrial(params))
+        assert (found.dense(512, 1, 4) == cells).all()
 
     def test_distances(self):
         params = {"first": 11, "two": False, "hub": True}

@@ -346,7 +346,7 @@ SPELLED: dict[Any, str] = {  # what a setting takes, in words
     bool: "true or false",
     int: "a whole number",
     float: "a number",
-    tuple: 'a list such as ["a", "b"]',
+    tuple: 'a list such as ["a", "b"] or [64, 16]',
     NoneType: "null",
 }
 PREFIXES = ("units", "halving")  # beside those of strategies

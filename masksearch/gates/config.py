@@ -15,6 +15,7 @@ from masksearch.errors import (
     unknown_name,
 )
 from masksearch.files import own_numbers
+from masksearch.gates.discretise import key_in_every_row
 from masksearch.gates.gates import Gates
 from masksearch.gates.sparsebert import PublishedGates, published_rate
 from masksearch.training.parts import Optimiser, Precision, Schedule
@@ -199,10 +200,9 @@ def refuse_unreachable(config: DamConfig, gates: Gates) -> None:
     elif config.density < gates.least_density:
         if gates.units is not None:
             gates.units.refuse_less(config.density)
-        least = "1/n = " if gates.weights is None else ""
+        rule = key_in_every_row("density is at least", gates.weights, gates.block, "1/n = ")
         raise ValueError(
-            f"every row keeps a key, so density is at least {least}{gates.least_density:.6g} at "
-            f"length {gates.length}, got {config.density}"
+            f"{rule}{gates.least_density:.6g} at length {gates.length}, got {config.density}"
         )
 
 

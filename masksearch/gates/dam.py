@@ -492,7 +492,7 @@ class JointTraining:
             gates.enabled = True
             probabilities = gates.probabilities()
             try:
-                gates.fixed = probabilities
+                gates.fixed = probabilities[..., :: gates.block[0], :: gates.block[1]]
                 if gates.form == "flip":  # which rounds
                     gates.form = "log"
                 losses["relaxed"] = self.mean_loss(self.held_out)
@@ -517,7 +517,8 @@ class JointTraining:
             allocation = cut_switches(gates.units, probabilities, density)
             return as_shares(gates.units, allocation, probabilities.shape)
         weights = None if gates.weights is None else gates.weights.cpu()
-        return at_sparsity(probabilities, 1 - density, weights=weights)
+        kept = at_sparsity(probabilities, 1 - density, weights=weights, block=gates.block)
+        return kept[..., :: gates.block[0], :: gates.block[1]]
 
     # -- checkpoints ---------------------------------------------------------------------------
     def identity(self) -> dict[str, Any]:

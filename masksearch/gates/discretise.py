@@ -4,6 +4,7 @@ at_sparsity(probabilities, 0.9)                  # the likeliest tenth of all ed
 at_sparsity(probabilities, 0.9, per="head")      # of every head
 at_threshold(probabilities, 0.5)
 at_sparsity(probabilities, 0.9, weights=pair_weights(shape))   # of the pairs that tokens form
+at_sparsity(probabilities, 0.9, block=(64, 16))  # in tiles of 64 queries and 16 keys
 
 With `weights` (`masksearch.masks.measure.pair_weights`) an edge counts as much as there are
 sequences that have it. Edges without weight (padding alone, the future of a decoder, rows of the
@@ -13,10 +14,15 @@ The best key of a row is one of those that are there in every sequence that has 
 them, without padding), so that no query of any sequence is left without a key.
 Edges of few sequences are kept by their probability like all others; each takes little of the
 density.
+
+With a `block` the same holds of tiles of so many queries and keys, which are kept or dropped
+whole: an edge is a tile of 1 x 1. The number of tiles is the one that comes nearest to the
+sparsity, and every row of tiles keeps one that leaves no query without a key.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -28,6 +34,8 @@ from masksearch.masks.measure import counts_all_alike, pair_weights
 from masksearch.masks.shape import Shape
 
 Per = Literal["mask", "layer", "head"]
+Block = tuple[int, int]  # queries and keys of a tile, in positions
+EDGE: Block = (1, 1)  # a tile of one edge
 
 
 def weights_of(shape: Shape) -> Tensor | None:
@@ -35,71 +43,126 @@ def weights_of(shape: Shape) -> Tensor | None:
     return None if counts_all_alike(shape) else pair_weights(shape)
 
 
-def least_density(length: int, weights: Tensor | None = None) -> float:
-    """Density of one key in every row: 1/n, or with weights that of the diagonal, in (0, 1]."""
-    if weights is None:
-        return 1 / length
-    return (weights.diagonal(0, -2, -1).sum() / weights.sum()).item()
-
-
-def possible_edges(weights: Tensor | None, length: int) -> Tensor:
-    """Edges that a mask may keep, bool, shaped as the weights: those that count, and the
-    diagonal."""
-    if weights is None:
-        return torch.ones(length, length, dtype=torch.bool)
-    return (weights > 0) | torch.eye(length, dtype=torch.bool)
-
-
-def lasting_edges(weights: Tensor | None, length: int) -> Tensor:
-    """Edges whose key is there wherever their query is, bool, shaped as the weights: at least the
-    diagonal."""
-    possible = possible_edges(weights, length)
-    if weights is None:
-        return possible
-    return possible & (weights == weights.diagonal(0, -2, -1)[..., None])
-
-
-def ranking(probabilities: Tensor, per: Per = "mask", *, weights: Tensor | None = None) -> Tensor:
-    """Every edge's rank in the order in which edges are kept.
-
-    First the best key of each row, then all other edges, the likelier first. Ties go to the nearer
-    offset (earlier keys before later ones), then to the first layer, head and query: with Toeplitz
-    gates whole offsets follow one another. Edges without weight come last.
+@dataclass(frozen=True)
+class Tiles:
+    """The parts of a table that a mask keeps or drops as a whole, each with its weight.
 
     Args:
-        probabilities: float `[layers, heads, queries, keys]`; any scores do, if none is NaN.
-        per: Among which edges: those of the whole `"mask"`, of each `"layer"` or each `"head"`.
+        weights: float64 `[rows, columns]` or `[layers, 1, rows, columns]`; None = all alike.
+        own: bool `[rows, columns]`, the tile of each row that holds its first query's own key.
+        lasting: bool, shaped as the weights: tiles in which every query that counts has a key
+            that is there wherever the query is; those of `own` among them.
+        nearness: int64 `[rows, columns]`, lower is nearer: by the middles, earlier keys first.
+    """
+
+    weights: Tensor | None
+    own: Tensor
+    lasting: Tensor
+    nearness: Tensor
+
+    @property
+    def possible(self) -> Tensor:
+        """Tiles that a mask may keep, bool: those that count, and `own`."""
+        return torch.ones_like(self.own) if self.weights is None else (self.weights > 0) | self.own
+
+
+def lay_out_tiles(length: int, weights: Tensor | None = None, block: Block = EDGE) -> Tiles:
+    """The tiles of a table.
+
+    Args:
+        length: Positions; the last tiles may be ragged.
         weights: As of `weights_of`, how much each edge counts; None = all alike.
+        block: Queries and keys of a tile.
+    """
+    queries, keys = block
+    first_query = torch.arange(0, length, queries)[:, None]
+    first_key = torch.arange(0, length, keys)[None, :]
+    own = first_key == first_query // keys * keys
+    offset = (2 * first_key + keys) - (2 * first_query + queries)
+    nearness = 2 * offset.abs() + (offset > 0)
+    if weights is None and block == EDGE:
+        return Tiles(None, own, torch.ones_like(own), nearness)
+    cells = torch.ones(length, length, dtype=torch.float64) if weights is None else weights
+    tiled = by_tiles(cells, block).sum((-3, -1))
+    counts = cells.diagonal(0, -2, -1)[..., None]  # of each query
+    served = by_tiles((cells > 0) & (cells == counts), block).any(-1)
+    idle = F.pad(counts == 0, (0, 0, 0, -length % queries), value=True)
+    served = served | idle.view(*idle.shape[:-2], -1, queries, 1)
+    return Tiles(tiled, own, served.all(-2) & ((tiled > 0) | own), nearness)
+
+
+def key_in_every_row(bound: str, weights: Tensor | None, block: Block, formula: str) -> str:
+    """The first words of a refusal: why there is that bound, and what it is where all count."""
+    if block == EDGE:
+        return f"every row keeps a key, so {bound} {'' if weights is not None else formula}"
+    return f"every row of tiles of {block[0]} x {block[1]} keeps one, so {bound} about "
+
+
+def by_tiles(table: Tensor, block: Block) -> Tensor:
+    """A table's cells, `[.., n, m]` -> `[.., rows, queries, columns, keys]`; 0 beyond its end."""
+    (rows, columns), (queries, keys) = table.shape[-2:], block
+    padded = F.pad(table, (0, -columns % keys, 0, -rows % queries))
+    sides = -(-rows // queries), queries, -(-columns // keys), keys
+    return padded.reshape(*table.shape[:-2], *sides)
+
+
+def spread_tiles(tiles: Tensor, length: int, block: Block) -> Tensor:
+    """The cells of tiles, `[.., rows, columns]` -> `[.., n, n]`, each as its tile."""
+    if block == EDGE:
+        return tiles
+    rows = tiles.repeat_interleave(block[0], -2)[..., :length, :]
+    return rows.repeat_interleave(block[1], -1)[..., :length]
+
+
+def least_density(length: int, weights: Tensor | None = None, block: Block = EDGE) -> float:
+    """Density of one key in every row: 1/n, or with weights that of the diagonal, in (0, 1]; of
+    tiles that of each row's `own`."""
+    if weights is None and block == EDGE:
+        return 1 / length
+    tiles = lay_out_tiles(length, weights, block)
+    assert tiles.weights is not None
+    return (tiles.weights[..., tiles.own].sum() / tiles.weights.sum()).item()
+
+
+def ranking(chances: Tensor, tiles: Tiles, per: Per = "mask") -> Tensor:
+    """Every tile's rank in the order in which tiles are kept.
+
+    First the best of each row, then all others, the likelier first. Ties go to the nearer offset
+    (earlier keys before later ones), then to the first layer, head and row: with Toeplitz gates
+    whole offsets follow one another. Tiles without weight come last.
+
+    Args:
+        chances: float `[layers, heads, rows, columns]`; any scores do, if none is NaN.
+        tiles: Of `lay_out_tiles`.
+        per: Among which: those of the whole `"mask"`, of each `"layer"` or each `"head"`.
 
     Returns:
-        int64 `[layers, heads, queries, keys]`; of each mask, layer or head a permutation of
-        0 .. its number of edges - 1.
+        int64 `[layers, heads, rows, columns]`; of each mask, layer or head a permutation of
+        0 .. its number of tiles - 1.
 
     Raises:
         ValueError: If a probability is NaN.
         UnknownNameError: For another `per`.
     """
     check_name("part of a mask", per, get_args(Per))
-    scores = probabilities.detach().cpu()
+    scores = chances.detach().cpu()
     if scores.isnan().any():
         raise ValueError("probabilities hold NaN, which has no place in an order; train again")
-    layers, heads, length = scores.shape[:3]
+    layers, heads, _, columns = scores.shape
     groups = {"mask": 1, "layer": layers, "head": layers * heads}[per]
     scores = scores.reshape(groups, -1)
-    position = torch.arange(length)
-    offset = (position[None, :] - position[:, None]).flatten()
-    nearness = (2 * offset.abs() + (offset > 0)).repeat(scores.shape[1] // len(offset))
+    nearness = tiles.nearness.flatten().repeat(scores.shape[1] // tiles.nearness.numel())
     near = nearness.argsort(stable=True)
     order = near[scores[:, near].argsort(dim=1, descending=True, stable=True)]
-    if weights is not None:
-        last = ~possible_edges(weights, length).expand(probabilities.shape).reshape(groups, -1)
+    if tiles.weights is not None:
+        last = ~tiles.possible.expand(chances.shape).reshape(groups, -1)
         order = order.gather(1, last.gather(1, order).byte().argsort(dim=1, stable=True))
     ranks = order.argsort(1)  # the inverse of a permutation
-    rows = ranks.view(groups, -1, length)
-    lasting = lasting_edges(weights, length).expand(probabilities.shape).reshape(rows.shape)
+    rows = ranks.view(groups, -1, columns)
+    lasting = tiles.lasting.expand(chances.shape).reshape(rows.shape)
     best = (rows == rows.masked_fill(~lasting, rows.numel()).amin(2, keepdim=True)).flatten(1)
     ranks = (ranks + ranks.shape[1] * ~best).argsort(1).argsort(1)
-    return ranks.view(probabilities.shape)
+    return ranks.view(chances.shape)
 
 
 def at_sparsity(
@@ -109,11 +172,12 @@ def at_sparsity(
     *,
     weights: Tensor | None = None,
     within: bool = False,
+    block: Block = EDGE,
 ) -> Tensor:
     """The likeliest edges, in exactly the number that the sparsity asks for.
 
-    Kept edges: (1 - sparsity) x edges, rounded to the nearest whole number; with weights as many
-    as bring their sum nearest to (1 - sparsity) x that of all edges. By default these are
+    Kept edges: (1 - sparsity) x edges, rounded to the nearest whole number; with weights or tiles
+    as many as bring their sum nearest to (1 - sparsity) x that of all edges. By default these are
     shared out over layers and heads as the probabilities say; with `per="layer"` or
     `per="head"` each layer or head keeps that share of its own. A sparser mask is a subset of a
     denser one.
@@ -125,6 +189,8 @@ def at_sparsity(
         weights: As of `weights_of`, how much each edge counts; None = all alike.
         within: Whether to take, in place of the nearest number, the largest that is at least as
             sparse.
+        block: Queries and keys of the tiles that are kept whole; the probabilities are alike in
+            each.
 
     Returns:
         bool `[layers, heads, n, n]`.
@@ -134,61 +200,61 @@ def at_sparsity(
     """
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity must lie in [0, 1], got {sparsity}")
-    ranks = ranking(probabilities, per, weights=weights)
-    edges, length = int(ranks.max()) + 1, ranks.shape[-1]
-    if weights is None:
-        asked = (1 - sparsity) * edges
+    length, density = probabilities.shape[-1], 1 - sparsity
+    tiles = lay_out_tiles(length, weights, block)
+    ranks = ranking(probabilities[..., :: block[0], :: block[1]], tiles, per)
+    count, least = int(ranks.max()) + 1, least_density(length, weights, block)
+    rows = count // ranks.shape[-1]
+    if tiles.weights is None:
+        asked = density * count
         kept = torch.tensor([[int(asked + 1e-6) if within else round(asked)]])
     else:
-        kept = kept_by_weight(ranks, edges, 1 - sparsity, weights, within)
-        if per != "mask" and weights.ndim > 2:  # one key a row may be more than that share
-            kept = kept.clamp(min=edges // length)
-    if (kept < edges // length).any():
-        most = "1 - 1/n = " if weights is None else ""
-        raise ValueError(
-            f"every row keeps a key, so sparsity is at most {most}"
-            f"{1 - least_density(length, weights):.6g} at length {length}, got {sparsity}"
-        )
+        kept = kept_by_weight(ranks, count, density, tiles, within)
+        own_share = per != "mask" and tiles.weights.ndim > 2
+        if own_share or (block != EDGE and not within and density >= least):
+            kept = kept.clamp(min=rows)  # one in each row may be more than that share
+    if (kept < rows).any():
+        rule = key_in_every_row("sparsity is at most", weights, block, "1 - 1/n = ")
+        raise ValueError(f"{rule}{1 - least:.6g} at length {length}, got {sparsity}")
     mask = (ranks.view(len(kept), -1) < kept).view(ranks.shape)
-    return without_empty_padding(mask, weights)
+    return spread_tiles(mask, length, block)
 
 
 def kept_by_weight(
-    ranks: Tensor, edges: int, density: float, weights: Tensor, within: bool
+    ranks: Tensor, count: int, density: float, tiles: Tiles, within: bool
 ) -> Tensor:
-    """How many edges in the order of `ranks` have that share of the weight.
+    """How many tiles in the order of `ranks` have that share of the weight.
 
     Args:
-        ranks: int64 `[layers, heads, n, n]`, as `ranking` gives them.
-        edges: Edges of a mask, layer or head that is cut.
+        ranks: int64 `[layers, heads, rows, columns]`, as `ranking` gives them.
+        count: Tiles of a mask, layer or head that is cut.
         density: In [0, 1].
-        weights: float64, as of `weights_of`.
+        tiles: With weights.
         within: Whether none is to have more.
 
     Returns:
-        int64 `[groups, 1]`, at most the number of possible edges: the longest of those whose
+        int64 `[groups, 1]`, at most the number of possible tiles: the longest of those whose
         weight is nearest.
     """
-    order = ranks.view(-1, edges).argsort(1)
-    each = weights.double().expand(ranks.shape).reshape(order.shape)
+    assert tiles.weights is not None
+    order = ranks.view(-1, count).argsort(1)
+    each = tiles.weights.double().expand(ranks.shape).reshape(order.shape)
     sums = F.pad(each.gather(1, order).cumsum(1), (1, 0))
-    possible = possible_edges(weights, ranks.shape[-1]).expand(ranks.shape)
-    most = possible.reshape(order.shape).sum(1, keepdim=True)
+    most = tiles.possible.expand(ranks.shape).reshape(order.shape).sum(1, keepdim=True)
     above = sums - density * sums[:, -1:]
-    slack = 1e-9 * float(weights.sum())  # sums of the same edges differ by rounding
-    left_out = (torch.arange(edges + 1) > most) | (within & (above > slack))
+    slack = 1e-9 * float(tiles.weights.sum())  # sums of the same tiles differ by rounding
+    left_out = (torch.arange(count + 1) > most) | (within & (above > slack))
     gaps = above.abs().masked_fill(left_out, torch.inf)
     longest = (gaps <= gaps.amin(1, keepdim=True) + slack).int().flip(1).argmax(1, keepdim=True)
-    return edges - longest
-
-
-def without_empty_padding(mask: Tensor, weights: Tensor | None) -> Tensor:
-    """The mask, where queries that count for nothing keep themselves; no row may be empty."""
-    return mask if weights is None else mask | torch.diag_embed(weights.diagonal(0, -2, -1) == 0)
+    return count - longest
 
 
 def at_threshold(
-    probabilities: Tensor, threshold: float, *, weights: Tensor | None = None
+    probabilities: Tensor,
+    threshold: float,
+    *,
+    weights: Tensor | None = None,
+    block: Block = EDGE,
 ) -> Tensor:
     """Edges of at least that probability; a row without any (with weights: in any sequence) keeps
     its best key.
@@ -197,6 +263,7 @@ def at_threshold(
         probabilities: float `[layers, heads, n, n]`.
         threshold: Lowest kept probability, in [0, 1].
         weights: As of `weights_of`; edges of weight 0 are left out. None = all count alike.
+        block: Queries and keys of the tiles that are kept whole.
 
     Returns:
         bool `[layers, heads, n, n]`.
@@ -206,12 +273,13 @@ def at_threshold(
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
-    ranks, length = ranking(probabilities, weights=weights), probabilities.shape[-1]
-    kept = (probabilities.detach().cpu() >= threshold) & possible_edges(weights, length)
-    lasting = kept & lasting_edges(weights, length)
-    best = ranks < probabilities.numel() // length
-    kept = kept | (best & ~lasting.any(-1, keepdim=True))
-    return without_empty_padding(kept, weights)
+    length = probabilities.shape[-1]
+    tiles = lay_out_tiles(length, weights, block)
+    chances = probabilities.detach().cpu()[..., :: block[0], :: block[1]]
+    kept = (chances >= threshold) & tiles.possible
+    best = ranking(chances, tiles) < chances[..., 0].numel()
+    kept = kept | (best & ~(kept & tiles.lasting).any(-1, keepdim=True))
+    return spread_tiles(kept, length, block)
 
 
 def mean_of_edges(

@@ -29,6 +29,7 @@ from masksearch.attention.call import AttentionCall
 from masksearch.errors import unknown_name
 from masksearch.user_code import load_function
 
+MOST_ODDS = 30.0  # logarithm of odds above which they are certainty
 LARGEST_REMOVAL = 0.1  # 1 - P is not taken below this where the removal of an edge is weighed
 
 Form = Callable[[AttentionCall, Tensor], Tensor]
@@ -83,8 +84,8 @@ class Flip(torch.autograd.Function):
         if visible is not None:
             total = total.masked_fill(total == -torch.inf, torch.inf)  # such a row: all zero
         # exp(score - total): P for kept keys, the odds of joining them for dropped ones.
-        # Above e^30 the odds are certainty, and the clamp keeps them finite.
-        odds = scores.sub_(total).clamp_(max=30.0).exp_()
+        # The clamp keeps them finite.
+        odds = scores.sub_(total).clamp_(max=MOST_ODDS).exp_()
         if visible is not None:
             odds = odds.mul_(visible)
         weights = odds * kept

@@ -6,7 +6,6 @@ attach(model, gates)              # or masksearch.dam(model, batches, gates)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -15,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksearch.attention.call import AttentionCall
+from masksearch.attention.kernels.choose import grain_on
 from masksearch.contracts import Shape, generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, check_name
-from masksearch.gates.discretise import least_density, mean_of_edges, weights_of
+from masksearch.gates.discretise import EDGE, Block, least_density, mean_of_edges, weights_of
 from masksearch.gates.estimators import form_named
+from masksearch.gates.tiles import flip_tiles
 from masksearch.gates.units import Unit, Units, attend_switched, read_levels, write_levels
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import under_causality
@@ -44,7 +45,7 @@ class Gates(nn.Module):
     Args:
         structure: `"free"`: one gate an edge; `"symmetric"`: (i, j) and (j, i) share one;
             `"toeplitz"`: one per distance |i - j|; `"toeplitz+global"`: also one for each of the
-            first `global_count` rows and columns; `"block"`: one per `block` x `block` tile;
+            first `global_count` rows and columns; `"block"`: one per tile of `block`;
             `"switch"`: one for each of the `levels` of each `unit`.
         length: Longest sequence, in positions.
         heads: Heads of a layer; 1 = all heads share the gates.
@@ -57,7 +58,10 @@ class Gates(nn.Module):
         initial: First value of every logit (2.0: open with probability 0.88); of a switch, that
             of its last option, the others having 0.
         global_count: Rows and columns with a gate of their own, for `"toeplitz+global"`.
-        block: Edge of a tile in positions, for `"block"`.
+        block: Of `"block"`: queries and keys of a tile, in positions, such as `(64, 16)`, one a
+            multiple of the other; a number is a square. None = what the sparse kernel of this
+            machine leaves out: 64 x 16 on a CPU, 128 x 128 where there is a CUDA device. Under
+            tiles the flip form holds no table of all pairs (`masksearch.gates.tiles`).
         seed: Seed of the sampling noise.
         causal: Whether the model is a decoder: later keys then count for no density.
         lengths: How many sequences of the data have how many tokens (tokens -> count): density
@@ -80,19 +84,22 @@ class Gates(nn.Module):
         logits: float `[layers, heads, gates]`; the last axis is the structure's own. Of a switch
             `[layers, units of a layer, levels]`.
         units: The layers or heads of a switch, and their options; None = edges have gates.
+        block: Queries and keys of the tiles whose edges share a gate; (1, 1) of other structures.
         enabled: False = plain dense attention (a warm-up).
         alone: True = every query sees itself alone: no attention, as if all gates were closed.
         cooling: Factor on the temperature, set by a run that anneals it.
-        drawn: The sample at hand, float `[layers, heads, length, length]`, or None; of a switch
-            `[layers, units of a layer, levels]`.
-        fixed: Used as it is instead of a sample while it is not None; the same shape.
+        drawn: The sample at hand, float `[layers, heads, length, length]`, or None; of tiles
+            `[layers, heads, gates]`, of a switch `[layers, units of a layer, levels]`.
+        fixed: Used as it is instead of a sample while it is not None; the same shape, or tiles in
+            rows and columns.
         deterministic: True = no sampling noise, in training mode too.
 
     Raises:
         UnknownNameError: For an unknown structure or form.
         ValueError: For a size below 1, a temperature not above 0, `signed` without Toeplitz
-            gates, `global_count`, `block` or `read` beyond the length, `flip` or hard gates
-            where the other arguments make soft ones, levels without a switch or the reverse.
+            gates, `global_count`, `block` or `read` beyond the length, sides of a `block` that
+            are no multiples, `flip` or hard gates where the other arguments make soft ones,
+            levels without a switch or the reverse.
 
     Reference: SparseBERT, arXiv 2102.12871 (DAM); its DAM_u is `"symmetric"`, DAM_s `"toeplitz"`.
     """
@@ -116,7 +123,7 @@ class Gates(nn.Module):
         temperature: float = 1.0,
         initial: float = 2.0,
         global_count: int = 4,
-        block: int = 16,
+        block: int | Sequence[int] | None = None,
         seed: int = 0,
         causal: bool = False,
         lengths: Lengths | None = None,
@@ -136,7 +143,8 @@ class Gates(nn.Module):
         self.length, self.heads, self.layers = length, heads, layers
         self.temperature, self.cooling, self.seed = temperature, 1.0, seed
         self.initial = initial
-        self.global_count, self.block = global_count, block
+        self.global_count = global_count
+        self.block = read_block(block, length) if structure == "block" else EDGE
         self.refuse_arguments(levels)
         self.enabled = True
         self.alone = False
@@ -160,7 +168,7 @@ class Gates(nn.Module):
     def refuse_arguments(self, levels: Sequence[Mask | str] | None) -> None:
         """Raises ValueError for arguments out of range, or that do not go together."""
         structure, form, length = self.structure, self.form, self.length
-        global_count, block, temperature = self.global_count, self.block, self.temperature
+        global_count, temperature = self.global_count, self.temperature
         switch = structure == "switch"
         refusals = (
             (
@@ -188,10 +196,6 @@ class Gates(nn.Module):
                 f"global_count must lie in 1..length = 1..{length}, got {global_count}; "
                 "without global gates use structure='toeplitz'",
             ),
-            (
-                structure == "block" and not 1 <= block <= length,
-                f"block must lie in 1..length = 1..{length}, got {block}",
-            ),
         )
         for refused, why in refusals:
             if refused:
@@ -208,14 +212,15 @@ class Gates(nn.Module):
             low, high = torch.minimum(query, key), torch.maximum(query, key)
             position = high * (high + 1) // 2 + low
         elif self.structure == "block":
-            position = query // self.block * math.ceil(length / self.block) + key // self.block
+            queries, keys = self.block
+            position = query // queries * -(-length // keys) + key // keys
         elif self.signed:
             position = key - query + length - 1
         else:
             position = (key - query).abs()
         self.register_buffer("position", position.flatten(), persistent=False)
         weights = weights_of(self.shape)
-        self.least_density = least_density(length, weights)
+        self.least_density = least_density(length, weights, self.block)
         shares = None
         if weights is None:
             covered = self.position.bincount() / length**2
@@ -253,9 +258,11 @@ class Gates(nn.Module):
         """The constructor's arguments, as plain data."""
         names = (
             *("structure", "signed", "form", "hard", "temperature", "initial"),
-            *("global_count", "block", "seed"),
+            *("global_count", "seed"),
         )
         settings = {name: getattr(self, name) for name in names} | self.shape.to_dict()
+        if self.structure == "block":
+            settings["block"] = list(self.block)
         if self.units is not None:
             settings |= {"levels": write_levels(self.units.levels), "unit": self.units.unit}
             of_units = {"kv_heads": self.units.kv_heads, "costs": self.units.costs}
@@ -292,7 +299,8 @@ class Gates(nn.Module):
         elif self.fixed is not None:
             self.drawn = self.fixed
         else:
-            self.drawn = self.sample() if self.units is not None else self.table(self.sample())
+            sample = self.sample()
+            self.drawn = sample if self.structure in ("block", "switch") else self.table(sample)
 
     def sample(self) -> Tensor:
         """A value in [0, 1] for every gate, `[layers, heads, gates]`, with its gradient."""
@@ -367,6 +375,12 @@ class Gates(nn.Module):
                 gate = F.one_hot(torch.tensor([self.units.spared]), gate.shape[-1]).to(gate)
             return attend_switched(call, gate, tables[..., rows, columns])
         gate = self.drawn[index]
+        if self.structure == "block":
+            gate = gate.flatten(1)
+            if self.form == "flip" and queries == keys and not call.dropout and call.sinks is None:
+                tiles = gate.view(len(gate), -1, -(-self.length // self.block[1]))
+                return flip_tiles(call, tiles, self.block)
+            gate = self.table(gate[None])[0]
         if queries < self.length:
             gate = gate[:, rows, columns]
         return self.compute(call, gate)
@@ -388,12 +402,17 @@ class Gates(nn.Module):
 
     def entropy(self) -> Tensor:
         """Mean entropy of what is not yet decided, an edge or a unit's option, in bits."""
-        p = self.probabilities().detach()
         if self.units is not None:
+            p = self.probabilities().detach()
             p = p.flatten(0, 1)[: len(self.units.names)].clamp_min(1e-30)
             return -(p * p.log2()).sum(-1).mean()
-        p = p.clamp(1e-7, 1 - 1e-7)
-        return mean_of_edges(-(p * p.log2() + (1 - p) * (1 - p).log2()), self.weights)
+        p = self.open_chance(self.logits.detach().float())
+        p = (self.table(p) if self.extra_rows else p).clamp(1e-7, 1 - 1e-7)
+        bits = -(p * p.log2() + (1 - p) * (1 - p).log2())
+        if self.extra_rows:
+            return mean_of_edges(bits, self.weights)
+        bits = (bits * self.coverage).sum(-1)
+        return (bits if self.shares is None else bits * self.shares).mean()
 
     def density(self) -> Tensor:
         """Mean probability of an edge: float `[layers, heads]`, differentiable.
@@ -441,3 +460,22 @@ class Gates(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Without the sample at hand, which is part of a graph."""
         return {**self.__dict__, "drawn": None}
+
+
+def read_block(block: int | Sequence[int] | None, length: int) -> Block:
+    """Queries and keys of a tile; None = the grain of this machine's kernel.
+
+    Raises:
+        ValueError: If they are no two whole numbers, out of range, or no multiples.
+    """
+    if block is None:
+        block = grain_on("cuda" if torch.cuda.is_available() else "cpu")
+    sides = tuple(block) if isinstance(block, Sequence) else (block, block)
+    whole = len(sides) == 2 and all(type(side) is int for side in sides)
+    if not whole or not 1 <= min(sides) <= length or max(sides) % min(sides):
+        raise ValueError(
+            "block is a number of positions, or the queries and keys of a tile, such as (64, 16): "
+            "one a multiple of the other, the finer one must lie in 1..length = "
+            f"1..{length}; got {block!r}"
+        )
+    return sides[0], sides[1]

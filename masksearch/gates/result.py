@@ -29,6 +29,8 @@ from masksearch.contracts import Report, Shape, generator
 from masksearch.files import read_tensors, write_tensors
 from masksearch.gates.config import warmup_steps
 from masksearch.gates.discretise import (
+    EDGE,
+    Block,
     Per,
     at_sparsity,
     at_threshold,
@@ -265,9 +267,11 @@ class DamResult:
         Args:
             sparsity: Share of closed edges, in [0, 1 - 1/n]. Exactly round((1 - sparsity) x
                 cells) edges are kept: the best key of each row, then the likeliest; ties go to
-                the nearer offset. Of gates that know the lengths of their data, that it is causal
-                or which rows are read, it is the effective sparsity: edges between padding, to
-                later keys or of rows that are not read are not kept and count for nothing.
+                the nearer offset. Gates of tiles keep whole ones, the best of each row of tiles,
+                then the likeliest, in the number that comes nearest. Of gates that know the
+                lengths of their data, that it is causal or which rows are read, it is the
+                effective sparsity: edges between padding, to later keys or of rows that are not
+                read are not kept and count for nothing.
                 Switches take the only argument that this is; the mask is the densest on the
                 path of `masksearch.gates.units.cut_switches` that is at least as sparse.
             threshold: Lowest kept probability, in [0, 1].
@@ -278,7 +282,8 @@ class DamResult:
                 number.
 
         Returns:
-            A table mask of length n.
+            A table mask of length n; of tiles a `masks.block_layout` in blocks of their finer
+            side.
 
         Raises:
             ValueError: If none or both are given, or one is out of range.
@@ -300,11 +305,15 @@ class DamResult:
         table = self.probabilities
         if merge_heads:
             table = table.amax(1, keepdim=True)
+        how: dict[str, Any] = {"weights": self.weights, "block": block_of(self.gates)}
         if sparsity is not None:
-            kept = at_sparsity(table, sparsity, per, weights=self.weights, within=within)
+            kept = at_sparsity(table, sparsity, per, within=within, **how)
         elif threshold is not None:
-            kept = at_threshold(table, threshold, weights=self.weights)
-        return masks.table(kept)
+            kept = at_threshold(table, threshold, **how)
+        side = min(how["block"])
+        if how["block"] == EDGE:
+            return masks.table(kept)
+        return masks.block_layout(kept[..., ::side, ::side], side)
 
     def allocation(self, density: float) -> Allocation:
         """The level of each of `units` at a density: that of `mask(sparsity=1 - density)`.
@@ -345,7 +354,7 @@ class DamResult:
         else:
             by_head = mean_of_edges(p, weights, (-2, -1))
             undecided = mean_of_edges(((p > 0.1) & (p < 0.9)).float(), weights).item()
-            least = least_density(p.shape[-1], weights)
+            least = least_density(p.shape[-1], weights, block_of(self.gates))
             by_offset = mean_by_offset(p, weights)
             diagonal = by_offset[0]
             nearest = sorted(by_offset, key=lambda at: (-round(by_offset[at], 6), abs(at), at))
@@ -423,6 +432,14 @@ class DamResult:
 
 
 # -- the figures of a health card ----------------------------------------------------------------
+def block_of(gates: Mapping[str, Any]) -> Block:
+    """Queries and keys of the tiles of gates, by their arguments; (1, 1) = edges alone."""
+    if gates.get("structure") != "block":
+        return EDGE
+    block = gates["block"]
+    return (block, block) if isinstance(block, int) else tuple(block)
+
+
 def mean_by_offset(probabilities: Tensor, weights: Tensor | None = None) -> dict[int, float]:
     """Mean probability of every offset (key minus query), edges by their weight; 0 where none
     counts."""
@@ -521,10 +538,11 @@ def agreement(
             "with other seeds"
         )
     (shape,) = shapes
-    sparsity = 1 - max(density, least_density(shape[-1], weights))
+    how: dict[str, Any] = {"weights": weights, "block": block_of(gates or {})}
+    sparsity = 1 - max(density, least_density(shape[-1], **how))
 
     def scores(tables: Sequence[Tensor]) -> tuple[list[float], list[float]]:
-        return pair_scores([at_sparsity(table, sparsity, weights=weights) for table in tables])
+        return pair_scores([at_sparsity(table, sparsity, **how) for table in tables])
 
     plain, matched = scores(probabilities)
     named = ("structure", "signed", "global_count", "block")

@@ -157,7 +157,8 @@ def published_penalty(gates: Gates, weight: float = 5e-5) -> Tensor:
             "the penalty counts the edges of the drawn sample, and none is there; "
             "run the model with the gates attached and enabled, or call draw(), first"
         )
-    return weight * gates.drawn.abs().sum()
+    drawn = gates.table(gates.drawn) if gates.structure == "block" else gates.drawn
+    return weight * drawn.abs().sum()
 
 
 def published_rate(update: int, updates: int, *, warmup: float = 0.2843) -> float:

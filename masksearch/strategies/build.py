@@ -209,7 +209,10 @@ def build_dam(search: StrategyRequest) -> Strategy:
         )
     if budgets and units is not None:
         units.refuse_less(min(budgets))
-    one_shot_parts(OneShot(gates, config), evaluator.shape, search.seed)  # refuses wrong values
+    parts = one_shot_parts(OneShot(gates, config), evaluator.shape, search.seed)
+    bank = parts[1]  # wrong values are refused
+    if bank.structure == "block":
+        gates = {**gates, "block": bank.block}  # its default is this machine's, for all workers
     return DamStrategy(
         search.run,
         gates=gates,
@@ -217,7 +220,7 @@ def build_dam(search: StrategyRequest) -> Strategy:
         config=config,
         target=build_config(config).density,
         length=evaluator.shape.length,
-        least=least_density(evaluator.shape.length, weights_of(evaluator.shape)),
+        least=least_density(evaluator.shape.length, weights_of(evaluator.shape), bank.block),
         cut=Cut(
             options.get("densities"),
             merge_heads=bool(options.get("merge_heads", False)),

@@ -79,6 +79,9 @@ def test_settings_reach_the_strategy_that_they_name(command, tmp_path):
         "densities": (0.1, 0.2),
         "merge_heads": True,
     }
+    for text, block in {"32": 32, "[64, 16]": (64, 16), "64,16": (64, 16)}.items():
+        found = options("--strategy", "dam", "--set", f"dam.block={text}")
+        assert found == {"gates": {"block": block}, "config": {}}
     space = "masksearch.spaces:distances"
     given = ("--set", "prune.rounds=9", "--set", "downstream_steps=3")
     assert options("--strategy", "prune", *given) == {"rounds": 9}

@@ -80,6 +80,8 @@ MISTAKES = {
         "did you mean 'density'"),
     "dam setting that is no number": (["search", "--strategy", "dam", "--set", "dam.gate_lr=fast"],
         "--set dam.gate_lr takes a number, got 'fast'"),
+    "block of dam in words": (["search", "--strategy", "dam", "--set", "dam.block=64x16"],
+        "--set dam.block takes a whole number or a list .* or \\[64, 16\\] or null, got '64x16'"),
     "setting of a strategy that is no whole number": (
         ["search", "--strategy", "prune", "--set", "prune.rows=.5"],
         "--set prune.rows takes a whole number",

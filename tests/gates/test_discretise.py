@@ -2,18 +2,19 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from masksearch import DamConfig, dam, masks
 from masksearch.contracts import Shape
-from masksearch.errors import UnknownNameError
+from masksearch.errors import LengthError, UnknownNameError
 from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
 from masksearch.gates.result import DamResult
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, pair_weights
+from tests.gates.conftest import batches, model
 
 parts = st.sampled_from(["mask", "layer", "head"])
 
@@ -146,6 +147,7 @@ KINDS = [
     {"structure": "toeplitz", "signed": True},
     {"structure": "toeplitz+global", "global_count": 2},
     {"structure": "block", "block": 2},
+    {"structure": "block", "block": (4, 2)},
 ]
 
 
@@ -302,3 +304,135 @@ def test_agreement_is_over_what_exists():
     two[..., :, 4:] = 1 - two[..., :, 4:]
     runs = [DamResult(each, (), 0.5, {"lengths": {4: 1}}) for each in (one, two)]
     assert runs[0].health(others=runs[1:]).agreement["iou"] == 1
+
+
+# -- tiles are kept whole -------------------------------------------------------------------------
+BLOCKS = [(2, 1), (4, 2), (2, 2), (1, 3), (2, 6)]
+blocks = st.sampled_from(BLOCKS)
+
+
+def of_tiles(shape: Shape, block: tuple[int, int], seed: int) -> DamResult:
+    """A run with random probabilities of tiles, with ties."""
+    sizes = {"length": shape.length, "layers": shape.layers, "heads": shape.heads}
+    gates = Gates(
+        "block", block=block, causal=shape.causal, lengths=shape.lengths, read=shape.read, **sizes
+    )
+    source = torch.Generator().manual_seed(seed)
+    chances = torch.randint(0, 6, gates.logits.shape, generator=source) / 5
+    return DamResult(gates.table(chances), (), 0.5, gates.arguments)
+
+
+def whole_tiles(mask: torch.Tensor, block: tuple[int, int]) -> bool:
+    """Whether all cells of each tile are alike."""
+    queries, keys = block
+    tiles = [
+        mask[..., i : i + queries, j : j + keys].flatten(2)
+        for i in range(0, mask.shape[2], queries)
+        for j in range(0, mask.shape[3], keys)
+    ]
+    return all(bool((tile == tile[..., :1]).all()) for tile in tiles)
+
+
+@pytest.mark.slow
+@given(shapes(), blocks, st.integers(0, 1000), st.floats(0, 1), parts)
+@settings(max_examples=150, deadline=None)
+def test_masks_of_tiles_keep_whole_ones_as_near_to_the_sparsity_as_they_can(
+    shape, block, seed, share, per
+):
+    run = of_tiles(shape, block, seed) if min(block) <= shape.length else None
+    assume(run is not None)
+    least = run.mask(sparsity=0, per=per)
+    cells = run.probabilities.shape
+    size = shape.length, shape.layers, shape.heads
+    weights = pair_weights(shape).expand(cells)
+    bank = Gates(**run.gates)
+    mask = run.mask(sparsity=share * (1 - bank.least_density), per=per)
+    assert isinstance(mask, type(masks.block_layout(torch.ones(1, 1).bool(), 1)))
+    assert mask.block == min(block)
+    table = mask.dense(*size)
+    assert whole_tiles(table, block)
+    lower(mask, shape)  # no row is empty, a decoder's neither
+    no_query_is_alone(table, shape)
+    assert (least.dense(*size) | ~table).all()  # sparser: a subset
+    axes = {"mask": (0, 1, 2, 3), "layer": (1, 2, 3), "head": (2, 3)}[per]
+    kept, all_of = (table * weights).sum(axes), weights.sum(axes)
+    wanted = (1 - share * (1 - bank.least_density)) * all_of
+    largest = max(
+        float(weights[..., i : i + block[0], j : j + block[1]].sum((2, 3)).max())
+        for i in range(0, shape.length, block[0])
+        for j in range(0, shape.length, block[1])
+    )
+    rows = shape.layers * shape.heads * -(-shape.length // block[0])
+    few = table[..., :: block[0], :: block[1]].sum() <= rows  # one in each row of tiles
+    assert (kept - wanted <= largest / 2 + 1e-9).all() or few or per != "mask"
+    assert (wanted - kept <= largest / 2 + 1e-9).all()
+
+
+@pytest.mark.slow
+@given(block=blocks, seed=st.integers(0, 1000), length=st.integers(3, 8))
+@settings(max_examples=60, deadline=None)
+def test_kept_tiles_match_sorting_by_hand(block, seed, length):
+    run = of_tiles(Shape(length, 1, 2), block, seed)
+    (queries, keys), p = block, run.probabilities
+    order = []
+    for h in range(2):
+        for i in range(0, length, queries):
+            row = []
+            for j in range(0, length, keys):
+                away = (j + keys / 2) - (i + queries / 2)
+                row.append((-float(p[0, h, i, j]), abs(away), away > 0, h, i, j))
+            order += [(tile != min(row), *tile) for tile in row]
+    order.sort()
+    table, total = torch.zeros_like(p, dtype=torch.bool), 2 * length**2
+    for place, (later, *_, h, i, j) in enumerate(order):
+        table[0, h, i : i + queries, j : j + keys] = True
+        if place + 1 < len(order) and not order[place + 1][0]:
+            assert not later  # the best of all rows come first
+            continue
+        kept = int(table.sum())
+        for within in (False, True):
+            mask = run.mask(sparsity=1 - kept / total, within=within)
+            assert torch.equal(mask.dense(length, 1, 2), table)
+
+
+@given(shape=shapes(), block=blocks, seed=st.integers(0, 1000), threshold=st.floats(0, 1))
+@settings(max_examples=60, deadline=None)
+def test_threshold_keeps_whole_tiles(shape, block, seed, threshold):
+    assume(min(block) <= shape.length)
+    run = of_tiles(shape, block, seed)
+    table = run.mask(threshold=threshold).dense(shape.length, shape.layers, shape.heads)
+    assert whole_tiles(table, block)
+    no_query_is_alone(table, shape)
+    assert ((run.probabilities >= threshold) & (pair_weights(shape) > 0) <= table).all()
+
+
+def test_layouts_of_tiles_serve_shorter_inputs_and_refuse_longer_ones():
+    run = of_tiles(Shape(12, 2, 2), (4, 2), 0)
+    mask = run.mask(sparsity=0.5)
+    assert torch.equal(mask.dense(7, 2, 2), mask.dense(12, 2, 2)[..., :7, :7])
+    with pytest.raises(LengthError, match="6 blocks of 2 positions, asked for 13"):
+        mask.dense(13, 2, 2)
+
+
+def test_too_sparse_for_tiles_is_refused_by_their_size():
+    run = of_tiles(Shape(12, 1, 1), (4, 2), 0)
+    with pytest.raises(
+        ValueError,
+        match=r"row of tiles of 4 x 2 keeps one, so .* about 0\.833333 at length 12, got 0\.9",
+    ):
+        run.mask(sparsity=0.9)
+    config = DamConfig(density=0.1)
+    with pytest.raises(
+        ValueError, match=r"tiles of 4 x 2 keeps one, so density is at least about 0\.1666"
+    ):
+        dam(model(), list(batches(1)), Gates("block", block=(4, 2), length=12, heads=2), config)
+
+
+@pytest.mark.filterwarnings("ignore:DAM")
+def test_training_on_tiles_ends_in_a_layout_of_them():
+    gates = Gates("block", block=(4, 2), length=8, heads=2)
+    config = DamConfig(steps=4, dense_warmup=0.0, density=0.5)
+    run = dam(model(), list(batches(4)), gates, config, held_out=list(batches(1)))
+    assert run.curve[-1].values["discretised"] > 0
+    assert whole_tiles(run.mask(sparsity=0.5).dense(8, 1, 2), (4, 2))
+    assert run.health(others=[run]).agreement["iou"] == 1

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import re
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from masksearch.attention.call import AttentionCall
+from masksearch.attention.kernels.choose import grain_on
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, UnknownNameError
 from masksearch.gates.gates import Gates
 
@@ -19,6 +21,8 @@ STRUCTURES: list[dict[str, Any]] = [
     {"structure": "toeplitz+global", "global_count": 2},
     {"structure": "toeplitz+global", "global_count": 3, "signed": True},
     {"structure": "block", "block": 4},
+    {"structure": "block", "block": (4, 2)},
+    {"structure": "block", "block": [1, 3]},
 ]
 
 
@@ -38,7 +42,8 @@ def probability(gates: Gates, layer: int, head: int, i: int, j: int) -> float:
         pairs = [(a, b) for a in range(N) for b in range(a + 1)]
         return p[pairs.index((max(i, j), min(i, j)))]
     if gates.structure == "block":
-        return p[(i // 4) * 3 + j // 4]
+        queries, keys = gates.block
+        return p[(i // queries) * len(range(0, N, keys)) + j // keys]
     offsets = list(range(1 - N, N)) if gates.signed else list(range(N))
     closed = 1 - p[offsets.index(j - i if gates.signed else abs(j - i))]
     count = gates.extra_rows
@@ -62,6 +67,8 @@ def test_probabilities_and_density_match_loop(arguments: dict[str, Any], device:
     torch.testing.assert_close(gates.probabilities(), want, atol=1e-6, rtol=0)
     total = want.sum((2, 3)) / (N * N)
     torch.testing.assert_close(gates.density(), total, atol=1e-6, rtol=0)
+    bits = -(want * want.log2() + (1 - want) * (1 - want).log2())
+    torch.testing.assert_close(gates.entropy(), bits.mean(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("arguments", STRUCTURES, ids=str)
@@ -78,7 +85,7 @@ def test_hard_sample_is_binary_and_has_the_right_frequency(arguments: dict[str, 
 
 def drawn(gates: Gates) -> Tensor:
     assert gates.drawn is not None
-    return gates.drawn
+    return gates.table(gates.drawn) if gates.structure == "block" else gates.drawn
 
 
 def test_open_edge_gives_no_gradient_to_its_other_closed_gates():
@@ -191,7 +198,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"structure": "toeplitz+global", "global_count": 10},
         r"global_count must lie in 1\.\.length = 1\.\.9, got 10",
     ),
-    "block": ({"structure": "block", "block": 0}, "block must lie in"),
+    **{
+        f"block {block}": (
+            {"structure": "block", "block": block},
+            r"of a tile, such as \(64, 16\): one a multiple of the other, the finer one must lie "
+            rf"in 1\.\.length = 1\.\.9; got {re.escape(repr(block))}$",
+        )
+        for block in (0, (20, 10), (3, 8), (4, 2, 1), "4x2", 2.5, True)
+    },
 }
 
 
@@ -201,6 +215,17 @@ def test_wrong_arguments_are_refused(name: str):
     kind = UnknownNameError if name in ("structure", "form") else ValueError
     with pytest.raises(kind, match=said):
         Gates(**{"length": N, "heads": 1} | given)
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_tiles_are_as_fine_as_the_kernel_of_this_machine(cuda: bool, monkeypatch: Any):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    gates = Gates("block", length=256, heads=2)
+    rows, columns = (2, 2) if cuda else (4, 16)
+    assert gates.block == (256 // rows, 256 // columns) == grain_on("cuda" if cuda else "cpu")
+    assert gates.logits.shape == (1, 2, rows * columns)
+    assert Gates(**gates.arguments).block == gates.block
+    assert Gates(length=256, heads=2).block == (1, 1)  # of other structures
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

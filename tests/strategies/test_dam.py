@@ -46,6 +46,11 @@ def search(run, trials=4, options=OPTIONS):
         ({"gates": {"structure": "fre"}}, "fre"),
         ({"gates": {"layers": 3}}, r"3 layers, the model 1; give layers=1"),
         ({"gates": {"heads": 3}}, r"3 heads, the model 2; give heads=2, or heads=1 to share"),
+        ({"gates": {"structure": "block", "block": [5, 4]}}, r"a multiple of .*; got \[5, 4\]"),
+        (
+            {"gates": {"structure": "block", "block": [6, 3]}, "config": {"density": 0.1}},
+            r"density 0\.1 has rows without a key: at length 12 densities are at least 0\.25",
+        ),
         ({"config": {"density": [0.3, 0.2]}}, r"edges in \(0, 1\), got \[0.3, 0.2\]"),
         ({"densities": [2]}, r"numbers in \(0, 1\], got 2; give"),
         ({"densities": [0.3, "a"]}, r"numbers in \(0, 1\], got 'a'; give"),
@@ -90,6 +95,20 @@ def test_dam_leaves_gates_and_masks_in_one_study(tmp_path):
     for density in (0.4, 0.3, 0.2):
         assert by_density[density].measures["density"] == pytest.approx(density, abs=1 / 144)
     assert all(record.scored for record in study.frontier())
+
+
+@pytest.mark.filterwarnings("ignore:DAM")
+@pytest.mark.slow
+def test_dam_on_tiles_proposes_layouts_of_whole_ones(tmp_path):
+    gates = {"structure": "block", "block": (4, 2)}
+    options = {"gates": gates, "config": {"steps": 12, "dense_warmup": 0.5}}
+    study = search(tmp_path / "run", trials=3, options=options)
+    first, *cut = study.records()
+    assert first.job.gates["block"] == [4, 2]
+    assert first.job.config["density"] == pytest.approx(1 / 3)  # twice one tile in each row
+    for record in cut:
+        assert (record.mask.kind, record.mask.block) == ("block_layout", 2)
+        assert record.measures["density"] == pytest.approx(record.params["density"], abs=1 / 18)
 
 
 @pytest.mark.filterwarnings("ignore:DAM")

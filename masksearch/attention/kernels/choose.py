@@ -43,6 +43,7 @@ from torch import Tensor
 
 from masksearch.attention.kernels.flex import FlexPlan, block_on, flex_attention_under
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
+from masksearch.attention.kernels.plan import UNITS
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import tile_counts
 
@@ -121,6 +122,12 @@ def choose(
     else:
         backend, reason = "sdpa", f'no figures for {kind}: SDPA with a mask; try backend="gather"'
     return KernelChoice(cast(Backend, backend), reason, length, kept / cells, blocks)
+
+
+def grain_on(device: torch.device | str) -> tuple[int, int]:
+    """Queries and keys of the finest tile that the sparse kernel of a device leaves out."""
+    side = block_on(device, BLOCK)
+    return (side, side) if torch.device(device).type == "cuda" else (side, UNITS[0])
 
 
 def choose_on_cpu(length: int, block_density: float) -> tuple[str, str]:
