@@ -182,7 +182,7 @@ MOST = max(  # of all hand-designed masks of 12 % that were judged as they are
     if name in ours.by_score(ours.judged(own, "none", "test"), 0.12)
 )
 FIRST_PAGE = {
-    "| Whole heads are level at equal cost: with the search's steps on top of {}, "
+    "| No gain of search is shown at equal cost: with the search's steps on top of {}, "
     "hand-designed ones are {} of DAM at {} % on {} of {} models, at {} % on {} | DAM minus "
     "these, at {} %: {} [{}, {}]; mean over both budgets (the test planned beforehand): {} [{}, "
     "{}], not shown |": [
