@@ -19,6 +19,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from masksearch.evaluators.forecast import describe_work
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.tuning import rescale
 from masksearch.files import write_text_in_one_move
+from masksearch.loggers.console import progress as progress_of_trainings
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Full, Window
@@ -49,6 +51,7 @@ from masksearch.models.saving import copy_tokenizer, limit_length, save_pretrain
 from masksearch.strategies.build import aim_gates, spec_of
 from masksearch.strategies.opening import hand_designed
 from masksearch.study.records import read_budgets
+from masksearch.study.status import finished_trials
 from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.tasks import ANSWER, GlueTask
 from masksearch.user_code import load_function
@@ -73,7 +76,7 @@ AGAIN = (  # rates by simulation: docs/statistics.md
 )
 MODEL, RESULT, RUN, CALL = "dense", "result.json", "run", "sparsify.json"
 BEGUN = (MODEL, "cache", "search")  # in its run folder, of a call that has trained something
-SEARCH, PLAIN, JUDGED = "search", "as-it-is", "compare"  # there too
+SEARCH, PLAIN, JUDGED, HALVING = "search", "as-it-is", "compare", "halving"  # there too
 UNTRAINED = "as it is"  # a score before a recovery
 
 
@@ -255,6 +258,14 @@ class SparsifyRequest:
         return {self.strategy if count == 1 else f"{self.strategy}, seed {n}": n for n in seeds}
 
     @property
+    def search_folders(self) -> dict[str, Path]:
+        """Name -> run folder of each search."""
+        return {
+            name: self.run / (SEARCH if seed == self.seed else f"{SEARCH}-{seed}")
+            for name, seed in self.searches.items()
+        }
+
+    @property
     def judging_seeds(self) -> range:
         """Seeds of the recoveries that judge; one where masks are judged as they are."""
         count = (self.seeds or SEEDS) if self.recover_steps else 1
@@ -308,17 +319,22 @@ def prepare(request: SparsifyRequest) -> GlueEvaluator:
             f"{request.budget:g}: raise it"
         )
     request.say(start.describe(start.downstream[0]))
-    searches, options = len(request.searches), request.options
-    gates = options.get("config", {}).get("steps", 0) * searches
-    searched = (request.trials_of_a_search - (not request.draws)) * searches
-    counts = len(hand_designed(start, [request.budget])), searched
+    hand, job = len(hand_designed(start, [request.budget])), not request.draws
+    drawn = [finished_trials(each) for each in request.search_folders.values()]
+    drawn[0] -= hand  # which the first search judges before its own
+    gates = request.options.get("config", {}).get("steps", 0) * sum(each < 1 for each in drawn)
+    searched = (request.trials_of_a_search - job) * len(drawn)
     rungs = [in_part(start, part).recover_steps for part in (SHORT, 2, 1)]
-    judging = len(request.judging_seeds)
-    request.say(describe_work(start, request.seed, counts, gates, judging, rungs))
+    folders = [f"{HALVING}-{steps}" for steps in rungs[1:]] + [JUDGED]
+    done = [hand + sum(each - (job and each > 0) for each in drawn)]
+    done += [finished_trials(request.run / name) for name in folders]
+    counts, judging = (hand, searched), len(request.judging_seeds)
+    request.say(describe_work(start, request.seed, counts, gates, judging, rungs, done))
     write_text_in_one_move(request.run / CALL, json.dumps(request.about, indent=1) + "\n")
-    weights = dense_model(start, request.run, request.seed)
-    full = replace(start, weights=weights, keep_recovered=True)
-    full.on("holdout").provide_models(request.seed)  # refused here, not after the search
+    with progress_of_trainings("sparsify") if request.progress else nullcontext():
+        weights = dense_model(start, request.run, request.seed)
+        full = replace(start, weights=weights, keep_recovered=True)
+        full.on("holdout").provide_models(request.seed)  # refused here, not after the search
     return full
 
 
@@ -328,7 +344,7 @@ def search_masks(request: SparsifyRequest, full: GlueEvaluator) -> dict[str, Stu
         name: search(
             load_function(SPACE) if request.draws else None,
             in_part(full, SHORT),
-            run=request.run / (SEARCH if seed == request.seed else f"{SEARCH}-{seed}"),
+            run=request.search_folders[name],
             trials=request.trials_of_a_search,
             strategy=request.strategy,
             strategy_options=request.options,
@@ -619,7 +635,7 @@ def halve(
         masks = {name: each.mask for name, each in by_name.items()}
         kinds = dict.fromkeys(masks, "hand-designed")
         rung = judge(
-            masks, evaluator, run=run / f"halving-{steps}", kinds=kinds, against="nearest"
+            masks, evaluator, run=run / f"{HALVING}-{steps}", kinds=kinds, against="nearest"
         )
         order = ranked(rung.records, rung.objectives, baselines=True, learned=False)
         hand = [by_name[each.name] for each in order] or hand

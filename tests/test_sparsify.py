@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -155,6 +156,40 @@ def test_a_fine_tuned_checkpoint_is_taken_as_it_is_and_calls_are_repeated(place,
     assert again.study.frame()["seconds"].tolist() == before  # nothing was trained again
     with pytest.raises(DataError, match="was begun with seed=0, got 1; give a new folder"):
         sparsify(place, tmp_path / "out", model=dense, seed=1, **how)
+
+
+@pytest.mark.slow
+def test_the_dense_model_is_shown_while_it_trains_and_a_call_that_goes_on_counts_the_rest(
+    place, tmp_path, capsys, monkeypatch
+):
+    """Stopped within the search, and twice while its masks are judged."""
+    said, enough, told = [], {"search": 0, "compare": 3}, ms.driver.Session.tell
+
+    def stopped(session: Any, record: Record) -> None:
+        told(session, record)
+        at, *_ = session.workdir.name.split("-")
+        enough[at] = enough.get(at, 0) - 1
+        if enough[at] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ms.driver.Session, "tell", stopped)
+    for enough["search"] in (5, 10**6, 10**6):
+        with pytest.raises(KeyboardInterrupt):
+            sparsify(place, tmp_path / "out", progress="auto", seeds=3)
+        said.append(capsys.readouterr().err)
+        enough["compare"] = 2
+    assert re.search(r"^dense model of reviews, seed 0: \d+ steps$", said[0], re.M)
+    assert "a dense model (" in said[0]
+    plans = [
+        re.search(r"^sparsify: (.* masks are hand-designed.*)", each, re.M)[1] for each in said
+    ]
+    masks_left = [re.findall(r"(\d+) recoveries of 1 steps", plan) for plan in plans]
+    assert int(masks_left[1][0]) == int(masks_left[0][0]) - 5
+    assert ["gates (40 steps)" in plan for plan in plans] == [True, True, False]
+    judged = [int(re.search(r"(\d+) that judge", plan)[1]) for plan in plans]
+    assert judged == [9, 9, 7]
+    assert [" in all; " in plan for plan in plans] == [True, False, False]
+    assert [" left; " in plan for plan in plans] == [False, True, True]
 
 
 @pytest.mark.nightly

@@ -6,6 +6,7 @@ print(describe_work(evaluator, 0, (12, 24), 150, 3, [40, 80, 160]))
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.study.status import clock
@@ -15,7 +16,13 @@ READ = 1 / 3  # of a step's time, to score as many rows
 
 
 def describe_work(
-    start: FineTuning, seed: int, counts: tuple[int, int], gates: int, seeds: int, rungs: list[int]
+    start: FineTuning,
+    seed: int,
+    counts: tuple[int, int],
+    gates: int,
+    seeds: int,
+    rungs: list[int],
+    done: Sequence[int] = (0, 0, 0, 0),
 ) -> str:
     """The trainings to come, for about how long, and the memory that they take.
 
@@ -23,10 +30,11 @@ def describe_work(
         start: Judges masks on the model that was given.
         seed: Of the dense model.
         counts: Hand-designed masks, and masks of the search.
-        gates: Steps of gates.
+        gates: Steps of gates to come.
         seeds: Recoveries of each mask that judge.
         rungs: Steps of a recovery of all masks, of the better half of the hand-designed ones, and
             of the better quarter.
+        done: How many masks of each of these are done already, and how many that judge.
     """
     (name,), batch = start.downstream, start.finetune_batch
     model = start.dense(name, seed) if start.is_tuned else start.begin(name, seed)
@@ -48,23 +56,26 @@ def describe_work(
     if not start.is_tuned and not kept.is_file():
         words.append(f"a dense model ({start.finetune_steps(name)} steps)")
         total += start.finetune_steps(name) * step
-    hand, masks = counts[0], sum(counts)
+    hand, masks = counts[0], max(0, sum(counts) - done[0])
     if gates:
         words.append(f"gates ({gates} steps)")
         total += gates * step * (start.gates_batch or batch) / batch
     disk = ""
     if start.adapt == "recover":
-        trials = [*zip((masks, -(-hand // 2), -(-hand // 4)), rungs, strict=True)]
-        words += [f"{n} recoveries of {count} steps" for n, count in trials]
-        words.append(f"{3 * seeds} that judge")
-        total += (sum(n for n, _ in trials) * searched) + 3 * seeds * judged
-        trained = sum(n * count for n, count in trials) + 3 * seeds * rungs[-1]
+        halves = max(0, -(-hand // 2) - done[1]), max(0, -(-hand // 4) - done[2])
+        trials = [*zip((masks, *halves), rungs, strict=True)]
+        last = max(0, 3 * seeds - done[3])
+        words += [f"{n} recoveries of {count} steps" for n, count in trials if n]
+        words.append(f"{last} that judge")
+        total += (sum(n for n, _ in trials) * searched) + last * judged
+        trained = sum(n * count for n, count in trials) + last * rungs[-1]
         total += trained * TEACHER * step
         disk = f", {3 * seeds * size:.1f} GB of disk in {start.cache}"
     else:
         words.append(f"{masks} masks as they are")
         total += masks * searched
     return (
-        f"{', '.join(words)} ({hand} masks are hand-designed): about {clock(total)} in all; "
+        f"{', '.join(words)} ({hand} masks are hand-designed): about {clock(total)} "
+        f"{'left' if any(done) else 'in all'}; "
         f"{5 * size:.1f} GB of memory{disk}"
     )
