@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -257,13 +256,9 @@ class SparsifyRequest:
         seeds = range(self.seed, self.seed + count)
         return {self.strategy if count == 1 else f"{self.strategy}, seed {n}": n for n in seeds}
 
-    @property
-    def search_folders(self) -> dict[str, Path]:
-        """Name -> run folder of each search."""
-        return {
-            name: self.run / (SEARCH if seed == self.seed else f"{SEARCH}-{seed}")
-            for name, seed in self.searches.items()
-        }
+    def search_folder(self, seed: int) -> Path:
+        """The run folder of a search."""
+        return self.run / (SEARCH if seed == self.seed else f"{SEARCH}-{seed}")
 
     @property
     def judging_seeds(self) -> range:
@@ -320,16 +315,16 @@ def prepare(request: SparsifyRequest) -> GlueEvaluator:
         )
     request.say(start.describe(start.downstream[0]))
     hand, job = len(hand_designed(start, [request.budget])), not request.draws
-    drawn = [finished_trials(each) for each in request.search_folders.values()]
-    drawn[0] -= hand  # which the first search judges before its own
-    gates = request.options.get("config", {}).get("steps", 0) * sum(each < 1 for each in drawn)
-    searched = (request.trials_of_a_search - job) * len(drawn)
+    found = [finished_trials(request.search_folder(each)) for each in request.searches.values()]
+    found[0] -= hand  # which the first search judges before its own
+    gates = request.options.get("config", {}).get("steps", 0) * sum(each < 1 for each in found)
+    searched = sum(request.trials_of_a_search - max(job, each) for each in found)
     rungs = [in_part(start, part).recover_steps for part in (SHORT, 2, 1)]
-    folders = [f"{HALVING}-{steps}" for steps in rungs[1:]] + [JUDGED]
-    done = [hand + sum(each - (job and each > 0) for each in drawn)]
-    done += [finished_trials(request.run / name) for name in folders]
-    counts, judging = (hand, searched), len(request.judging_seeds)
-    request.say(describe_work(start, request.seed, counts, gates, judging, rungs, done))
+    left = [searched + max(0, -found[0]), -(-hand // 2), -(-hand // 4)]
+    left.append(3 * len(request.judging_seeds))
+    for at, name in enumerate([*(f"{HALVING}-{steps}" for steps in rungs[1:]), JUDGED], 1):
+        left[at] -= finished_trials(request.run / name)
+    request.say(describe_work(start, request.seed, hand, gates, rungs, left))
     write_text_in_one_move(request.run / CALL, json.dumps(request.about, indent=1) + "\n")
     with progress_of_trainings("sparsify") if request.progress else nullcontext():
         weights = dense_model(start, request.run, request.seed)
@@ -344,7 +339,7 @@ def search_masks(request: SparsifyRequest, full: GlueEvaluator) -> dict[str, Stu
         name: search(
             load_function(SPACE) if request.draws else None,
             in_part(full, SHORT),
-            run=request.search_folders[name],
+            run=request.search_folder(seed),
             trials=request.trials_of_a_search,
             strategy=request.strategy,
             strategy_options=request.options,
@@ -377,7 +372,8 @@ def judge_masks(
     told = {"seeds": request.judging_seeds, "split": "holdout", **request.how}
 
     def judge(evaluator: GlueEvaluator, folder: str) -> Comparison:
-        return compare(compared, evaluator, run=request.run / folder, **told)
+        judged = compare(compared, evaluator, run=request.run / folder, **told)
+        return replace(judged, budgets=dict.fromkeys(candidates.searched, request.budget))
 
     plain = judge(replace(full, adapt="none"), PLAIN)
     if not request.recover_steps:
@@ -439,7 +435,9 @@ def save(
     copy_tokenizer(find_folder(result["model"])[1], out)
     limit_length(out, model)
     comparison = replace(comparison, notes={"answer": result["answer"]})
-    shutil.copyfile(comparison.report(request.run / "report" / "report.html"), out / "report.html")
+    page = comparison.report(request.run / "report" / "report.html").read_text("utf-8")
+    page = page.replace("Beside this page", f"In {RUN}/report")  # where its files lie
+    write_text_in_one_move(out / "report.html", page)
     write_text_in_one_move(out / RESULT, json.dumps(result, indent=1, default=str) + "\n")
     return Sparsified(result["answer"], advice.mask, out, comparison, study)
 

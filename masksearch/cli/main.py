@@ -308,7 +308,6 @@ def run_program(program: typer.Typer, words: Sequence[str]) -> NoReturn:
     warnings.formatwarning = one_line
     works = f"{program.info.name}: at work; it reads and prepares before the first result"
     soon = threading.Timer(SOON, typer.echo, [works], {"err": True})
-    soon.daemon = True  # a process that ends does not wait for it
     soon.start()
     try:
         code = program(words, standalone_mode=False)
@@ -333,6 +332,8 @@ def run_program(program: typer.Typer, words: Sequence[str]) -> NoReturn:
 def usage_mistake(error: Any) -> str:
     """Typer's message on words that are no command line of ours; the nearest option first."""
     near = getattr(error, "possibilities", None)
+    if getattr(error, "option_name", "") == "--run":  # which other commands have
+        return f"{error.message}; the run stands alone: {error.ctx.command_path} RUN"
     if near:
         return f"{error.message}; did you mean {near[0]!r}?"
     message = error.format_message()

@@ -558,8 +558,7 @@ def join_cluster(settings: RayTune) -> Iterator[None]:
     if settings.quiet:
         arguments |= {"log_to_driver": False, "logging_level": logging.CRITICAL}
     handler, main = signal.getsignal(signal.SIGTERM), in_main_thread()
-    settings_of_ray = ALONE if alone else KEEPALIVE
-    known = {name: os.environ.get(name, value) for name, value in settings_of_ray.items()}
+    known = {n: os.environ.get(n, value) for n, value in (ALONE if alone else KEEPALIVE).items()}
     os.environ.update({"RAY_USAGE_STATS_ENABLED": "0"} | known | (own_token() if alone else {}))
     try:
         # a Ray of this machine alone listens on 127.0.0.1, as Ray itself does on macOS;

@@ -330,8 +330,6 @@ class Watcher:
         """Sets how many further records, and how many seconds, this call may take."""
         self.total = None if records is None else self.counted + records
         self.limit = seconds
-        if records != 0 and not self.display.alive:
-            self.display.print(f"{self.count()}  begins")
         self.display.refresh()
 
     def reported(self, number: int, report: Report) -> None:
