@@ -367,7 +367,7 @@ def search(
     measured = evaluator.measure_names
     constraints = [constraints] if isinstance(constraints, str) else constraints
     limits = [parse_constraint(text, reported, measured) for text in constraints]
-    run, executor = Path(run).expanduser().absolute(), read_executor(executor)
+    run, place = Path(run).expanduser().absolute(), read_executor(executor)
     budgets, options = read_budgets(budget), dict(strategy_options or {})
     if budgets and isinstance(space, Units):
         space = with_costs(space, evaluator, None, required=True)
@@ -398,7 +398,7 @@ def search(
         begun = store.stored_facts()
         opening = plan_opening(given, baselines, chosen, space, evaluator, budgets, begun)
         store.create(evaluator.objectives, facts | opening.facts)
-        asked = {"trials": trials, "seconds": seconds, "executor": executor}
+        asked = {"trials": trials, "seconds": seconds, "executor": place}
         store.note_call(describe_call(evaluator, space, **asked))
         session = Session(
             store,
@@ -417,7 +417,7 @@ def search(
             listeners=listeners,
             queue=opening.queue(seed),
         )
-        run_session(session, executor, progress, name)
+        run_session(session, place, progress, name)
     return Study(run, storage, store)
 
 
@@ -562,7 +562,7 @@ def compare(
     """
     check_evaluator(evaluator)
     run, seeds = Path(run).expanduser().absolute(), read_seeds(seeds)
-    executor = read_executor(executor)
+    place = read_executor(executor)
     margin = check_margin(margin, evaluator.objectives[0])
     evaluator = on_split(evaluator, split)
     seeds = seeds[:1] if evaluator.seedless else seeds
@@ -574,7 +574,7 @@ def compare(
         stored = STORED_SPLITS[evaluator.split] if evaluator.split else ""
         facts = {"kind": "compare", "half": stored, **evaluator_facts(evaluator)}
         store.create(evaluator.objectives, facts)
-        store.note_call(describe_call(evaluator, seeds=seeds, executor=executor))
+        store.note_call(describe_call(evaluator, seeds=seeds, executor=place))
         before = store.records()
         judged = Comparison.of(before, store.objectives(), store.facts())
         protocols = protocols_of_rows(evaluator) if compared.found else ()
@@ -602,9 +602,9 @@ def compare(
             listeners=listeners,
             queue=compared.queue(judged, seeds),
         )
-        slots = getattr(executor, "slots", 1)
+        slots = getattr(place, "slots", 1)
         plan = compared.plan(judged, seeds, evaluator, len(session.queue), slots)
-        run_session(session, executor, progress, "compare", plan)
+        run_session(session, place, progress, "compare", plan)
         records = [
             record
             for record in store.records()

@@ -230,7 +230,7 @@ def test_one_set_of_options_names_a_table_of_ones_own_for_every_job(place, tmp_p
         out, err = command(*job)
         assert understood in err
         assert "#0" not in err.partition(understood)[0]  # before anything is judged
-    assert f"masksearch attach MODEL {run}-2 --budget SHARE --time --out FOLDER" in out
+    assert f"masksearch attach MODEL {run}-2 --time --out FOLDER --budget SHARE" in out
     compared = Comparison.open(f"{run}-2")
     assert compared.entries["dense"].score.value > 0.5
     moved = (tmp_path / "run").rename(tmp_path / "moved")
