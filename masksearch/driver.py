@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+import optuna
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 
@@ -62,7 +63,6 @@ from masksearch.study.store import StudyStore
 from masksearch.user_code import check_evaluator, definition_hashes
 
 if TYPE_CHECKING:
-    import optuna
     import pandas as pd
 
 
@@ -94,6 +94,11 @@ class Study:
         from masksearch.report.display import study_text
 
         return study_text(self.run, self.records(), self.objectives)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuses a name; one of an Optuna study says where that is."""
+        where = f"; Optuna's is study.optuna.{name}" if name in dir(optuna.Study) else ""
+        raise AttributeError(f"a masksearch.Study has no {name!r}{where}")
 
     def _repr_html_(self) -> str:
         from masksearch.report.display import study_html
@@ -185,9 +190,8 @@ class Study:
         return table.frame()
 
     def report(self, path: Path | str = "report.html") -> Path:
-        """Writes a self-contained HTML page, its figures and its tables (CSV, LaTeX) beside it.
-
-        A relative path is taken from the run folder.
+        """Writes a self-contained HTML page into the run folder, or where `path` says if that is
+        absolute; its figures and tables (CSV, LaTeX) lie beside it, of `a.html` in `a_figures/`.
         """
         from masksearch.report.collect import report_on
 
@@ -276,7 +280,7 @@ def search(
     strategy: str | BaseSampler | Strategy = "tpe",
     strategy_options: Mapping[str, Any] | None = None,
     seed: int = 0,
-    executor: Executor | None = None,
+    executor: Executor | Literal["local", "ray"] | None = None,
     scheduler: Scheduler | None = None,
     constraints: str | Sequence[str] = (),
     budget: float | Sequence[float] | None = None,
@@ -308,7 +312,8 @@ def search(
             `PruneStrategy`); for "file.py:Name": its arguments beside `space`, `objectives`,
             `seed`, `constraints`, `evaluator`, `run`.
         seed: Seed of the proposals and of every evaluation.
-        executor: Where jobs run; None = `Local()`.
+        executor: Where jobs run: an executor, or "local" or "ray" with its defaults; None =
+            `Local()`.
         scheduler: Ends hopeless trials early, such as `ParetoHalving`; None = every trial runs
             to its end.
         constraints: One or several, such as `"sparsity >= 0.9"`. A mask that violates one on a
@@ -362,7 +367,7 @@ def search(
     measured = evaluator.measure_names
     constraints = [constraints] if isinstance(constraints, str) else constraints
     limits = [parse_constraint(text, reported, measured) for text in constraints]
-    run, executor = Path(run).expanduser().absolute(), executor or Local()
+    run, place = Path(run).expanduser().absolute(), read_executor(executor)
     budgets, options = read_budgets(budget), dict(strategy_options or {})
     if budgets and isinstance(space, Units):
         space = with_costs(space, evaluator, None, required=True)
@@ -393,7 +398,7 @@ def search(
         begun = store.stored_facts()
         opening = plan_opening(given, baselines, chosen, space, evaluator, budgets, begun)
         store.create(evaluator.objectives, facts | opening.facts)
-        asked = {"trials": trials, "seconds": seconds, "executor": executor}
+        asked = {"trials": trials, "seconds": seconds, "executor": place}
         store.note_call(describe_call(evaluator, space, **asked))
         session = Session(
             store,
@@ -412,8 +417,17 @@ def search(
             listeners=listeners,
             queue=opening.queue(seed),
         )
-        run_session(session, executor, progress, name)
+        run_session(session, place, progress, name)
     return Study(run, storage, store)
+
+
+def read_executor(executor: Any) -> Any:
+    """An executor, or the one of that name on the command line."""
+    if executor == "ray":
+        from masksearch.executors.ray import RayTune
+
+        executor = RayTune()
+    return Local() if executor in (None, "local") else executor
 
 
 @contextmanager
@@ -479,7 +493,7 @@ def compare(
     margin: float | None = None,
     budget: float | Sequence[float] | None = None,
     storage: str | BaseStorage | None = None,
-    executor: Executor | None = None,
+    executor: Executor | Literal["local", "ray"] | None = None,
     listeners: Sequence[Listener] = (),
     progress: Literal["auto"] | None = "auto",
 ) -> Comparison:
@@ -522,7 +536,7 @@ def compare(
             `"tpe within 0.3"`, and of a front that is kept which is within the largest. A run
             without such a mask counts as failed.
         storage: As in `search`; runs among the candidates may name it, too.
-        executor: Where jobs run; None = `Local()`.
+        executor: As in `search`.
         listeners: Called with every finished record.
         progress: As in `search`.
 
@@ -548,7 +562,7 @@ def compare(
     """
     check_evaluator(evaluator)
     run, seeds = Path(run).expanduser().absolute(), read_seeds(seeds)
-    executor = executor or Local()
+    place = read_executor(executor)
     margin = check_margin(margin, evaluator.objectives[0])
     evaluator = on_split(evaluator, split)
     seeds = seeds[:1] if evaluator.seedless else seeds
@@ -560,7 +574,7 @@ def compare(
         stored = STORED_SPLITS[evaluator.split] if evaluator.split else ""
         facts = {"kind": "compare", "half": stored, **evaluator_facts(evaluator)}
         store.create(evaluator.objectives, facts)
-        store.note_call(describe_call(evaluator, seeds=seeds, executor=executor))
+        store.note_call(describe_call(evaluator, seeds=seeds, executor=place))
         before = store.records()
         judged = Comparison.of(before, store.objectives(), store.facts())
         protocols = protocols_of_rows(evaluator) if compared.found else ()
@@ -588,9 +602,9 @@ def compare(
             listeners=listeners,
             queue=compared.queue(judged, seeds),
         )
-        slots = getattr(executor, "slots", 1)
+        slots = getattr(place, "slots", 1)
         plan = compared.plan(judged, seeds, evaluator, len(session.queue), slots)
-        run_session(session, executor, progress, "compare", plan)
+        run_session(session, place, progress, "compare", plan)
         records = [
             record
             for record in store.records()

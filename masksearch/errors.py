@@ -206,7 +206,8 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """
     if name.startswith("_"):  # programs look for such names, people do not
         return ""
-    near = difflib.get_close_matches(name, list(names), n=2)
+    names = list(names)
+    near = difflib.get_close_matches(name, names, n=2) or [n for n in names if n == name.lower()]
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from masksearch.evaluators.forecast import describe_work
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.tuning import rescale
 from masksearch.files import write_text_in_one_move
+from masksearch.loggers.console import progress as progress_of_trainings
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Full, Window
@@ -49,6 +50,7 @@ from masksearch.models.saving import copy_tokenizer, limit_length, save_pretrain
 from masksearch.strategies.build import aim_gates, spec_of
 from masksearch.strategies.opening import hand_designed
 from masksearch.study.records import read_budgets
+from masksearch.study.status import finished_trials
 from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.tasks import ANSWER, GlueTask
 from masksearch.user_code import load_function
@@ -73,7 +75,7 @@ AGAIN = (  # rates by simulation: docs/statistics.md
 )
 MODEL, RESULT, RUN, CALL = "dense", "result.json", "run", "sparsify.json"
 BEGUN = (MODEL, "cache", "search")  # in its run folder, of a call that has trained something
-SEARCH, PLAIN, JUDGED = "search", "as-it-is", "compare"  # there too
+SEARCH, PLAIN, JUDGED, HALVING = "search", "as-it-is", "compare", "halving"  # there too
 UNTRAINED = "as it is"  # a score before a recovery
 
 
@@ -254,6 +256,10 @@ class SparsifyRequest:
         seeds = range(self.seed, self.seed + count)
         return {self.strategy if count == 1 else f"{self.strategy}, seed {n}": n for n in seeds}
 
+    def search_folder(self, seed: int) -> Path:
+        """The run folder of a search."""
+        return self.run / (SEARCH if seed == self.seed else f"{SEARCH}-{seed}")
+
     @property
     def judging_seeds(self) -> range:
         """Seeds of the recoveries that judge; one where masks are judged as they are."""
@@ -308,17 +314,22 @@ def prepare(request: SparsifyRequest) -> GlueEvaluator:
             f"{request.budget:g}: raise it"
         )
     request.say(start.describe(start.downstream[0]))
-    searches, options = len(request.searches), request.options
-    gates = options.get("config", {}).get("steps", 0) * searches
-    searched = (request.trials_of_a_search - (not request.draws)) * searches
-    counts = len(hand_designed(start, [request.budget])), searched
+    hand, job = len(hand_designed(start, [request.budget])), not request.draws
+    found = [finished_trials(request.search_folder(each)) for each in request.searches.values()]
+    found[0] -= hand  # which the first search judges before its own
+    gates = request.options.get("config", {}).get("steps", 0) * sum(each < 1 for each in found)
+    searched = sum(request.trials_of_a_search - max(job, each) for each in found)
     rungs = [in_part(start, part).recover_steps for part in (SHORT, 2, 1)]
-    judging = len(request.judging_seeds)
-    request.say(describe_work(start, request.seed, counts, gates, judging, rungs))
+    left = [searched + max(0, -found[0]), -(-hand // 2), -(-hand // 4)]
+    left.append(3 * len(request.judging_seeds))
+    for at, name in enumerate([*(f"{HALVING}-{steps}" for steps in rungs[1:]), JUDGED], 1):
+        left[at] -= finished_trials(request.run / name)
+    request.say(describe_work(start, request.seed, hand, gates, rungs, left))
     write_text_in_one_move(request.run / CALL, json.dumps(request.about, indent=1) + "\n")
-    weights = dense_model(start, request.run, request.seed)
-    full = replace(start, weights=weights, keep_recovered=True)
-    full.on("holdout").provide_models(request.seed)  # refused here, not after the search
+    with progress_of_trainings("sparsify") if request.progress else nullcontext():
+        weights = dense_model(start, request.run, request.seed)
+        full = replace(start, weights=weights, keep_recovered=True)
+        full.on("holdout").provide_models(request.seed)  # refused here, not after the search
     return full
 
 
@@ -328,7 +339,7 @@ def search_masks(request: SparsifyRequest, full: GlueEvaluator) -> dict[str, Stu
         name: search(
             load_function(SPACE) if request.draws else None,
             in_part(full, SHORT),
-            run=request.run / (SEARCH if seed == request.seed else f"{SEARCH}-{seed}"),
+            run=request.search_folder(seed),
             trials=request.trials_of_a_search,
             strategy=request.strategy,
             strategy_options=request.options,
@@ -361,7 +372,8 @@ def judge_masks(
     told = {"seeds": request.judging_seeds, "split": "holdout", **request.how}
 
     def judge(evaluator: GlueEvaluator, folder: str) -> Comparison:
-        return compare(compared, evaluator, run=request.run / folder, **told)
+        judged = compare(compared, evaluator, run=request.run / folder, **told)
+        return replace(judged, budgets=dict.fromkeys(candidates.searched, request.budget))
 
     plain = judge(replace(full, adapt="none"), PLAIN)
     if not request.recover_steps:
@@ -423,7 +435,9 @@ def save(
     copy_tokenizer(find_folder(result["model"])[1], out)
     limit_length(out, model)
     comparison = replace(comparison, notes={"answer": result["answer"]})
-    shutil.copyfile(comparison.report(request.run / "report" / "report.html"), out / "report.html")
+    page = comparison.report(request.run / "report" / "report.html").read_text("utf-8")
+    page = page.replace("Beside this page", f"In {RUN}/report")  # where its files lie
+    write_text_in_one_move(out / "report.html", page)
     write_text_in_one_move(out / RESULT, json.dumps(result, indent=1, default=str) + "\n")
     return Sparsified(result["answer"], advice.mask, out, comparison, study)
 
@@ -619,7 +633,7 @@ def halve(
         masks = {name: each.mask for name, each in by_name.items()}
         kinds = dict.fromkeys(masks, "hand-designed")
         rung = judge(
-            masks, evaluator, run=run / f"halving-{steps}", kinds=kinds, against="nearest"
+            masks, evaluator, run=run / f"{HALVING}-{steps}", kinds=kinds, against="nearest"
         )
         order = ranked(rung.records, rung.objectives, baselines=True, learned=False)
         hand = [by_name[each.name] for each in order] or hand

@@ -754,3 +754,29 @@ def test_a_result_that_cannot_be_stored_is_a_failed_trial(tmp_path, monkeypatch)
     first, second = ms.search(space, ToyEvaluator(), run=tmp_path / "r", trials=1).records()
     assert (first.status, second.status) == ("failed", "done")
     assert "cannot be stored: Object of type Tensor" in first.reason
+
+
+def test_slips_of_who_knows_optuna_have_a_remedy(tmp_path, monkeypatch):
+    """Names of an Optuna study, a strategy in capitals, an executor by its name."""
+    taken: list[ms.Local] = []
+
+    class Ray(ms.Local):
+        def run(self, work):
+            taken.append(self)
+            super().run(work)
+
+    monkeypatch.setattr("masksearch.executors.ray.RayTune", Ray)
+    how = {"run": tmp_path, "trials": 2, "strategy": "random", "progress": None}
+    study = ms.search(space, ToyEvaluator(), executor="ray", **how)
+    assert len(taken) == 1
+    assert len(ms.search(space, ToyEvaluator(), executor="local", **how).records()) == 2
+    for name in ("best_params", "trials"):
+        with pytest.raises(AttributeError, match=rf"no '{name}'; Optuna's is study.optuna.{name}"):
+            getattr(study, name)
+        assert name in dir(type(ms.open_study(tmp_path).optuna))
+    with pytest.raises(AttributeError, match=r"no 'nonsense'$"):
+        _ = study.nonsense
+    with pytest.raises(UnknownNameError, match="did you mean 'tpe'"):
+        ms.search(space, ToyEvaluator(), **{**how, "strategy": "TPE", "run": tmp_path / "b"})
+    with pytest.raises(SearchError, match=r"use ms.Local\(slots=2\)"):
+        ms.search(space, ToyEvaluator(), executor="slurm", **{**how, "run": tmp_path / "c"})

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -157,6 +158,39 @@ def test_a_fine_tuned_checkpoint_is_taken_as_it_is_and_calls_are_repeated(place,
         sparsify(place, tmp_path / "out", model=dense, seed=1, **how)
 
 
+@pytest.mark.slow
+def test_the_dense_model_is_shown_while_it_trains_and_a_call_that_goes_on_counts_the_rest(
+    place, tmp_path, capsys, monkeypatch
+):
+    """Stopped within the search, and twice while its masks are judged."""
+    said, enough, told = [], {"search": 0, "compare": 3}, ms.driver.Session.tell
+
+    def stopped(session: Any, record: Record) -> None:
+        told(session, record)
+        at, *_ = session.workdir.name.split("-")
+        enough[at] = enough.get(at, 0) - 1
+        if enough[at] == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ms.driver.Session, "tell", stopped)
+    for enough["search"] in (5, 10**6, 10**6):
+        with pytest.raises(KeyboardInterrupt):
+            sparsify(place, tmp_path / "out", progress="auto", seeds=3)
+        said.append(capsys.readouterr().err)
+        enough["compare"] = 2
+    assert re.search(r"^dense model of reviews, seed 0: \d+ steps$", said[0], re.M)
+    assert "a dense model (" in said[0]
+    plans = [
+        re.search(r"^sparsify: (.* masks are hand-designed.*)", each, re.M)[1] for each in said
+    ]
+    masks_left = [re.findall(r"(\d+) recoveries of 1 steps", plan) for plan in plans]
+    assert int(masks_left[1][0]) == int(masks_left[0][0]) - 5
+    assert ["gates (40 steps)" in plan for plan in plans] == [True, True, False]
+    judged = [int(re.search(r"(\d+) that judge", plan)[1]) for plan in plans]
+    assert judged == [9, 9, 7]
+    assert all(" to come; " in plan for plan in plans)
+
+
 @pytest.mark.nightly
 def test_several_budgets_get_a_folder_each(place: Path, tmp_path: Path, command: Any) -> None:
     more = ("--budget", "0.8", "--seeds", "1", "--json")
@@ -196,7 +230,7 @@ def test_one_set_of_options_names_a_table_of_ones_own_for_every_job(place, tmp_p
         out, err = command(*job)
         assert understood in err
         assert "#0" not in err.partition(understood)[0]  # before anything is judged
-    assert f"masksearch attach MODEL {run}-2 --budget SHARE --time --out FOLDER" in out
+    assert f"masksearch attach MODEL {run}-2 --time --out FOLDER --budget SHARE" in out
     compared = Comparison.open(f"{run}-2")
     assert compared.entries["dense"].score.value > 0.5
     moved = (tmp_path / "run").rename(tmp_path / "moved")

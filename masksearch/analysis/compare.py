@@ -114,7 +114,7 @@ class ComparedMasks(ComparedRuns):
                 **({"learned_nothing": entry.learned_nothing} if marked else {}),
             }
             for name in judged:
-                score = entry.score
+                score = entry.shown
                 if name != self.objectives[0].name:
                     score = estimate(list(entry.values.get(name, {}).values()))
                 row |= {name: score.value, f"{name} low": score.low, f"{name} high": score.high}

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, cast
@@ -123,6 +123,7 @@ class MaskRuns:
     learned_nothing: bool  # it reports what constant answers earn, and beats none of them
     failed: int  # seeds that failed, and have not diverged
     unfinished: int  # seeds that are still running or were stopped
+    most: float  # that the score can be, where it is known; else infinite
 
     @cached_property
     def rows(self) -> dict[int, RowScores]:
@@ -134,6 +135,11 @@ class MaskRuns:
     def score(self) -> Interval:
         """Mean score, with its interval over seeds and, where they are known, over rows."""
         return estimate(list(self.scores.values()), rows=self.rows.values())
+
+    @property
+    def shown(self) -> Interval:
+        """The same as people read it: no interval goes beyond what a score can be."""
+        return replace(self.score, high=min(self.score.high, self.most))
 
     @property
     def tested(self) -> bool:
@@ -324,6 +330,7 @@ class ComparedRuns:
                 if math.isfinite(value):
                     values.setdefault(key, {})[seed] = value
         beaten = beats_constant({key: mean(each) for key, each in values.items()})
+        shares = beaten and max(scores.values(), default=1.0) <= 1
         limits, objectives = self.budgets, self.objectives
         kept = [limit for limit in limits.values() if keeps_budget(record, objectives, limit)]
         return MaskRuns(
@@ -345,6 +352,7 @@ class ComparedRuns:
             learned_nothing=bool(beaten) and not any(beaten.values()),
             failed=sum(r.status == "failed" for s, r in lost.items() if s not in diverged),
             unfinished=sum(r.status in ("running", "stopped") for r in lost.values()),
+            most=1.0 if shares and self.sign > 0 else math.inf,
         )
 
     def reference_tells_nothing(self, reference: str) -> bool:

@@ -118,7 +118,7 @@ def rule_lines(comparison: ComparedRuns, findings: list[Finding], reference: str
     if tested and not bounded and comparison.margin and reference in comparison.entries:
         if comparison.reference_tells_nothing(reference):
             lines.append(
-                f"{reference} scores {comparison.entries[reference].score}: its interval is wider "
+                f"{reference} scores {comparison.entries[reference].shown}: its interval is wider "
                 f"than any two masks differ, so none is tested for a loss of {comparison.margin:g}"
                 " to it."
             )
@@ -150,7 +150,7 @@ def outcome_line(comparison: ComparedRuns, entry: MaskRuns, findings: list[Findi
     verdict = outcome_words(comparison, findings) or "nothing to compare it with"
     sparsity = "" if math.isnan(entry.sparsity) else f"{describe_sparsity(entry)}, "
     lost = f", {len(entry.diverged)} of them diverged" if entry.diverged else ""
-    return f"{name}: {verdict} ({sparsity}{score.name} {entry.score}{lost})."
+    return f"{name}: {verdict} ({sparsity}{score.name} {entry.shown}{lost})."
 
 
 def describe_sparsity(entry: MaskRuns) -> str:
@@ -280,10 +280,11 @@ def describe_finding(comparison: ComparedRuns, finding: Finding, family: int) ->
     outcome = finding.words
     if finding.outcome == "undecided":
         outcome = f"undecided: {needed(comparison, finding, family)}"
+    fair = finding.fair or comparison.entries[finding.mask].budgets & other.budgets
     return (
         f"{name}: {shown} ({100 * difference.level:.4g}% interval, {seeds}{rows}), "
         f"p {format_p(finding.adjusted)}, {outcome}"
-    ) + ("" if finding.fair else "; it keeps more cells than that mask, so this is no fair win")
+    ) + ("" if fair else "; it keeps more cells than that mask, so this is no fair win")
 
 
 def needed(comparison: ComparedRuns, finding: Finding, family: int) -> str:

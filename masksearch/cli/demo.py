@@ -261,6 +261,7 @@ def write_data(folder: Path, *, steps: int = 500) -> list[str]:
     text, glue, bert, llama = paths = [folder / name for name in names]
     if taken := [path for path in paths if path.exists()]:
         raise DataError(f"{taken[0]} exists, and --data replaces nothing: name another folder")
+    typer.echo(f"demo: small models train for {steps} steps each", err=True)
     for part, (name, count) in enumerate(LINES.items()):
         tokens = SENTENCES.sample(count, generator(0, TEXT, part))
         lines = [" ".join(line) for line in spell(tokens)]

@@ -7,6 +7,7 @@ import os
 import platform
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -60,6 +61,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 LONGEST = 20_000  # characters of a message
 MISTAKE = 2  # exit code after a user's mistake
 TRY_AGAIN = 75  # where the same command may work later (EX_TEMPFAIL of sysexits.h)
+SOON = 5.0  # seconds after which a command says that it works
 INTERRUPTED = 130  # after Ctrl-C, as shells have it
 
 # Groups of commands in `masksearch --help`, in the order of use.
@@ -166,9 +168,11 @@ def demo(
         masksearch demo --data data
     """
     from masksearch.cli.demo import show_demo, write_data
+    from masksearch.loggers.console import progress
 
     if data is not None:
-        typer.echo("\n".join(write_data(data.expanduser())))
+        with progress("demo"):
+            typer.echo("\n".join(write_data(data.expanduser())))
         return
     show_demo(run.expanduser(), slots)
 
@@ -302,6 +306,9 @@ def run_program(program: typer.Typer, words: Sequence[str]) -> NoReturn:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end is Ctrl-C
     warnings.formatwarning = one_line
+    works = f"{program.info.name}: at work; it reads and prepares before the first result"
+    soon = threading.Timer(SOON, typer.echo, [works], {"err": True})
+    soon.start()
     try:
         code = program(words, standalone_mode=False)
     except typer.Exit as stop:
@@ -317,12 +324,16 @@ def run_program(program: typer.Typer, words: Sequence[str]) -> NoReturn:
         if isinstance(error, OSError) and error.errno in FULL:
             text = f"disk full: {error}; free space and repeat the command"
         fail(text, TRY_AGAIN if isinstance(error, ServerUnreachableError) else MISTAKE)
+    finally:
+        soon.cancel()
     sys.exit(code or 0)  # (typer answers Ctrl-C with 130)
 
 
 def usage_mistake(error: Any) -> str:
     """Typer's message on words that are no command line of ours; the nearest option first."""
     near = getattr(error, "possibilities", None)
+    if getattr(error, "option_name", "") == "--run":  # which other commands have
+        return f"{error.message}; the run stands alone: {error.ctx.command_path} RUN"
     if near:
         return f"{error.message}; did you mean {near[0]!r}?"
     message = error.format_message()

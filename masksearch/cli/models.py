@@ -358,5 +358,4 @@ def sparsify(options: SparsifyOptions) -> None:
             print_comparison(found.comparison, as_json=False)
             typer.echo(f"budget {limit:g}: {found.answer}")
             typer.echo(f"  model and mask: {found.folder}   page: {found.folder / 'report.html'}")
-            longest = saved_masks(found.folder)["self"].longest
-            typer.echo(how_to_use(found.folder, longest or PAYS))
+            typer.echo(how_to_use(found.folder, saved_masks(found.folder)["self"].longest or PAYS))

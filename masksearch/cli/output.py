@@ -110,17 +110,20 @@ def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
         return
     from masksearch.report.tables import comparison_table
 
-    print_table(comparison_table(comparison, comparison.tasks).without("density", "block density"))
+    frame, table = comparison.frame(), comparison_table(comparison, comparison.tasks)
+    none = [name for name in ("diverged", "failed") if not frame[name].any()]
+    table = table.without("density", "block density", *none)
+    print_table(table, width=100 if len(table.head) < 9 else 160)
     print_note(comparison.records, comparison.shape)
     if any(entry.at_majority for entry in comparison.entries.values()):
         typer.echo("= no better than a constant answer: the model has learned nothing there")
 
 
-def print_table(table: TextTable, title: str | None = None) -> None:
+def print_table(table: TextTable, title: str | None = None, width: int = 160) -> None:
     """A table of plain cells; masks are shortened to the room that there is."""
     console = Console()
     if not console.is_terminal:  # tables are not squeezed into 80 columns
-        console = Console(width=160)
+        console = Console(width=width)
     console.print(table.terminal(title, room=table_room(console)))
 
 

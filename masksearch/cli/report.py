@@ -210,20 +210,23 @@ def report(options: ReportOptions) -> None:
 
 
 def status(run: RunArgument, as_json: Json = False) -> None:
-    """Print what runs, what failed and why, the best so far, and the time left.
+    """Print what runs, what failed and why, the best so far, and the time left; of a folder of
+    runs a line each.
 
     Examples:
         masksearch status runs/search
         masksearch status runs/search --json
     """
-    from masksearch.study.status import read_status, status_lines
+    from masksearch.study.status import NAME, read_status, status_lines
 
-    state = read_status(run)
+    parts = [] if (run / NAME).is_file() else sorted(run.glob(f"*/{NAME}"))
+    states = {str(each.parent): read_status(each.parent) for each in parts}
+    state = states or read_status(run)
     if as_json:
         typer.echo(json.dumps(state))
         return
-    for line in status_lines(run, state):
-        typer.echo(line)
+    lines = [status_lines(Path(name), each)[0] for name, each in states.items()]
+    typer.echo("\n".join(lines or status_lines(run, state)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,6 +134,8 @@ def read_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, 
     if not path.is_file():
         if not run.is_dir():
             raise OptionsError(f"{run}: no such run folder")
+        if parts := ", ".join(str(each.parent) for each in sorted(run.glob(f"*/{COMMAND}"))):
+            raise OptionsError(f"{run} is a folder of runs; name one: {parts}")
         raise OptionsError(
             f"{run} was not started from the command line (it holds no {COMMAND}); "
             "call ms.search or ms.compare again with the same arguments"

@@ -28,7 +28,7 @@ from masksearch.cli.options import (
     takes,
 )
 from masksearch.cli.resuming import resumable
-from masksearch.errors import MaskSearchError, check_name
+from masksearch.errors import MaskSearchError, SearchError, check_name
 from masksearch.neighbours import offered
 
 if TYPE_CHECKING:
@@ -373,6 +373,14 @@ def say_cuts(study: Study) -> None:
             typer.echo(describe_cut(record))
 
 
+def taken_within(comparison: Comparison, budget: float) -> str:
+    """Which mask a comparison recommends within a budget; or why none."""
+    try:
+        return f"within {budget:g}: {comparison.recommend(budget)} Attach it with:"
+    except SearchError as error:
+        return f"within {budget:g}: {error}. Then:"
+
+
 def say_where(run: Path) -> None:
     """Where the results lie, and what writes their page."""
     typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")
@@ -415,12 +423,12 @@ def compare(options: CompareOptions) -> None:
     if not options.as_json:
         typer.echo(comparison.verdict())
         say_where(options.run)
-        budget = options.budget[0] if options.budget else "SHARE"
         place = shlex.quote(str(options.run))
-        typer.echo(
-            "put a mask on your model, and time it: masksearch attach MODEL "
-            f"{place} --budget {budget} --time --out FOLDER"
-        )
+        attach = f"masksearch attach MODEL {place} --time --out FOLDER --budget"
+        for budget in options.budget or ():
+            typer.echo(f"{taken_within(comparison, budget)} {attach} {budget:g}")
+        if not options.budget:
+            typer.echo(f"put a mask on your model, and time it: {attach} SHARE")
     failed = [record for record in comparison.records if record.status == "failed"]
     if failed and len(failed) == len(comparison.records):
         raise MaskSearchError(f"all {len(failed)} runs failed: {failed[0].reason}")

@@ -72,6 +72,8 @@ try:
     from ray.tune.search import Searcher
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    FAILURES = RayError, RuntimeError, ValueError, OSError  # of a Ray that does not answer
 except ImportError as problem:
     MISSING = f"RayTune needs Ray Tune ({problem}): {install_command('ray')}"
     Searcher = FIFOScheduler = Stopper = Trainable = object
@@ -88,6 +90,7 @@ KEEPALIVE = {  # so soon a driver asks whether a silent line still stands; Ray: 
     "RAY_grpc_client_keepalive_time_ms": "20000",
     "RAY_grpc_client_keepalive_timeout_ms": "10000",
 }
+ALONE = {"RAY_worker_niceness": "0"}  # of the workers of a Ray that starts here; Ray's own is 15
 
 
 @dataclass(frozen=True)
@@ -555,8 +558,8 @@ def join_cluster(settings: RayTune) -> Iterator[None]:
     if settings.quiet:
         arguments |= {"log_to_driver": False, "logging_level": logging.CRITICAL}
     handler, main = signal.getsignal(signal.SIGTERM), in_main_thread()
-    keepalive = {name: os.environ.get(name, value) for name, value in KEEPALIVE.items()}
-    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0"} | (own_token() if alone else keepalive))
+    known = {n: os.environ.get(n, value) for n, value in (ALONE if alone else KEEPALIVE).items()}
+    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0"} | known | (own_token() if alone else {}))
     try:
         # a Ray of this machine alone listens on 127.0.0.1, as Ray itself does on macOS;
         # Ray reads its own variable for that once, when it is imported
@@ -569,7 +572,14 @@ def join_cluster(settings: RayTune) -> Iterator[None]:
                 host, _, port = address.rpartition(":")
                 socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
             ray.init(**arguments)
-    except (RayError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:
+        if type(error) is not Exception and not isinstance(error, FAILURES):
+            raise
+        if alone:  # Ray raises Exception itself where it does not start in time
+            raise SearchError(
+                f"Ray did not start on this machine: {error} Try again when less runs here, or "
+                "without it: ms.Local(slots=2), on the command line --slots 2 without --executor"
+            ) from error
         raise SearchError(
             f"Ray at address={settings.address!r} does not answer: {error}; this process "
             "needs the address (`ray status`), the token, RAY_AUTH_MODE=token if there is "

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from operator import and_, or_
-from typing import Annotated, Any, ClassVar, TypeVar, cast
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -219,6 +219,9 @@ class Mask:
     # -- algebra -----------------------------------------------------------------------------
     def __or__(self, other: Mask) -> Mask:
         return Either(join_chain(Either, self, other))
+
+    def __add__(self, other: Mask) -> NoReturn:
+        raise TypeError("masks are joined by |, such as window(3) | columns(1), and not by +")
 
     def __and__(self, other: Mask) -> Mask:
         return Both(join_chain(Both, self, other))

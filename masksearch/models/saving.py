@@ -84,6 +84,7 @@ def save_pretrained(
     *,
     tokenizer: Tokenizer | TokenSource | None = None,
     found: Account | Findings | None = None,
+    max_shard_size: int | str | None = None,
 ) -> Path:
     """Writes a model and the masks on it: what `load_pretrained` opens, and transformers refuses.
 
@@ -105,6 +106,7 @@ def save_pretrained(
             tokenizer in the folder cuts texts at the mask's length, where that is the shorter
             one; an encoder's pads them on the right.
         found: The plan that gave the mask, or how it was found; the card says it.
+        max_shard_size: Of a file of weights, such as `"5GB"`; None = as transformers has it.
 
     Returns:
         The folder.
@@ -123,7 +125,8 @@ def save_pretrained(
         )
     bare = unwrapped(model, adapters=False)
     whole: Any = hugging_face_model(bare) if isinstance(bare, MaskedLanguageModel) else bare
-    return write_model(whole, masks, backend, Path(folder).expanduser(), tokenizer, found)
+    how = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    return write_model(whole, masks, backend, Path(folder).expanduser(), tokenizer, found, **how)
 
 
 def write_model(

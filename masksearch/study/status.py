@@ -206,9 +206,7 @@ def read_status(run: Path) -> dict[str, Any]:
     if not (run / NAME).is_file():
         if not run.is_dir():
             raise SearchError(f"{run}: no such run folder")
-        parts = ", ".join(str(path.parent) for path in sorted(run.glob(f"*/{NAME}")))
-        remedy = f"its parts do: {parts}" if parts else "a search or comparison writes it at once"
-        raise SearchError(f"{run} holds no {NAME}; {remedy}")
+        raise SearchError(f"{run} holds no {NAME}; a search or comparison writes it at once")
     remedy = "delete it: the study is whole without it, and a search that goes on writes it anew"
     state = read_object(run / NAME, remedy, state=str, elapsed=float, updated=float)
     if state["state"] == "running" and is_locked(run):

@@ -263,7 +263,9 @@ class StudyStore:
         self.passwords = passwords_in(self.location.url)
         if not write and self.location.path is not None and not self.location.path.is_file():
             where = DATABASE if storage is None else self.location.shown
-            raise SearchError(f"{self.run} holds no study (no {where}); run a search first")
+            model = (self.run / "config.json").is_file()
+            remedy = "it is a model: --weights names it" if model else "run a search first"
+            raise SearchError(f"{self.run} holds no study (no {where}); {remedy}")
         files = self.location.path or self.run / DATABASE, self.run / FILE, self.run / STATUS
         made = (*files, *files[0].parents, *files[1].parents)
         if not files[0].is_relative_to(self.run.resolve()):

@@ -452,6 +452,28 @@ def test_a_denser_mask_wins_no_fair_win(judged):
     assert "it keeps more cells than that mask, so this is no fair win" in comparison.verdict()
 
 
+@pytest.mark.parametrize("limit", [0.9, 0.4])
+def test_within_a_budget_that_both_keep_a_denser_mask_wins(judged, limit):
+    """One opinion a pair: `recommend` calls it better."""
+    made = judged({"mine": (masks.window(6), shaken(0.9)), "star": (masks.star(), around(0.7))})
+    comparison = replace(made, budgets={"mine": limit})
+    kept = limit in comparison.entries["star"].budgets
+    assert comparison.findings()[0].outcome == "better" if kept else not comparison.findings()
+    assert "no fair win" not in comparison.verdict()
+
+
+@pytest.mark.parametrize(
+    ("values", "end"), [({"RTE": 0.9, "RTE/majority": 0.5}, 1.0), ({"speed": 0.9}, 1.2)]
+)
+def test_printed_intervals_of_accuracies_end_at_one(judged, values, end):
+    """What a constant answer earns is known of shares alone."""
+    comparison = judged({"mine": (NEAR_STAR, [0.8, 0.99, 1.0])}, values=values)
+    high = comparison.frame()["glue high" if "glue high" in comparison.frame() else -1][0]
+    assert high == 1.0 if end == 1.0 else high > 1
+    assert f"{high:.3f}]" in comparison.verdict()
+    assert comparison.entries["mine"].score.high > 1
+
+
 def test_a_better_and_sparser_hand_designed_mask_is_named(judged):
     comparison = judged(
         {

@@ -39,6 +39,10 @@ MISTAKES = {
     "two tasks": (("--weights", "three", "--tasks", "SST-2,RTE"), "one model of one task"),
     "another task": (("--weights", "spans"), "points at answers .* needs a classifier"),
     "unknown task": (("--tasks", "SST-3"), "unknown GLUE task 'SST-3'"),
+    "column for a task": (
+        ("--tasks", "queue"),
+        r'Columns\(\("text",\), "label"\) of a table of yours',
+    ),
     "missing task": (("--tasks", "MRPC"), "MRPC"),
     "size": (("--length", 64), "48 positions"),
     "head": (("--weights", "headless"), "its head is missing"),

@@ -47,8 +47,9 @@ def test_demo_ends_in_a_report_and_resumes(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_data_are_written_twice_alike(tmp_path):
+def test_data_are_written_twice_alike(tmp_path, capsys):
     lines = write_data(tmp_path / "data", steps=2)
+    assert capsys.readouterr().err.startswith("demo: small models train for 2 steps each\n")
     assert [line.partition(":")[0] for line in lines] == [
         str(tmp_path / "data" / name) for name in ("text", "glue", "bert", "llama")
     ]

@@ -1,16 +1,20 @@
 """The command line: what it prints, what it writes, and what it says of runs and masks."""
 
 import json
+import sys
+import threading
 import warnings
 from pathlib import Path
 
 import pytest
+import typer
 from cli_runs import write_toys
 from record_fixtures import files_of_at_most
 from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.cli import main as cli
 from masksearch.cli.output import print_front
 from masksearch.contracts import Report
 
@@ -314,3 +318,24 @@ def test_long_masks_are_printed_whole_and_a_terminal_shows_drawings(tmp_path, ca
     monkeypatch.setenv("NO_COLOR", "1")
     print_front(study, as_json=False)
     assert "██" not in capsys.readouterr().out
+
+
+def test_a_command_that_is_silent_says_that_it_works(monkeypatch, capsys, tmp_path):
+    said, echo = threading.Event(), typer.echo
+
+    def heard(text: str, **how: bool) -> None:
+        echo(text, **how)
+        said.set()
+
+    def slow(run: Path) -> None:
+        assert said.wait(60)
+        raise ms.errors.SearchError("it ended")
+
+    monkeypatch.setattr(typer, "echo", heard)
+    monkeypatch.setattr("masksearch.study.status.read_status", slow)
+    monkeypatch.setattr(cli, "SOON", 0.0)
+    monkeypatch.setattr(sys, "argv", ["masksearch", "status", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    works = "masksearch: at work; it reads and prepares before the first result"
+    assert capsys.readouterr().err.splitlines() == [works, "error: it ended"]

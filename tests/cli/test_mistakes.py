@@ -26,6 +26,7 @@ MISTAKES = {
     "unknown option": (["report", "star", "--lenght", "3"], "--lenght; did you mean '--length'"),
     "nearest of several": (["search", "--trails", "3"], "--trails; did you mean '--trials'"),
     "unknown command": (["serch"], "did you mean 'search'|Did you mean 'search'"),
+    "a run behind --run": (["report", "--run", "runs/x"], "the run stands alone: .* report RUN"),
     "no run or mask": (["report"], "Missing argument .*; see: .* report --help"),
     "no space": (["search"], "strategy 'tpe' needs a space"),
     "missing space file": (["search", "nowhere.py:space"], "no such file"),

@@ -89,6 +89,12 @@ def test_typed_masks_are_opponents_of_runs_within_a_budget(job, command):
         )  # before it is paid
         assert "no hand-designed mask has a finished run" not in out
         assert compared.verdict() in out
+        advice, attach = str(compared.recommend(0.28)), "masksearch attach MODEL"
+        assert out.splitlines()[-1] == (
+            f"within 0.28: {advice} Attach it with: {attach} {folder} --time --out FOLDER "
+            "--budget 0.28"
+        )
+        assert max(len(line) for line in out.splitlines() if line[:1] in "┃│┏") <= 100
     named = ["--controls", "none", "--against", "file", "--against", "small", "--run", "runs/n"]
     command(*words, *named)
     pairs = {(f.mask, f.against) for f in ms.Comparison.open("runs/n").findings()}

@@ -136,9 +136,22 @@ def test_status_says_how_many_slots_work_and_which_trials_wait(tmp_path, slots, 
 def test_status_of_a_folder_without_a_run(command, tmp_path):
     assert "holds no status.json" in command.refused("status", tmp_path)
     assert "no such run folder" in command.run("status", tmp_path / "x")[2]
-    (tmp_path / "dam").mkdir()
-    (tmp_path / "dam" / "status.json").write_text("{}")
-    assert f"its parts do: {tmp_path / 'dam'}" in command.run("status", tmp_path)[2]
+
+
+def test_status_of_a_folder_of_runs_is_a_line_each(command, tmp_path):
+    for name in ("dam", "tpe"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        StatusBoard(tmp_path / "runs" / name, ToyEvaluator.objectives, 3, None, name).end("ended")
+    lines = command("status", tmp_path / "runs")[0].splitlines()
+    assert lines == [
+        f"{tmp_path}/runs/{name}: {name}, ended; nothing finished yet" for name in ("dam", "tpe")
+    ]
+    states = json.loads(command("status", tmp_path / "runs", "--json")[0])
+    assert [each["title"] for each in states.values()] == ["dam", "tpe"]
+    for name in ("dam", "tpe"):
+        (tmp_path / "runs" / name / "command.json").write_text("{}")
+    said = command.refused("resume", tmp_path / "runs")
+    assert f"is a folder of runs; name one: {tmp_path}/runs/dam, {tmp_path}/runs/tpe" in said
 
 
 @pytest.mark.slow

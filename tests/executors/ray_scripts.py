@@ -46,12 +46,14 @@ def interrupted(folder: Path) -> None:
 def alone(folder: Path) -> None:
     """A Ray of its own; what listens where."""
     listening: list[str] = []
+    niceness: list[int] = []
 
     def on_report(number, report):
         import psutil
 
         me = psutil.Process()
         for process in [me, *me.children(recursive=True)]:
+            niceness.append(process.nice())
             found = process.net_connections("tcp")
             listening.extend(c.laddr.ip for c in found if c.status == psutil.CONN_LISTEN)
         return True
@@ -62,6 +64,7 @@ def alone(folder: Path) -> None:
     say(
         status=[r.status for r in records],
         listening=sorted(set(listening)),
+        niceness=max(niceness) - os.nice(0),
         ray=ray.is_initialized(),
         environ=sorted(n for n in os.environ if n.startswith(("RAY_", "TUNE_"))),
     )

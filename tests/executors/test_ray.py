@@ -431,11 +431,40 @@ def facts_of(process, timeout=300):
     return {name: value for line in lines for name, value in line.items()}, out
 
 
+@pytest.mark.parametrize("niceness", [None, "7"])
+def test_a_ray_that_does_not_start_in_time_says_so_and_the_remedy(monkeypatch, tmp_path, niceness):
+    seen: list[str] = []
+
+    def too_slow(**arguments: object) -> None:
+        seen.append(os.environ["RAY_worker_niceness"])
+        raise Exception("The current node timed out during startup.")  # as Ray raises it
+
+    monkeypatch.setattr(ray, "init", too_slow)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
+    if niceness is not None:
+        monkeypatch.setenv("RAY_worker_niceness", niceness)
+    with pytest.raises(
+        SearchError, match=r"did not start .* timed out .* --slots 2 without --exec"
+    ):
+        Run(tmp_path, ToyEvaluator())
+    assert seen == [niceness or "0"]
+    assert os.environ.get("RAY_worker_niceness") == niceness
+
+
+def test_a_mistake_in_ray_itself_is_no_late_start(monkeypatch, tmp_path):
+    monkeypatch.setattr(ray, "init", lambda **arguments: [][0])
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(IndexError):
+        Run(tmp_path, ToyEvaluator())
+
+
 @pytest.mark.slow
 def test_a_ray_of_its_own_listens_at_home_says_nothing_and_goes(tmp_path):
     facts, out = facts_of(script("alone", tmp_path))
     assert facts["status"] == ["done", "failed"], out
     assert set(facts["listening"]) <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert facts["niceness"] == 0  # Ray's workers would stand behind every other process
     assert not facts["ray"]
     assert set(facts["environ"]) <= {"RAY_CLIENT_MODE"}  # set where ray is imported
     assert all(line.startswith("{") for line in out.splitlines()), out

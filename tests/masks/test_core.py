@@ -341,3 +341,8 @@ def test_zlib_bomb_is_never_unpacked():
     finally:
         tracemalloc.stop()
     assert peak < 20 * len(text)
+
+
+def test_a_plus_says_how_masks_are_joined():
+    with pytest.raises(TypeError, match=r"joined by \|, such as window\(3\) \| columns\(1\)"):
+        _ = masks.window(3) + masks.window(5)

@@ -646,3 +646,14 @@ def test_a_kernel_that_the_configuration_names_is_not_fetched(folder, key):
     model = load_pretrained(folder)
     assert torch.equal(output(model), output(attach(bert(), MIXED)))
     assert detach(model).config._attn_implementation == "sdpa"
+
+
+def test_weights_are_saved_in_files_of_the_size_asked_for(tmp_path):
+    model = attach(bert(), STAR)
+    save_pretrained(model, tmp_path / "one")
+    save_pretrained(model, tmp_path / "many", max_shard_size="2KB")
+    assert len([*(tmp_path / "one").glob("model*.safetensors")]) == 1
+    assert len([*(tmp_path / "many").glob("model*.safetensors")]) > 1
+    one, many = (load_pretrained(tmp_path / name).state_dict() for name in ("one", "many"))
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)

@@ -106,6 +106,12 @@ def test_folder_without_a_study(tmp_path):
         StudyStore(tmp_path, write=False)
 
 
+def test_a_model_that_is_taken_for_a_run_is_named_by_weights(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SearchError, match=r"holds no study .*; it is a model: --weights names it"):
+        StudyStore(tmp_path, write=False)
+
+
 def test_starts_count_every_beginning_of_a_running_trial(store):
     for draw in range(2):
         store.begin(running(), draw)

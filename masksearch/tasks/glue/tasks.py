@@ -283,7 +283,7 @@ def task_named(task: str | GlueTask) -> GlueTask:
     """
     if isinstance(task, GlueTask):
         return task
-    check_name("GLUE task", task, TASKS)
+    check_name("GLUE task", task, [*TASKS, 'Columns(("text",), "label") of a table of yours'])
     return TASKS[task]
 
 
