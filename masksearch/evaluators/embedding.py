@@ -89,7 +89,7 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
     dev_rows: int | None = at_least(RANKS + 1, 2_000)
     gates_batch: int = at_least(1, 32)
 
-    seedless = weights_frozen = True  # type: ignore[assignment]
+    seedless = weights_frozen = True
 
     def __post_init__(self) -> None:
         refuse_missing(self, "texts")
@@ -123,7 +123,7 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """The score, of which no loss counts as small, and the mask's sparsity over pairs of
+        """The score, whose losses are none of them small, and the mask's sparsity over pairs of
         tokens."""
         return Objective(SCORE, "max", 0.0), Objective("effective_sparsity", "max", 0.0)
 
@@ -173,7 +173,7 @@ def compare_dense(evaluator: EmbeddingEvaluator) -> tuple[Tensor, Tensor]:
     """Numbers of 20 texts for each query text, 19 near ones by the dense model and last a random
     one, and their cosines by the dense model; made once a process."""
     dense = evaluator.embed(evaluator.model())
-    near = [(part @ dense.T).topk(RANKS).indices[:, 1:] for part in dense.split(1024)]
+    near = [(part @ dense.T).topk(RANKS).indices[:, 1:] for part in torch.split(dense, 1024)]
     order = torch.randperm(len(dense), generator=generator(DRAWN))
     random = order[(order.argsort() + 1) % len(dense)]  # the next text in that order
     pairs = torch.cat([torch.cat(near), random[:, None]], 1)
@@ -189,9 +189,9 @@ def correlate(one: Tensor, two: Tensor) -> NDArray[np.float64]:
     """Spearman's correlation of each row with that of another; 0 where a row is constant."""
     from scipy.stats import rankdata
 
-    ranks = (torch.from_numpy(rankdata(each, axis=1)) for each in (one, two))
-    correlations = F.cosine_similarity(*(each - each.mean(1, keepdim=True) for each in ranks))
-    return correlations.numpy()  # type: ignore[no-any-return]
+    first, second = (torch.from_numpy(rankdata(each, axis=1)) for each in (one, two))
+    centred = first - first.mean(1, keepdim=True), second - second.mean(1, keepdim=True)
+    return F.cosine_similarity(*centred).numpy()
 
 
 # -- texts ---------------------------------------------------------------------------------------
@@ -224,14 +224,15 @@ def read_data(evaluator: EmbeddingEvaluator) -> EmbeddingData:
             "(--set split=all)"
         )
     source = CheckpointTokenizer(start.name, whole.tokenizer, evaluator.length, None)
-    prompt, rows = whole.prompts.get(whole.default_prompt_name) or "", list[TokenRows]()
-    for texts, most in ((parts["train"], evaluator.rows), (asked, evaluator.dev_rows)):
-        kept = [(prompt + text,) for text in sample_rows(texts, most, 0, DRAWN)]
-        rows.append(tokenize_rows(source, kept, [0] * len(kept)))
-    first = whole[1].pooling_mode == "cls" and start.architecture in FIRST_ROW
-    hashes = short_hash(*map(evaluator.trainer.hash_rows, rows))
+    prompt = whole.prompts.get(whole.default_prompt_name) or ""
+    limits = (parts["train"], evaluator.rows), (asked, evaluator.dev_rows)
+    drawn = [sample_rows(texts, most, 0, DRAWN) for texts, most in limits]
+    rows = [[(prompt + text,) for text in texts] for texts in drawn]
+    train, queries = (tokenize_rows(source, each, [0] * len(each)) for each in rows)
+    read = 1 if whole[1].pooling_mode == "cls" and start.architecture in FIRST_ROW else None
+    hashes = short_hash(*map(evaluator.trainer.hash_rows, (train, queries)))
     settings = content_hash(sorted(folder.rglob("*.json")))
-    return EmbeddingData(start, *rows, 1 if first else None, hashes, start.digest + settings[:16])
+    return EmbeddingData(start, train, queries, read, hashes, start.digest + settings[:16])
 
 
 def find_texts(place: Path, columns: tuple[str, ...]) -> dict[str, list[str]]:

@@ -93,9 +93,7 @@ def test_other_modules_are_refused(folder: Path, tmp_path: Path) -> None:
     model.pop(-1)
     model.save_pretrained(str(tmp_path / "strange"))
     (tmp_path / "strange" / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(
-        DataError, match=r"cannot be read: .* class .os\.path\.Pooling"
-    ):
+    with pytest.raises(DataError, match=r"cannot be read: .* class .os\.path\.Pooling"):
         open_embedding(tmp_path / "strange")
 
 
