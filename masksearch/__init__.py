@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.driver import compare as compare
     from masksearch.driver import open_study as open_study
     from masksearch.driver import search as search
+    from masksearch.evaluators.embedding import EmbeddingEvaluator as EmbeddingEvaluator
     from masksearch.evaluators.glue import GlueEvaluator as GlueEvaluator
     from masksearch.evaluators.mlm import MlmEvaluator as MlmEvaluator
     from masksearch.evaluators.planted import PlantedEvaluator as PlantedEvaluator

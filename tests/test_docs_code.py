@@ -13,6 +13,7 @@ import pytest
 import torch
 from cli_runs import run as run_program
 from pages import FENCE, blocks, read
+from split_evaluators import embedding
 from tiny_decoder import tiny_decoder, written_text
 from toy import ToyEvaluator
 from toy_sentences import write_sentences
@@ -183,11 +184,22 @@ SMALL = {  # what the page says -> what a toy takes
 }
 
 
-def small_commands(page: str, block: int = 0) -> list[list[str]]:
+EMBEDDING = {
+    "MODEL": "embedder",
+    "GLUE/STS-B": "texts",
+    "sentence1": "one",
+    "sentence2": "two",
+    "--length 64": "--length 16 --set device=cpu",
+    "--budget 0.2": "--budget 0.6",
+    "dam.steps=150": "dam.steps=10",
+}
+
+
+def small_commands(page: str, block: int = 0, small: dict[str, str] = SMALL) -> list[list[str]]:
     """Words of the commands in a block of a page, made small, without the program's name."""
     text = re.sub(
-        "|".join(map(re.escape, SMALL)),
-        lambda found: SMALL[found[0]],
+        "|".join(map(re.escape, small)),
+        lambda found: small[found[0]],
         blocks(read(page), "bash")[block],
     )
     named = dict(re.findall(r'^(\w+)="(.*)"', text, re.M))
@@ -215,6 +227,19 @@ def test_three_searches_a_comparison_and_its_verdict(folder, command):
     assert any(name.startswith("front #") for name in comparison.entries)
     assert "Holm" in compared
     assert "Holm" in command(*verdict)[0]
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore")
+def test_an_embedding_model_is_searched_compared_and_saved(folder, command):
+    library = pytest.importorskip("sentence_transformers", reason="the extra `embed`")
+    embedding(folder)
+    for words in small_commands("trained_encoders.md", 1, EMBEDDING):
+        command(*words)
+    assert ms.Comparison.open(folder / "runs" / "embed-compared").seedless
+    model = ms.load_pretrained(folder / "masked-embedder")
+    assert type(model) is library.SentenceTransformer
+    assert len(model.encode(["bis", "bis bat"])) == 2
 
 
 @pytest.mark.nightly

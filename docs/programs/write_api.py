@@ -42,7 +42,7 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
     ),
     "Evaluators: what scores a mask": (
         "masksearch",
-        "GlueEvaluator MlmEvaluator PlantedEvaluator",
+        "EmbeddingEvaluator GlueEvaluator MlmEvaluator PlantedEvaluator",
     ),
     "DAM, units, positions": ("masksearch", "dam DamConfig Gates importance Units"),
     "Files of your own": ("masksearch", "budget_of Evaluator Objective Report Shape trim"),

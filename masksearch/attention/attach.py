@@ -106,8 +106,9 @@ def attach(
 
     Args:
         model: A Hugging Face model, or a module that contains one. Of a model within
-            torch.compile, DataParallel, DistributedDataParallel or a PEFT adapter, the model
-            inside carries the mask, and this and the functions below take either.
+            torch.compile, DataParallel, DistributedDataParallel, a PEFT adapter or a
+            SentenceTransformer, the model inside carries the mask, and this and the functions
+            below take either.
         what: A mask (lowered at the length of each input; empty rows are refused then, for
             causal models also those whose keys are all hidden), or one that follows the
             tokens, resolved from the input ids of each forward pass (use_cache=False), or

@@ -457,11 +457,12 @@ def find_part(model: nn.Module, parts: dict[str, Part], part: str | None) -> Par
 
 # -- models and their configurations -----------------------------------------------------------
 def unwrapped(model: nn.Module, adapters: bool = True) -> nn.Module:
-    """The model within torch.compile, DataParallel, DistributedDataParallel and PEFT's wrapper.
+    """The model within torch.compile, DataParallel, DistributedDataParallel, PEFT's wrapper and
+    a SentenceTransformer.
 
     Args:
         model: Any module.
-        adapters: Whether PEFT's wrapper goes as well.
+        adapters: Whether the last two go as well.
     """
     while isinstance(model, nn.Module):
         inner = model._modules.get("_orig_mod")
@@ -469,6 +470,8 @@ def unwrapped(model: nn.Module, adapters: bool = True) -> nn.Module:
             inner = model._modules.get("module")
         if inner is None and adapters and type(model).__module__.startswith("peft."):
             inner = getattr(model, "get_base_model", lambda: None)()
+        if inner is None and adapters:  # of a SentenceTransformer
+            inner = getattr(model, "transformers_model", None)
         if inner is None:
             break
         model = inner

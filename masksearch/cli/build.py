@@ -75,8 +75,8 @@ def split_names(text: str) -> list[str]:
 
 
 def judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evaluator:
-    """The evaluator itself: the user's own, a decoder's, GLUE's, that of masked language
-    modelling on a corpus, or the planted one."""
+    """The evaluator itself: the user's own, a decoder's, an embedding model's, GLUE's, that of
+    masked language modelling on a corpus, or the planted one."""
     judging = ("corpus", *TASK, "decoder", "evaluator", "preset", *FIELDS)
     values = {n: value for n in judging if (value := getattr(options, n)) is not None}
     if "evaluator" in values:
@@ -92,6 +92,11 @@ def judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Ev
         judged: Evaluator = load_part("parts", "--decoder", "option")(text, values, texts)
         return judged
     task = read_task(options)
+    if options.data is not None and options.label is None and "weights" in values:
+        from masksearch.models.checkpoints import find_folder
+
+        if (find_folder(values["weights"])[1] / "modules.json").is_file():
+            return embedding_evaluator(options, texts)
     tuned = "weights" in values and task
     if "adapt" in values and ("corpus" in values or not tuned):
         raise OptionsError(
@@ -113,6 +118,17 @@ def judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Ev
     if isinstance(made, GlueEvaluator) and options.data is not None:
         typer.echo(made.describe(*made.downstream), err=True)
     return made
+
+
+def embedding_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evaluator:
+    """That of an embedding model, on texts without labels."""
+    from masksearch.evaluators.embedding import EmbeddingEvaluator as Kind
+
+    values = {n: value for n in FIELDS if (value := getattr(options, n)) is not None}
+    if stray := sorted(values.keys() - setting_hints(Kind)):
+        raise unknown_setting(Kind, stray[0])
+    values |= further_settings(Kind, texts)
+    return Kind(options.data or "", columns=options.text or (), **values)
 
 
 def read_task(options: TaskOptions) -> dict[str, Any]:
@@ -213,7 +229,7 @@ def further_settings(kind: Any, texts: Mapping[str, str]) -> dict[str, Any]:
 
 def setting_hints(kind: Any) -> dict[str, Any]:
     """Name -> type of what `--set` gives an evaluator."""
-    without = ("glue", "corpus", "process")
+    without = ("glue", "corpus", "process", "texts", "columns")
     return {name: hint for name, hint in hints_of(kind).items() if name not in without}
 
 

@@ -170,7 +170,7 @@ class TaskOptions:
     )
     label: str | None = option(
         "With --data: the column of labels, classes or scores; without one a fine-tuned model "
-        "keeps its own answers.",
+        "keeps its own answers, and an embedding model its own ranking of the texts.",
         *(EVALUATOR, "none", "COLUMN"),
     )
 

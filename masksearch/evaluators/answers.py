@@ -65,19 +65,8 @@ def write_answers(
             "was fine-tuned"
         )
     classes = own_classes(location)
-    task = GlueTask(
-        folder.name,
-        columns.texts,
-        ANSWER,
-        labels=classes,
-        metrics=("agreement",) if classes else ("pearson",),
-        dev={folder.name: DEV_FILES},
-        score_range=(-math.inf, math.inf),
-    )
-    files = dict(zip(("train", "dev"), task_files(folder.parent, task).values(), strict=True))
-    for path in (folder / f"test{end}" for end in ENDINGS):
-        if path.is_file() and path not in files.values():
-            files["test"] = path
+    task = task_of_texts(folder.name, columns.texts, classes)
+    files = find_tables(folder, task)
     texts = {name: read_texts(path, task) for name, path in files.items()}
     rows = {name: tokenize_rows(source, each, [0.0] * len(each)) for name, each in texts.items()}
     key = short_hash(
@@ -101,6 +90,28 @@ def write_answers(
                 write_table(path, [*columns.texts, ANSWER], each, answers[name])
             (Path(part) / "whole").rename(kept)
     return kept, task
+
+
+def task_of_texts(name: str, columns: Sequence[str], classes: Sequence[str] = ()) -> GlueTask:
+    """The task of texts without labels: a model's classes, or without any a regression."""
+    return GlueTask(
+        name,
+        columns,
+        ANSWER,
+        labels=classes,
+        metrics=("agreement",) if classes else ("pearson",),
+        dev={name: DEV_FILES},
+        score_range=(-math.inf, math.inf),
+    )
+
+
+def find_tables(folder: Path, task: GlueTask) -> dict[str, Path]:
+    """A folder's files of texts: train, dev and, where there is one, test."""
+    files = dict(zip(("train", "dev"), task_files(folder.parent, task).values(), strict=True))
+    for path in (folder / f"test{end}" for end in ENDINGS):
+        if path.is_file() and path not in files.values():
+            files["test"] = path
+    return files
 
 
 def read_texts(path: Path, task: GlueTask) -> Texts:

@@ -27,6 +27,7 @@ from masksearch.training.parts import (
     EncoderConfig,
     MachineConfig,
     ModelConfig,
+    Settings,
     TextConfig,
     TrainingConfig,
     settings_fields,
@@ -36,8 +37,8 @@ NO_CORPUS = "there is no corpus; give a text file or a folder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingBase(TrainingConfig):
-    """The settings of a training, and which held-out rows are scored.
+class RowsBase(Settings):
+    """Which held-out rows are scored, and data in memory.
 
     Args:
         split: Which held-out rows are scored: `"validation"`, or those that no search has seen
@@ -79,6 +80,16 @@ class TrainingBase(TrainingConfig):
         return made
 
     @property
+    def torch_device(self) -> torch.device:
+        """The device that trains."""
+        return find_device(self.device if isinstance(self, MachineConfig) else "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBase(RowsBase, TrainingConfig):
+    """The settings of a training, and which held-out rows are scored."""
+
+    @property
     def scratch(self) -> bool:
         """Whether the weights are random."""
         return True
@@ -104,11 +115,6 @@ class TrainingBase(TrainingConfig):
     def weight_lr(self) -> float | None:
         """Peak learning rate of a checkpoint's weights beside gates; None from random weights."""
         return None if self.scratch else self.peak_lr
-
-    @property
-    def torch_device(self) -> torch.device:
-        """The device that trains."""
-        return find_device(self.device if isinstance(self, MachineConfig) else "cpu")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ from typing import Any, ClassVar, cast, get_args
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -50,10 +49,8 @@ from masksearch.tasks.glue.tasks import (
 )
 from masksearch.tasks.splits import is_part
 from masksearch.tasks.text.packing import shrink
-from masksearch.tasks.text.rows import RowSource, TokenRows, tokenize_rows
+from masksearch.tasks.text.rows import RowSource, TokenRows, sample_tokens, tokenize_rows
 from masksearch.training.parts import refuse_missing
-
-COUNTED, CELLS = 1000, 1 << 26  # rows in which masks that follow the tokens are counted, at most
 
 
 @dataclass(frozen=True)
@@ -222,16 +219,8 @@ class GlueEvaluator(FineTuning):
 
     @cached_property
     def token_rows(self) -> Tensor:
-        """The training rows, of each task every k-th such that they are at most 1,000 in all, and
-        fewer beyond 256 positions."""
-        sequences, most = [], min(COUNTED, CELLS // self.length**2)
-        for name in self.downstream:
-            rows = self.tokens(name).train
-            step = -(-len(rows) * len(self.downstream) // most)
-            sequences += [torch.tensor(rows.ids[at]) for at in range(0, len(rows), step)]
-        return torch.stack(
-            [F.pad(ids, (0, self.length - len(ids)), value=-1) for ids in sequences]
-        )
+        """Some training rows of each task; see `sample_tokens`."""
+        return sample_tokens([self.tokens(name).train for name in self.downstream], self.length)
 
     def task_seed(self, name: str, seed: int) -> int:
         """Every task has its own numbers, whichever others there are."""

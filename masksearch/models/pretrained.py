@@ -560,15 +560,18 @@ class TaskModels(nn.Module):
             input_ids: Token ids, shaped as that task's head takes them.
             attention_mask: 1 for tokens, 0 for padding, shaped likewise.
             task: Number of the model, a tensor without axes; None = the first.
-            target: Logits that are to be learnt in place of labels, shaped as the model's.
+            target: Logits that are to be learnt in place of labels, shaped as the model's; by its
+                own `distance` from them, or else by `distance_of_logits`.
             inputs: Its other inputs, labels included.
         """
         number = 0 if task is None else int(task)
         arguments = {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
-        output: Output = functional_call(self.models[number], self.own[number], kwargs=arguments)
+        head = self.models[number]
+        output: Output = functional_call(head, self.own[number], kwargs=arguments)
         if target is None:
             return output
-        return Output(output.logits, distance_of_logits(output.logits, target))
+        distance: Any = getattr(head, "distance", distance_of_logits)
+        return Output(output.logits, distance(output.logits, target))
 
 
 def distance_of_logits(logits: Tensor, target: Tensor) -> Tensor:

@@ -66,6 +66,7 @@ from masksearch.models.checkpoints import (
     read_model,
     saved_masks,
 )
+from masksearch.models.embedding import MODULES, open_embedding, transformer_of
 from masksearch.models.encoders import MaskedLanguageModel
 from masksearch.models.pretrained import hugging_face_model
 from masksearch.models.special_tokens import TokenSource, read_special_ids
@@ -73,7 +74,7 @@ from masksearch.models.special_tokens import TokenSource, read_special_ids
 LARGEST_JSON = 100_000  # characters of a mask's JSON; a larger mask is a safetensors file
 BASE_CONFIG = "base_config.json"  # of the model that an adapter is for
 DENSE_LENGTH = "dense_max_length"  # in a tokenizer's settings: its length without the mask
-CONFIGS = (CONFIG, "adapter_config.json", BASE_CONFIG)
+CONFIGS = (CONFIG, "adapter_config.json", BASE_CONFIG, MODULES)
 QUANTISED = ("torchao.", "torch.ao.nn.quantized.")  # whose modules and weights no file holds
 
 
@@ -99,7 +100,8 @@ def save_pretrained(
 
     Args:
         model: A Hugging Face model with a mask (`masksearch.attach`), which stays on it. A
-            `MaskedLanguageModel` is written as its architecture's model in transformers.
+            `MaskedLanguageModel` is written as its architecture's model in transformers; a
+            SentenceTransformer by its own library, with its pooling and its tokenizer.
         folder: Made where it is missing; the model there is replaced, other files stay.
         tokenizer: Written as `tokenizer.json` and `tokenizer_config.json`; None = none. A
             `Corpus` knows which special tokens it was opened with, whatever they are called. A
@@ -138,7 +140,7 @@ def write_model(
     found: Account | Findings | None = None,
     **how: Any,
 ) -> Path:
-    """Writes a model of transformers, or a PEFT adapter, and masks.
+    """Writes a model of transformers, a PEFT adapter or a SentenceTransformer, and masks.
 
     Args:
         whole: The model, without what trains or compiles it around it.
@@ -149,24 +151,26 @@ def write_model(
         found: How the mask was found.
         how: Of the model's own `save_pretrained`.
     """
-    options = build_options(whole)
-    base = cast(PreTrainedModel, unwrapped(whole))
+    inner = transformer_of(whole)
+    options, base = build_options(inner), cast(PreTrainedModel, unwrapped(inner))
+    if inner is not whole:
+        how |= {"create_model_card": False}
     with write_aside(folder) as aside:
         try:
             with quiet():
-                type(whole).save_pretrained(whole, aside, **how)
+                type(whole).save_pretrained(whole, str(aside), **how)
         except SafetensorError as error:
             raise disk_error(error, "cannot write the model", folder) from error
         if tokenizer is not None:
             save_tokenizer(tokenizer, whole.config, aside)
-        if base is not whole:  # beside a config.json transformers takes an adapter for a model
+        if base is not inner:  # beside a config.json transformers takes an adapter for a model
             base.config.to_json_file(aside / BASE_CONFIG)
         entries = {part: write_mask(mask, part, aside) for part, mask in masks.items()}
         manifest = {
             "format": FORMAT,
             "model_class": type(base).__name__,
             "options": options,
-            "adapter": base is not whole,
+            "adapter": base is not inner,
             "backend": backend,
             "masks": entries,
             "weights": hash_weights(aside),
@@ -289,14 +293,16 @@ def write_aside(folder: Path) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
-        new = {path.name for path in aside.iterdir()}
+        written = (path for path in aside.rglob("*") if path.is_file())
+        new = {str(path.relative_to(aside)) for path in written}
         stale = {path.name for path in folder.iterdir() if WEIGHTS.fullmatch(path.name)}
-        stale |= {path.name for path in folder.glob("*config.json") if path.name in CONFIGS}
+        stale |= {path.name for path in folder.glob("*.json") if path.name in CONFIGS}
         with suppress(FileNotFoundError, MaskFormatError):  # no earlier save, or a damaged one
             for entry in read_manifest(folder)["masks"].values():
                 stale |= {entry["file"], f"{Path(entry['file']).stem}.png"}
         (folder / MANIFEST).unlink(missing_ok=True)
         for file in sorted(new - {MANIFEST}):
+            (folder / file).parent.mkdir(exist_ok=True)
             (aside / file).replace(folder / file)
         for file in stale - new:
             (folder / file).unlink(missing_ok=True)
@@ -400,7 +406,8 @@ def load_pretrained(
 ) -> PreTrainedModel:
     """Opens what `save_pretrained` or a `MaskCallback` wrote: model and masks, in eval mode.
 
-    Of a PEFT adapter it opens the base that the adapter names, and returns PEFT's model.
+    Of a PEFT adapter it opens the base that the adapter names, and returns PEFT's model; of an
+    embedding model (modules.json) it returns a SentenceTransformer, on the CPU.
 
     Args:
         folder: Holds `config.json`, `*.safetensors`, `masksearch.json` and its mask files.
@@ -491,7 +498,8 @@ def find_class(name: Any, path: Path) -> type[PreTrainedModel]:
 def open_model(
     folder: Path, model_class: type[Any] | None = None, **options: Any
 ) -> PreTrainedModel:
-    """A folder's model, saved by masksearch or not, in eval mode and without masks.
+    """A folder's model, saved by masksearch or not, in eval mode and without masks: of an
+    embedding model a SentenceTransformer, unless a class is given.
 
     Args:
         folder: Holds configuration and weights.
@@ -506,6 +514,8 @@ def open_model(
         TypeError: If `model_class` opens no models.
     """
     cls: Any = model_class
+    if model_class is None and (folder / MODULES).is_file():
+        return cast(PreTrainedModel, open_embedding(folder, **options))
     if model_class is None:
         stored_classes = read_json(folder / CONFIG).get("architectures") or [None]
         cls = find_class(stored_classes[0], folder / CONFIG)
@@ -600,7 +610,7 @@ class MaskCallback(TrainerCallback, ExportableState):
             attach(model, self.mask, backend=self.backend, part=self.part)
         whole: Any = unwrapped(model, adapters=False)
         self.masks, _ = masks_to_save(whole)
-        build_options(whole)  # what could not be loaded again is refused now
+        build_options(transformer_of(whole))  # what could not be loaded again is refused now
         whole.__dict__["save_pretrained"] = partial(save_with_masks, whole)
 
     def state(self) -> dict[str, Any]:

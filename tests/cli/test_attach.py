@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoint import tiny_checkpoint
+from tiny_checkpoint import tiny_checkpoint, tiny_embedding
 from toy import ToyEvaluator
 from transformers import AutoTokenizer, BertForMaskedLM, BertForSequenceClassification, pipeline
 
@@ -95,6 +95,17 @@ def test_a_pipeline_cuts_at_the_length_of_the_mask_and_pads_right(folder, tmp_pa
         by_label = {each["label"]: each["score"] for each in found}
         labels = [by_label[f"LABEL_{number}"] for number in range(2)]
         assert labels == pytest.approx(alone.tolist(), abs=1e-6)
+
+
+@pytest.mark.slow
+def test_an_embedding_model_stays_one(tmp_path, run):
+    library = pytest.importorskip("sentence_transformers", reason="the extra `embed`")
+    tiny_embedding(tmp_path / "embedder", ["mask", "star"])
+    out = run(tmp_path / "embedder", "window(2)", "--out", tmp_path / "masked", "--length", 16)
+    assert "SentenceTransformer" in out
+    model = load_pretrained(tmp_path / "masked")
+    assert type(model) is library.SentenceTransformer
+    assert attached(model) == {"self": masks.window(2)}
 
 
 @pytest.mark.parametrize("leaf", [masks.special_tokens(2, 3), masks.same_token([2])], ids=str)

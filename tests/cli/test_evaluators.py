@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli_runs import SPACE
-from split_evaluators import SMALL, squad, swag
+from split_evaluators import SMALL, embedding, squad, swag
 from toy import ToyEvaluator
 from toy_questions import PLACE
 
@@ -74,6 +74,19 @@ def test_options_name_the_evaluator_and_its_settings(given, kind, settings):
     built = judge(**given)
     assert type(built) is kind
     assert {name: getattr(built, name) for name in settings} == settings
+
+
+@pytest.mark.slow
+def test_an_embedding_model_is_judged_by_texts_without_labels(tmp_path, refused):
+    pytest.importorskip("sentence_transformers", reason="the extra `embed`")
+    made = embedding(tmp_path)
+    given = {"weights": str(made.weights), "data": made.texts, "text": ["one", "two"]}
+    own = ["gates_batch=4", "device=cpu"]
+    assert judge(**given, length=16, set=own) == made
+    said = refused(**given, adapt="recover")
+    assert "EmbeddingEvaluator has no setting 'adapt'" in said
+    assert "length has an option of its own: --length" in refused(**given, set="length=16")
+    assert "EmbeddingEvaluator has no setting 'columns'" in refused(**given, set="columns=one")
 
 
 def test_a_decoder_is_judged_by_its_text():

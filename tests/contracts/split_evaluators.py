@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from tiny_checkpoint import tiny_embedding
 from tiny_decoder import tiny_decoder
 from toy_questions import SquadEvaluator, SwagEvaluator, squad_json, swag_rows, write_squad
 from toy_sentences import write_lines
@@ -80,6 +81,17 @@ def decoder(folder: Path) -> CausalEvaluator:
     weights = tiny_decoder(folder / "decoder", list(WORDS))
     settings = {"length": 24, "held_out_sequences": 400, "batch": 4, "cache": folder / "cache"}
     return CausalEvaluator(write_text(folder), weights=weights, **settings)
+
+
+def embedding(folder: Path) -> ms.EmbeddingEvaluator:
+    draw = random.Random(3)
+    for name, count in (("train", 30), ("dev", 60), ("test", 20)):
+        cells = [" ".join(draw.choices(WORDS, k=draw.randint(3, 12))) for _ in range(2 * count)]
+        rows = [f"{one},{two}" for one, two in zip(cells[::2], cells[1::2], strict=True)]
+        write_lines(folder / "texts" / f"{name}.csv", ["one,two", *rows])
+    weights = tiny_embedding(folder / "embedder", list(WORDS))
+    settings = {"columns": ("one", "two"), "length": 16, "gates_batch": 4, "device": "cpu"}
+    return ms.EmbeddingEvaluator(folder / "texts", weights, **settings)
 
 
 def recall(folder: Path) -> CausalEvaluator:

@@ -30,7 +30,13 @@ from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import follow_trainings
 
 SPARSITIES = {"sparsity", "effective_sparsity"}
-SCORES = {"score", "glue", "f1", "accuracy"} | SPARSITIES  # of everything else, less is better
+SCORES = {
+    "score",
+    "glue",
+    "f1",
+    "accuracy",
+    "spearman",
+} | SPARSITIES  # of everything else, less is better
 
 
 def pairs(folder: Path) -> Evaluator:
@@ -66,10 +72,11 @@ MAKERS: dict[str, Callable[[Path], Evaluator]] = {
     "decoder": lambda folder: replace(split.decoder(folder), kl=True),
     "recovered": recovered,
     "recall": lambda folder: replace(split.recall(folder), adapt="none", kl=True),
+    "embedding": split.embedding,
     "cached": lambda folder: Cached(split.text(folder), folder / "judged"),
 }
 # Another seed changes nothing, or no score of so few rows
-SEEDLESS = [MAKERS[name] for name in ("fine-tuning", "decoder")]
+SEEDLESS = [MAKERS[name] for name in ("fine-tuning", "decoder", "embedding")]
 
 
 @pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
@@ -200,7 +207,9 @@ Path("result").write_bytes(pickle.dumps(outcome(evaluator, Path("work"))))
 
 @pytest.mark.nightly  # continuous integration runs it
 @pytest.mark.filterwarnings("ignore:DAM")  # four steps teach no gate
-@pytest.mark.parametrize("name", ["mlm", "from weights", "fine-tuning", "glue", "squad", "swag"])
+@pytest.mark.parametrize(
+    "name", ["mlm", "from weights", "fine-tuning", "glue", "squad", "swag", "embedding"]
+)
 def test_packed_is_the_same_where_no_file_is(name, tmp_path):
     """In a process of its own, in an empty folder, with no home and no cache."""
     data, empty = tmp_path / "data", tmp_path / "empty"
@@ -209,7 +218,7 @@ def test_packed_is_the_same_where_no_file_is(name, tmp_path):
     evaluator = MAKERS[name](data)
     expected, packed = outcome(evaluator, tmp_path / "here"), evaluator.packed()
     for path in data.iterdir():
-        if path.name != "checkpoint":  # which every machine sees
+        if path.name not in ("checkpoint", "embedder"):  # which every machine sees
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     (empty / "payload").write_bytes(cloudpickle.dumps(packed))
     settings = {**os.environ, "HOME": str(empty), "HF_HOME": str(empty / "hub")}

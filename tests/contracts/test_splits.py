@@ -17,6 +17,7 @@ from split_evaluators import (
     SMALL,
     causal,
     decoder,
+    embedding,
     glue,
     pairs,
     planted,
@@ -64,6 +65,12 @@ def judged_tokens(evaluator: Any) -> set[tuple[int, ...]]:
     return {tuple(row) for row in evaluator.rows.tokens.tolist()}
 
 
+def asked(evaluator: Any) -> set[tuple[int, ...]]:
+    """The tokens of the query texts."""
+    queries = evaluator.data.queries
+    return {tuple(queries[number].ids) for number in range(len(queries))}
+
+
 Rows = Callable[[Any], Collection[Any]]
 KINDS: dict[str, tuple[Callable[[Path], Any], Rows]] = {
     "mlm": (text, sequences),
@@ -75,6 +82,7 @@ KINDS: dict[str, tuple[Callable[[Path], Any], Rows]] = {
     "squad": (squad, lambda one: {question.id for question in one.data().dev}),
     "swag": (swag, lambda one: {item.start for item in one.data().dev}),
     "planted": (planted, drawn),
+    "embedding": (embedding, asked),
     "cached": (lambda folder: Cached(text(folder), folder / "judged"),
         lambda one: sequences(one.evaluator)),
 }  # fmt: skip
@@ -114,7 +122,8 @@ class TestSplits:
             source = inner.differentiable(3)
             batch = next(source.batches)
             weights = torch.cat([w.flatten() for w in source.model.parameters()])
-            found.append((batch["input_ids"].tolist(), batch["labels"].tolist(), weights.tolist()))
+            learnt = batch["labels" if "labels" in batch else "target"]
+            found.append((batch["input_ids"].tolist(), learnt.tolist(), weights.tolist()))
             for name in inner.downstream if hasattr(inner, "class_names") else ():
                 train = inner.tokens(name).train
                 found[-1] += ([train[number] for number in range(len(train))],)

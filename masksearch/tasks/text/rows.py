@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from masksearch.contracts import Batch
 from masksearch.errors import DataError
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 FED = ("input_ids", "attention_mask", "token_type_ids")  # what masksearch feeds a model
 ROLES = ("pad", "cls", "sep", "mask")
 PADS = ("pad_token_id", "eos_token_id", "sep_token_id")
+COUNTED, CELLS = 1000, 1 << 26  # rows in which masks that follow the tokens are counted, at most
 Texts = Sequence[tuple[str, ...]]  # of rows: one each, or two
 Ids = tuple[list[int], int]  # of a row, and how many of them have token type 0
 
@@ -260,3 +263,13 @@ def tokenize_rows(source: RowSource, texts: Texts, labels: Sequence[float]) -> T
     else:
         rows = bert_rows(source, texts)
     return TokenRows.of(rows, labels, source.layout, other)
+
+
+def sample_tokens(tasks: Sequence[TokenRows], length: int) -> Tensor:
+    """The `tokens` of a `Shape`: of each task every k-th row such that they are at most 1,000 in
+    all, and fewer beyond 256 positions; padded with -1."""
+    sequences, most = list[Tensor](), min(COUNTED, CELLS // length**2)
+    for rows in tasks:
+        step = -(-len(rows) * len(tasks) // most)
+        sequences += [torch.tensor(rows.ids[at]) for at in range(0, len(rows), step)]
+    return torch.stack([F.pad(ids, (0, length - len(ids)), value=-1) for ids in sequences])
