@@ -92,7 +92,7 @@ def write_answers(
     return kept, task
 
 
-def task_of_texts(name: str, columns: Sequence[str], classes: Sequence[str] = ()) -> GlueTask:
+def task_of_texts(name: str, columns: tuple[str, ...], classes: tuple[str, ...] = ()) -> GlueTask:
     """The task of texts without labels: a model's classes, or without any a regression."""
     return GlueTask(
         name,
