@@ -92,13 +92,13 @@ def write_answers(
     return kept, task
 
 
-def task_of_texts(name: str, texts: Sequence[str], classes: Sequence[str] = ()) -> GlueTask:
+def task_of_texts(name: str, columns: tuple[str, ...], classes: tuple[str, ...] = ()) -> GlueTask:
     """The task of texts without labels: a model's classes, or without any a regression."""
     return GlueTask(
         name,
-        tuple(texts),
+        columns,
         ANSWER,
-        labels=tuple(classes),
+        labels=classes,
         metrics=("agreement",) if classes else ("pearson",),
         dev={name: DEV_FILES},
         score_range=(-math.inf, math.inf),
