@@ -30,11 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch.errors import check_name
+from masksearch.masks.lower import Block, by_tiles, spread_tiles
 from masksearch.masks.measure import counts_all_alike, pair_weights
 from masksearch.masks.shape import Shape
 
 Per = Literal["mask", "layer", "head"]
-Block = tuple[int, int]  # queries and keys of a tile, in positions
 EDGE: Block = (1, 1)  # a tile of one edge
 
 
@@ -96,22 +96,6 @@ def key_in_every_row(bound: str, weights: Tensor | None, block: Block, formula: 
     if block == EDGE:
         return f"every row keeps a key, so {bound} {'' if weights is not None else formula}"
     return f"every row of tiles of {block[0]} x {block[1]} keeps one, so {bound} about "
-
-
-def by_tiles(table: Tensor, block: Block) -> Tensor:
-    """A table's cells, `[.., n, m]` -> `[.., rows, queries, columns, keys]`; 0 beyond its end."""
-    (rows, columns), (queries, keys) = table.shape[-2:], block
-    padded = F.pad(table, (0, -columns % keys, 0, -rows % queries))
-    sides = -(-rows // queries), queries, -(-columns // keys), keys
-    return padded.reshape(*table.shape[:-2], *sides)
-
-
-def spread_tiles(tiles: Tensor, length: int, block: Block) -> Tensor:
-    """The cells of tiles, `[.., rows, columns]` -> `[.., n, n]`, each as its tile."""
-    if block == EDGE:
-        return tiles
-    rows = tiles.repeat_interleave(block[0], -2)[..., :length, :]
-    return rows.repeat_interleave(block[1], -1)[..., :length]
 
 
 def least_density(length: int, weights: Tensor | None = None, block: Block = EDGE) -> float:

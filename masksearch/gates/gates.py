@@ -17,12 +17,12 @@ from masksearch.attention.call import AttentionCall
 from masksearch.attention.kernels.choose import grain_on
 from masksearch.contracts import Shape, generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, check_name
-from masksearch.gates.discretise import EDGE, Block, least_density, mean_of_edges, weights_of
+from masksearch.gates.discretise import EDGE, least_density, mean_of_edges, weights_of
 from masksearch.gates.estimators import form_named
 from masksearch.gates.tiles import flip_tiles
 from masksearch.gates.units import Unit, Units, attend_switched, read_levels, write_levels
 from masksearch.masks.core import Mask
-from masksearch.masks.lower import under_causality
+from masksearch.masks.lower import Block, under_causality
 
 Structure = Literal["free", "symmetric", "toeplitz", "toeplitz+global", "block", "switch"]
 Lengths = Mapping[int, int] | Sequence[tuple[int, int]]

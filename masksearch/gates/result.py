@@ -30,7 +30,6 @@ from masksearch.files import read_tensors, write_tensors
 from masksearch.gates.config import warmup_steps
 from masksearch.gates.discretise import (
     EDGE,
-    Block,
     Per,
     at_sparsity,
     at_threshold,
@@ -42,6 +41,7 @@ from masksearch.gates.gates import Gates
 from masksearch.gates.pruning import PRUNE_MORE, CollapseWatch
 from masksearch.gates.units import FORMAT, Allocation, Units, cut_switches, read_levels
 from masksearch.masks.core import Mask
+from masksearch.masks.lower import Block
 from masksearch.masks.measure import overlap
 from masksearch.masks.picture import table_html
 

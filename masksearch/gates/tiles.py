@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from masksearch.attention.call import AttentionCall
-from masksearch.gates.discretise import Block, by_tiles
 from masksearch.gates.estimators import LARGEST_REMOVAL, MOST_ODDS
+from masksearch.masks.lower import Block, by_tiles
 
 AT_ONCE = 2**20  # scores at a time for a thread of a CPU, about, if a row of tiles has not more
 GPU = 64  # threads that a GPU counts for

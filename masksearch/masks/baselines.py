@@ -15,9 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 from operator import itemgetter, or_
 
-import torch.nn.functional as F
-from torch import Tensor
-
 from masksearch.masks.core import FAMILIES, Either, Mask
 from masksearch.masks.families import SWEPT
 from masksearch.masks.leaves import (
@@ -29,7 +26,7 @@ from masksearch.masks.leaves import (
     SpecialTokens,
     Window,
 )
-from masksearch.masks.lower import block_view
+from masksearch.masks.lower import Block, block_view, by_tiles, spread_tiles
 from masksearch.masks.measure import ROUNDING, effective_density, pair_weights
 from masksearch.masks.shape import Shape
 from masksearch.masks.tables import BlockLayout, PerHead, PerLayer
@@ -55,7 +52,7 @@ def equal_cost_baselines(
     local: Mask | None = None,
     special: Sequence[int] | None = None,
     order: Sequence[Sequence[int]] | None = None,
-    block: tuple[int, int] | None = None,
+    block: Block | None = None,
 ) -> dict[str, Mask]:
     """The hand-designed masks that cost no more than a limit, each as dense as that allows.
 
@@ -96,7 +93,6 @@ def equal_cost_baselines(
             every row of `shape.tokens` begins and ends.
         order: Of an encoder, the heads of each layer in the order in which they become whole, such
             as by their first-order effect, the largest first; None = by their numbers.
-
         block: Of an encoder, queries and keys of a tile, one a multiple of the other.
 
     Returns:
@@ -156,7 +152,7 @@ def drawn_in_tiles(
     shape: Shape,
     cost: Callable[[Mask], float] | None,
     order: Sequence[Sequence[int]] | None,
-    block: tuple[int, int],
+    block: Block,
 ) -> dict[str, Mask]:
     """`equal_cost_baselines` of whole tiles; the arguments are as there."""
     side, most = min(block), max(block)
@@ -167,7 +163,7 @@ def drawn_in_tiles(
         )
     weights = pair_weights(shape)
     weights = weights if weights.ndim > 2 else weights[None, None]
-    tiled = sum_tiles(weights, (side, side))
+    tiled = by_tiles(weights, (side, side)).sum((-3, -1))
     snap = partial(whole_tiles, length=shape.length, block=block)
 
     def price(mask: Mask) -> float:
@@ -179,8 +175,9 @@ def drawn_in_tiles(
 
     drawn: dict[str, Mask | None] = {}
     ends = ROW_LAST if shape.layers > 1 and shape.read == 1 else LAST[1:]
+    reaches = range(shape.length)
     for name, beside in {WIDEST: Window(0), f"{WIDEST} and first column": Columns(1)}.items():
-        make, reaches = partial(neighbours_and, beside), range(shape.length)
+        make = partial(neighbours_and, beside)
         drawn[name] = fullest(limit, price, make, reaches, shape.layers, ends)
     if shape.layers > 1:
         named = "local layers, last full"
@@ -194,23 +191,13 @@ def drawn_in_tiles(
     return once
 
 
-def whole_tiles(mask: Mask, length: int, block: tuple[int, int]) -> BlockLayout:
+def whole_tiles(mask: Mask, length: int, block: Block) -> BlockLayout:
     """The tiles that a mask touches, as blocks of the finer side."""
-    side, tile = min(block), tuple(each // min(block) for each in block)
+    side = min(block)
+    tile = block[0] // side, block[1] // side
     cells = block_view(mask, length, side)
-    count, snapped = cells.shape[-1], sum_tiles(cells, tile) > 0
-    for axis, times in zip((-2, -1), tile, strict=True):
-        snapped = snapped.repeat_interleave(times, axis).narrow(axis, 0, count)
-    return BlockLayout(snapped, side)
-
-
-def sum_tiles(table: Tensor, tile: tuple[int, ...]) -> Tensor:
-    """A table's cells, `[.., n, m]`, summed over tiles of so many rows and columns, which may be
-    ragged at its end."""
-    rows, columns = (-size % each for size, each in zip(table.shape[-2:], tile, strict=True))
-    padded = F.pad(table.double(), (0, columns, 0, rows))
-    sides = padded.shape[-2] // tile[0], tile[0], padded.shape[-1] // tile[1], tile[1]
-    return padded.reshape(*table.shape[:-2], *sides).sum((-3, -1))
+    touched = by_tiles(cells, tile).any(-1).any(-2)
+    return BlockLayout(spread_tiles(touched, cells.shape[-1], tile), side)
 
 
 def heads_within(

@@ -22,6 +22,7 @@ ROOM = 1 << 10  # distinct tiles that a predicate has room for at least: 2 MiB a
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+Block = tuple[int, int]  # queries and keys of a tile, in positions
 Predicate = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (batch, head, query, key) -> bool
 
 
@@ -132,6 +133,22 @@ def block_view(mask: Mask, length: int, block: int) -> Tensor:
         bool `[layers, heads, ceil(n / block), ceil(n / block)]`.
     """
     return tile_counts(mask, length, block) > 0
+
+
+def by_tiles(table: Tensor, block: Block) -> Tensor:
+    """A table's cells, `[.., n, m]` -> `[.., rows, queries, columns, keys]`; 0 beyond its end."""
+    (rows, columns), (queries, keys) = table.shape[-2:], block
+    padded = F.pad(table, (0, -columns % keys, 0, -rows % queries))
+    sides = -(-rows // queries), queries, -(-columns // keys), keys
+    return padded.reshape(*table.shape[:-2], *sides)
+
+
+def spread_tiles(tiles: Tensor, length: int, block: Block) -> Tensor:
+    """The cells of tiles, `[.., rows, columns]` -> `[.., n, n]`, each as its tile."""
+    if block == (1, 1):
+        return tiles
+    rows = tiles.repeat_interleave(block[0], -2)[..., :length, :]
+    return rows.repeat_interleave(block[1], -1)[..., :length]
 
 
 def distinct_tiles(

@@ -21,11 +21,11 @@ from transformers import (
 from masksearch.attention.attach import attach, detach
 from masksearch.attention.call import AttentionCall
 from masksearch.gates import tiles as module
-from masksearch.gates.discretise import spread_tiles
 from masksearch.gates.estimators import flip
 from masksearch.gates.gates import Gates
 from masksearch.gates.sparsebert import published_penalty
 from masksearch.gates.tiles import flip_tiles
+from masksearch.masks.lower import spread_tiles
 
 WIDTH, SCALING = 4, 0.6
 
