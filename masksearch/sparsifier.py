@@ -52,7 +52,7 @@ from masksearch.strategies.opening import hand_designed
 from masksearch.study.records import read_budgets
 from masksearch.study.status import finished_trials
 from masksearch.tasks.glue.columns import Columns
-from masksearch.tasks.glue.tasks import ANSWER, GlueTask
+from masksearch.tasks.glue.tasks import GlueTask
 from masksearch.user_code import load_function
 
 FIRST_SEED, SEEDS = 1000, 3  # of the recoveries that judge; those of a search are its own
@@ -459,7 +459,7 @@ def facts_of(
     facts |= {"minus dense": difference_as_json(loss), "masks": rows_as_json(comparison)}
     facts |= {"agreement with the dense model": vars(agreement_of(plain, taken))}
     if steps:
-        if not without_labels(full):
+        if not full.keeps_answers:
             parts.append(f"Both trained for {steps} steps: {loss.text(signed=True)}.")
         parts.append(f"After {steps} steps it {agreement_of(plain, taken)}.")
         if advice.outcome == "not told apart":
@@ -536,20 +536,15 @@ def describe_kept(full: GlueEvaluator, plain: Comparison, name: str) -> str:
     """How far a mask, as it is, keeps the score of dense attention, where there are labels, and
     the dense model's answers."""
     agrees = f"As it is it {agreement_of(plain, plain.entries[name])}."
-    if without_labels(full):
+    if full.keeps_answers:
         return agrees
     return f"Minus dense attention as it is: {describe_loss(plain, name)} {agrees}"
-
-
-def without_labels(full: GlueEvaluator) -> bool:
-    """Whether the labels are the dense model's own answers."""
-    return any(task.label == ANSWER for task in full.glue_tasks)
 
 
 def agreement_of(plain: Comparison, masked: MaskRuns) -> Agreement:
     """How far a masked model answers as the dense one; of several seeds the first."""
     [dense, *_], [own, *_] = (each.rows.values() for each in (plain.entries["dense"], masked))
-    [part] = dense.predictions
+    [part] = dense.weights  # of MNLI's two development sets the one that is scored
     return agreement(dense.predictions[part], own.predictions[part])
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -29,6 +30,7 @@ from transformers import AutoTokenizer
 
 import masksearch as ms
 from masksearch import Comparison, masks
+from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.stats import PairedDifference
 from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.errors import DataError, SearchError
@@ -37,6 +39,7 @@ from masksearch.models.checkpoints import verify
 from masksearch.sparsifier import (
     Sparsified,
     SparsifyRequest,
+    agreement_of,
     beside,
     check_folder,
     choose_candidates,
@@ -717,6 +720,20 @@ def test_without_labels_the_model_s_own_answers_are_kept(place, tuned, tmp_path,
     assert [*model.config.id2label.values()] == ["bad", "good", "so so"]
     again, _ = command(*words)
     assert again == out
+
+
+def test_agreement_is_of_the_development_set_that_is_scored():
+    """MNLI has a second one, whose answers are kept beside it."""
+    scores = {"MNLI": np.ones(4), "MNLI-mm": np.ones(2)}
+    digests = {"MNLI": "a", "MNLI-mm": "b"}
+
+    def rows(*said):
+        answers = {"MNLI": np.array(said), "MNLI-mm": np.zeros(2, int)}
+        return SimpleNamespace(rows={0: RowScores(scores, {"MNLI": 1.0}, digests, answers)})
+
+    plain = SimpleNamespace(entries={"dense": rows(0, 1, 2, 0)})
+    found = agreement_of(plain, rows(0, 1, 1, 0))
+    assert (found.value, found.rows) == (0.75, 4)
 
 
 def test_a_folder_that_was_begun_by_a_version_before_goes_on(place, tmp_path):

@@ -94,8 +94,9 @@ def judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Ev
     task = read_task(options)
     if options.data is not None and options.label is None and "weights" in values:
         from masksearch.models.checkpoints import find_folder
+        from masksearch.models.embedding import MODULES
 
-        if (find_folder(values["weights"])[1] / "modules.json").is_file():
+        if (find_folder(values["weights"])[1] / MODULES).is_file():
             return embedding_evaluator(options, texts)
     tuned = "weights" in values and task
     if "adapt" in values and ("corpus" in values or not tuned):
@@ -143,12 +144,12 @@ def read_task(options: TaskOptions) -> dict[str, Any]:
     for name, folder in (("tasks", "glue"), ("text", "data"), ("label", "data")):
         if getattr(options, name) is not None and getattr(options, folder) is None:
             raise OptionsError(f"--{name} needs --{folder} FOLDER")
-    if data is not None and options.text is None:
-        raise OptionsError("--data needs --text COLUMN")
     if data is not None:
+        if options.text is None:
+            raise OptionsError("--data needs --text COLUMN")
         from masksearch.tasks.glue.columns import Columns
 
-        columns = Columns(tuple(options.text or ()), options.label)
+        columns = Columns(tuple(options.text), options.label)
         return {"glue": data, "tasks": (columns,)}
     names = [load_object(n) if ".py:" in n else n for n in split_names(options.tasks or "")]
     fields_given = {"glue": glue, "tasks": tuple(names)}

@@ -150,8 +150,12 @@ class GlueEvaluator(FineTuning):
     def objectives(self) -> tuple[Objective, ...]:
         """As of `FineTuning`; no loss of agreement with the dense model counts as small."""
         score, *others = super().objectives
-        kept = any(task.label == ANSWER for task in self.glue_tasks)
-        return (replace(score, margin=None) if kept else score, *others)
+        return (replace(score, margin=None) if self.keeps_answers else score, *others)
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether the labels are the dense model's own answers."""
+        return any(task.label == ANSWER for task in self.glue_tasks)
 
     @cached_property
     def constant_score(self) -> float:
@@ -179,9 +183,8 @@ class GlueEvaluator(FineTuning):
 
     def describe(self, name: str) -> str:
         """How the labels of a task's rows were understood."""
-        task = self.glue_task(name)
-        whose = "the model's own answers, " if task.label == ANSWER else ""
-        return f"{name}: {whose}{describe_rows(task, self.data(name).train)}"
+        whose = "the model's own answers, " if self.keeps_answers else ""
+        return f"{name}: {whose}{describe_rows(self.glue_task(name), self.data(name).train)}"
 
     def task_settings(self) -> dict[str, object]:
         """Hashes of the tasks' data and row limits."""
