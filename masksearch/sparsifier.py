@@ -5,6 +5,10 @@ found = sparsify("bert-base-uncased", "glue", 0.12, task="STS-B", out="sparse-be
 print(found.answer)
 model = load_pretrained(found.folder)
 
+An embedding model is searched and judged as it is, by texts without labels.
+
+found = sparsify("my-embedder", "sentences.txt", 0.2, out="sparse-embedder")
+
     OUT/        what save_pretrained writes, result.json, report.html
       run/      dense/ (the fine-tuned model), search/, as-it-is/, compare/, ..
 
@@ -34,6 +38,7 @@ from masksearch.analysis.stats import PairedDifference
 from masksearch.contracts import POINT, Executor, Record
 from masksearch.driver import Comparison, Study, compare, open_study, search
 from masksearch.errors import DataError, SearchError
+from masksearch.evaluators.embedding import RANDOM, EmbeddingEvaluator
 from masksearch.evaluators.forecast import describe_work
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.tuning import rescale
@@ -45,6 +50,7 @@ from masksearch.masks.leaves import Full, Window
 from masksearch.masks.measure import effective_density
 from masksearch.models.card import Findings
 from masksearch.models.checkpoints import CONFIG, VERSION, find_folder, quiet
+from masksearch.models.embedding import MODULES, holds_embedding
 from masksearch.models.pretrained import tuned_kind
 from masksearch.models.saving import copy_tokenizer, limit_length, save_pretrained
 from masksearch.strategies.build import aim_gates, spec_of
@@ -55,6 +61,8 @@ from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.tasks import GlueTask
 from masksearch.user_code import load_function
 
+Judge = GlueEvaluator | EmbeddingEvaluator
+STEPS = 160  # of a recovery, where the caller says nothing
 FIRST_SEED, SEEDS = 1000, 3  # of the recoveries that judge; those of a search are its own
 SHORT = 4  # a trial recovers for that part of the steps
 DEFAULTS: Mapping[str, Any] = {  # of the evaluators, where the caller says nothing
@@ -106,14 +114,14 @@ def sparsify(
     data: str | Path,
     budget: float = 0.12,
     *,
-    task: str | GlueTask | Columns,
+    task: str | GlueTask | Columns | None = None,
     out: str | Path,
     strategy: str = "dam",
     strategy_options: Mapping[str, Any] | None = None,
     trials: int | None = None,
     seed: int = 0,
     seeds: int | None = None,
-    recover_steps: int = 160,
+    recover_steps: int | None = None,
     settings: Mapping[str, Any] | None = None,
     executor: Executor | None = None,
     progress: Literal["auto"] | None = "auto",
@@ -127,6 +135,9 @@ def sparsify(
     seeds, and on rows that no search has read the better mean is saved. Whether it is shown to be
     better is said apart.
 
+    An embedding model, a folder of sentence-transformers, is searched and judged as it is, by how
+    far it still ranks texts as it does dense; see `EmbeddingEvaluator`.
+
     Hand-designed masks are chosen by successive halving: all recover for a quarter of the steps,
     the better half for half of them, the better quarter for all.
 
@@ -134,10 +145,11 @@ def sparsify(
         model: A checkpoint: a folder, or a name on the Hugging Face Hub.
         data: Folder with the task's folder (GLUE's TSV layout), or `hf:...`, as of
             `GlueEvaluator`; with `Columns` a folder of one's own with train.tsv and dev.tsv (or
-            .csv).
+            .csv). Of an embedding model texts, as of `EmbeddingEvaluator`.
         budget: Largest share of the non-padding query-key pairs that is kept, in (0, 1]. Where
             the head reads [CLS] alone, only that row of the last layer counts.
-        task: GLUE's name, or a `GlueTask` of one's own, or the `Columns` of such a folder.
+        task: GLUE's name, or a `GlueTask` of one's own, or the `Columns` of such a folder. Of an
+            embedding model the `Columns` of its texts, without labels; None = there are none.
         out: A new folder, or that of the same call, which goes on.
         strategy: As of `search`: `"dam"`, `"prune"`, or a sampler, which draws from
             `masksearch.spaces:head_roles`.
@@ -148,10 +160,11 @@ def sparsify(
         seeds: How many recoveries judge each mask, from seed 1000 on, or without recovery how
             many searches there are; at least three recoveries tell masks apart; None = 3
             recoveries, 1 search.
-        recover_steps: Steps under the mask; 0 = no weight is trained: all masks are chosen,
-            judged and saved as they are, with intervals over rows.
-        settings: Further settings of `GlueEvaluator`, such as `epochs`, `finetune_lr`,
-            `length`, `device`.
+        recover_steps: Steps under the mask; None = 160, of an embedding model 0. With 0 no weight
+            is trained: all masks are chosen, judged and saved as they are, with intervals over
+            rows.
+        settings: Further settings of the evaluator, such as `epochs`, `finetune_lr`, `length`,
+            `device`.
         executor: As of `search`.
         progress: As of `search`.
 
@@ -162,9 +175,12 @@ def sparsify(
         DataError: If model or data cannot be read or do not fit, or `out` holds something else.
         SearchError: If the dense model has learned nothing, or no mask within the budget has.
         ValueError: If the budget is below the diagonal, or no share, or `settings` has an
-            argument of `sparsify` itself.
+            argument of `sparsify` itself; if an embedding model is to recover, or another one
+            has no task.
     """
     (limit,) = read_budgets(budget)
+    if recover_steps is None:
+        recover_steps = 0 if embeds_texts(model, task) else STEPS
     request = SparsifyRequest(
         *(model, data, limit, task, Path(out).expanduser(), strategy, strategy_options),
         *(trials, seed, seeds, recover_steps, dict(settings or {}), executor, progress),
@@ -184,13 +200,14 @@ class SparsifyRequest:
     """The arguments of `sparsify`, and what follows from them; each stage reads it.
 
     Raises:
-        ValueError: If a number is below its least, or a setting has an argument of its own.
+        ValueError: If a number is below its least, a setting has an argument of its own, or an
+            embedding model is to recover.
     """
 
     model: str | Path
     data: str | Path
     budget: float
-    task: str | GlueTask | Columns
+    task: str | GlueTask | Columns | None
     out: Path
     strategy: str
     strategy_options: Mapping[str, Any] | None
@@ -212,6 +229,11 @@ class SparsifyRequest:
                 f"{name}={self.settings[name]!r} is no further setting; give sparsify "
                 "recover_steps itself (--recover-steps; 0 = masks as they are)"
             )
+        if self.recover_steps and embeds_texts(self.model, self.task):
+            raise ValueError(
+                "an embedding model is judged as it is, and no weight of it is trained; got "
+                f"recover_steps={self.recover_steps}: leave it out (--recover-steps)"
+            )
 
     @property
     def run(self) -> Path:
@@ -227,7 +249,7 @@ class SparsifyRequest:
     def about(self) -> dict[str, Any]:
         """The arguments that may not, as `sparsify.json` holds them."""
         about: dict[str, Any] = {"model": str(self.model), "data": str(self.data)}
-        own = {} if isinstance(self.task, str) else vars(self.task)
+        own = {} if isinstance(self.task, str | None) else vars(self.task)
         task = {n: v for n, v in own.items() if v != getattr(type(self.task), n, None)}
         about |= {"task": task or self.task, "budget": self.budget, "strategy": self.strategy}
         about |= {"options": repr(self.strategy_options), "seed": self.seed}
@@ -298,16 +320,10 @@ class Shortlist:
     rungs: Mapping[int, Comparison]
 
 
-def prepare(request: SparsifyRequest) -> GlueEvaluator:
+def prepare(request: SparsifyRequest) -> Judge:
     """Says what is to come, and fine-tunes the dense model: the evaluator that judges masks on
     it, on the rows that searches read."""
-    fields: dict[str, Any] = {**DEFAULTS, "cache": request.run / "cache", "read_out": "own"}
-    fields |= {**request.settings, "adapt": "none", "split": "validation"}
-    if request.recover_steps:
-        fields |= {"adapt": "recover", "recover_steps": request.recover_steps}
-    start = GlueEvaluator(
-        None, request.data, weights=request.model, tasks=(request.task,), **fields
-    )
+    start = build_judge(request)
     if request.budget < (diagonal := effective_density(Window(0), start.shape)):
         raise ValueError(
             f"a budget is at least what the diagonal costs, {diagonal:.4g} of the pairs; got "
@@ -328,12 +344,12 @@ def prepare(request: SparsifyRequest) -> GlueEvaluator:
     write_text_in_one_move(request.run / CALL, json.dumps(request.about, indent=1) + "\n")
     with progress_of_trainings("sparsify") if request.progress else nullcontext():
         weights = dense_model(start, request.run, request.seed)
-        full = replace(start, weights=weights, keep_recovered=True)
+        full = adjust(start, weights=weights, keep_recovered=True)
         full.on("holdout").provide_models(request.seed)  # refused here, not after the search
     return full
 
 
-def search_masks(request: SparsifyRequest, full: GlueEvaluator) -> dict[str, Study]:
+def search_masks(request: SparsifyRequest, full: Judge) -> dict[str, Study]:
     """Name -> study of each search; the first one judges the hand-designed masks, too."""
     return {
         name: search(
@@ -352,9 +368,7 @@ def search_masks(request: SparsifyRequest, full: GlueEvaluator) -> dict[str, Stu
     }
 
 
-def shortlist(
-    request: SparsifyRequest, full: GlueEvaluator, studies: Mapping[str, Study]
-) -> Shortlist:
+def shortlist(request: SparsifyRequest, full: Judge, studies: Mapping[str, Study]) -> Shortlist:
     """The masks to judge, by rows that searches read: of hand-designed ones by halving."""
     searched, hand = choose_candidates(studies, request.budget)
     if not request.recover_steps or len(hand) < 2:
@@ -364,18 +378,18 @@ def shortlist(
 
 
 def judge_masks(
-    request: SparsifyRequest, full: GlueEvaluator, candidates: Shortlist
+    request: SparsifyRequest, full: Judge, candidates: Shortlist
 ) -> tuple[Comparison, Comparison]:
     """The candidates on rows that no search has read: after recovery, and as they are."""
     compared: dict[str, Mask | Record | str] = {"dense": Full(), **candidates.searched}
     compared |= {each.name: each for each in candidates.hand[:1]}
     told = {"seeds": request.judging_seeds, "split": "holdout", **request.how}
 
-    def judge(evaluator: GlueEvaluator, folder: str) -> Comparison:
+    def judge(evaluator: Judge, folder: str) -> Comparison:
         judged = compare(compared, evaluator, run=request.run / folder, **told)
         return replace(judged, budgets=dict.fromkeys(candidates.searched, request.budget))
 
-    plain = judge(replace(full, adapt="none"), PLAIN)
+    plain = judge(adjust(full, adapt="none"), PLAIN)
     if not request.recover_steps:
         return plain, plain
     for each in [*compared][1:]:
@@ -385,7 +399,7 @@ def judge_masks(
 
 def save(
     request: SparsifyRequest,
-    full: GlueEvaluator,
+    full: Judge,
     studies: Mapping[str, Study],
     candidates: Shortlist,
     comparison: Comparison,
@@ -430,7 +444,8 @@ def save(
     }
     about = result["answer"], result["model"], result["task"]
     model = full.adapted(advice.mask, seed=seed)
-    score = full.objectives[0].name, taken.scores[seed]
+    metric = "agreement with the dense model" if full.keeps_answers else full.objectives[0].name
+    score = metric, taken.scores[seed]
     save_pretrained(model, out, found=Findings(*about, *score))
     copy_tokenizer(find_folder(result["model"])[1], out)
     limit_length(out, model)
@@ -444,7 +459,7 @@ def save(
 
 def facts_of(
     request: SparsifyRequest,
-    full: GlueEvaluator,
+    full: Judge,
     candidates: Shortlist,
     advice: Recommendation,
     comparison: Comparison,
@@ -474,6 +489,41 @@ def facts_of(
         "seconds."
     )
     return {"answer": " ".join(parts), **facts}
+
+
+def embeds_texts(model: str | Path, task: str | GlueTask | Columns | None) -> bool:
+    """Whether an embedding model is to rank texts without labels.
+
+    Raises:
+        ValueError: If another model has no task.
+    """
+    unlabelled = task is None or (isinstance(task, Columns) and task.label is None)
+    embeds = unlabelled and holds_embedding(model)
+    if task is None and not embeds:
+        raise ValueError(
+            f"only an embedding model ({MODULES}) is judged by texts alone, and {model} is none; "
+            "name the task: task='STS-B', or Columns((..), label)"
+        )
+    return embeds
+
+
+def build_judge(request: SparsifyRequest) -> Judge:
+    """Judges masks on the model that is given, on the rows that searches read."""
+    fields: dict[str, Any]
+    if embeds_texts(request.model, request.task):
+        fields = {"columns": getattr(request.task, "texts", ()), **request.settings}
+        return EmbeddingEvaluator(request.data, request.model, **fields | {"split": "validation"})
+    fields = {**DEFAULTS, "cache": request.run / "cache", "read_out": "own"}
+    fields |= {**request.settings, "adapt": "none", "split": "validation"}
+    if request.recover_steps:
+        fields |= {"adapt": "recover", "recover_steps": request.recover_steps}
+    tasks: Any = (request.task,)
+    return GlueEvaluator(None, request.data, weights=request.model, tasks=tasks, **fields)
+
+
+def adjust(judge: Judge, **changes: Any) -> Judge:
+    """The evaluator with other settings of what is trained; an embedding model has none."""
+    return judge if isinstance(judge, EmbeddingEvaluator) else replace(judge, **changes)
 
 
 def check_folder(request: SparsifyRequest) -> None:
@@ -532,7 +582,7 @@ def describe_loss(plain: Comparison, name: str) -> str:
     return f"{gap.text(signed=True)}, {rows}{enough}."
 
 
-def describe_kept(full: GlueEvaluator, plain: Comparison, name: str) -> str:
+def describe_kept(full: Judge, plain: Comparison, name: str) -> str:
     """How far a mask, as it is, keeps the score of dense attention, where there are labels, and
     the dense model's answers."""
     agrees = f"As it is it {agreement_of(plain, plain.entries[name])}."
@@ -545,13 +595,17 @@ def agreement_of(plain: Comparison, masked: MaskRuns) -> Agreement:
     """How far a masked model answers as the dense one; of several seeds the first."""
     [dense, *_], [own, *_] = (each.rows.values() for each in (plain.entries["dense"], masked))
     [part] = dense.weights  # of MNLI's two development sets the one that is scored
+    if RANDOM in masked.values:  # an embedding model's score says how far it ranks alike
+        score, random = masked.shown, next(iter(masked.values[RANDOM].values()))
+        ends = score.value, score.low, score.high
+        return Agreement(*ends, len(own.scores[part]), random_pairs=random)
     return agreement(dense.predictions[part], own.predictions[part])
 
 
-def dense_model(start: GlueEvaluator, run: Path, seed: int) -> Path:
-    """The folder of the fine-tuned model: the checkpoint itself where it has a head."""
+def dense_model(start: Judge, run: Path, seed: int) -> Path:
+    """The folder of the fine-tuned model: the checkpoint itself where it has a head, or embeds."""
     given, folder = find_folder(str(start.weights))[1], run / MODEL
-    if tuned_kind(given) is not None:
+    if isinstance(start, EmbeddingEvaluator) or tuned_kind(given) is not None:
         return given
     if not (folder / CONFIG).is_file():
         (name,) = start.downstream
@@ -564,10 +618,10 @@ def dense_model(start: GlueEvaluator, run: Path, seed: int) -> Path:
     return folder
 
 
-def in_part(full: GlueEvaluator, part: int) -> GlueEvaluator:
+def in_part(full: Judge, part: int) -> Judge:
     """The evaluator with a part of the steps of recovery, whose weights are not kept."""
     steps = max(1, full.recover_steps // part)
-    return replace(full, recover_steps=steps, keep_recovered=False)
+    return adjust(full, recover_steps=steps, keep_recovered=False)
 
 
 def choose_candidates(
@@ -601,7 +655,7 @@ def choose_candidates(
 
 def halve(
     hand: list[Record],
-    full: GlueEvaluator,
+    full: Judge,
     judge: Callable[..., Comparison],
     run: Path,
     say: Callable[[str], None],
@@ -636,7 +690,7 @@ def halve(
     return hand, rungs
 
 
-def score_to_choose(full: GlueEvaluator, mask: Mask, seed: int, run: Path) -> float:
+def score_to_choose(full: Judge, mask: Mask, seed: int, run: Path) -> float:
     """The score on rows of the search of a recovery that was kept; no training."""
     *_, last = full(mask, seed=seed, workdir=run / "choose" / str(seed))
     return last.values[full.objectives[0].name]

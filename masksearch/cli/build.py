@@ -91,13 +91,9 @@ def judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Ev
         text = values.pop("decoder")
         judged: Evaluator = load_part("parts", "--decoder", "option")(text, values, texts)
         return judged
-    task = read_task(options)
-    if options.data is not None and options.label is None and "weights" in values:
-        from masksearch.models.checkpoints import find_folder
-        from masksearch.models.embedding import MODULES
-
-        if (find_folder(values["weights"])[1] / MODULES).is_file():
-            return embedding_evaluator(options, texts)
+    task = read_task(options, values.get("weights"))
+    if "texts" in task:
+        return embedding_evaluator(options, task, texts)
     tuned = "weights" in values and task
     if "adapt" in values and ("corpus" in values or not tuned):
         raise OptionsError(
@@ -121,7 +117,9 @@ def judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Ev
     return made
 
 
-def embedding_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evaluator:
+def embedding_evaluator(
+    options: EvaluatorOptions, task: Mapping[str, Any], texts: Mapping[str, str]
+) -> Evaluator:
     """That of an embedding model, on texts without labels."""
     from masksearch.evaluators.embedding import EmbeddingEvaluator as Kind
 
@@ -129,16 +127,22 @@ def embedding_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> 
     if stray := sorted(values.keys() - setting_hints(Kind)):
         raise unknown_setting(Kind, stray[0])
     values |= further_settings(Kind, texts)
-    return Kind(options.data or "", columns=options.text or (), **values)
+    return Kind(**task, **values)
 
 
-def read_task(options: TaskOptions) -> dict[str, Any]:
+def read_task(options: TaskOptions, weights: str | None) -> dict[str, Any]:
     """The folder and the tasks that options name, as fields of `GlueEvaluator`; empty = none.
+    Without labels, and with the weights of an embedding model, fields of `EmbeddingEvaluator`.
 
     Raises:
         OptionsError: If they do not go together; says which.
     """
     glue, data = options.glue, options.data
+    if data and weights and (glue, options.tasks, options.label) == (None, None, None):
+        from masksearch.models.embedding import holds_embedding
+
+        if holds_embedding(weights):
+            return {"texts": data, "columns": options.text or ()}
     if glue is not None and data is not None:
         raise OptionsError("give --glue FOLDER --tasks NAME, or --data FOLDER --text A --label Y")
     for name, folder in (("tasks", "glue"), ("text", "data"), ("label", "data")):

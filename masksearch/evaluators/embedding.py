@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -89,7 +89,8 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
     dev_rows: int | None = at_least(RANKS + 1, 2_000)
     gates_batch: int = at_least(1, 32)
 
-    seedless = weights_frozen = True
+    seedless = weights_frozen = keeps_answers = True
+    recover_steps = 0  # as of evaluators that train under a mask
 
     def __post_init__(self) -> None:
         refuse_missing(self, "texts")
@@ -133,6 +134,16 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
         settings = f"{self.length} {self.precision} {self.split}"
         return short_hash("embedding-1", *self.data_hashes().values(), settings)
 
+    @property
+    def downstream(self) -> tuple[str, ...]:
+        """The name of the texts, as other evaluators have those of their tasks."""
+        return (Path(self.texts).name,)
+
+    def describe(self, name: str) -> str:
+        """How many texts of that name there are."""
+        texts, queries = len(self.data.train), len(self.data.queries)
+        return f"{name}: {texts:,} texts for gates, {queries:,} query texts of {self.split}"
+
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the texts' rows, and of the model with all that is configured of it."""
         return {"texts": self.data.texts, "weights": self.data.weights}
@@ -141,6 +152,16 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
         """The dense model."""
         whole = open_embedding(self.data.start.locate(), dtype=torch.float32)
         return Embedder(whole).to(self.torch_device).eval()
+
+    def adapted(self, mask: Mask, *, seed: int = 0) -> Any:
+        """The SentenceTransformer under the mask as it is judged, on the CPU, for
+        `save_pretrained`; no seed changes it."""
+        return attach(open_embedding(self.data.start.locate()), self.as_table(mask))
+
+    def as_table(self, mask: Mask) -> Mask:
+        """The mask as it is judged: its table, unless it follows the tokens."""
+        table = mask if mask.needs_tokens else masks.table(lower(mask, self.shape))
+        return masks.cropped(table, self.length)
 
     def embed(self, model: nn.Module) -> Tensor:
         """The embeddings of the query texts, of length 1: float64 `[texts, width]`."""
@@ -156,9 +177,9 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields one report: `"spearman"`, what a constant answer earns and the lower end of the
         95% interval over query texts, and `"random_pairs"`."""
-        table = mask if mask.needs_tokens else masks.table(lower(mask, self.shape))
+        table = self.as_table(mask)
         pairs, dense = compare_dense(self)
-        model = attach(self.model(), masks.cropped(table, self.length))
+        model = attach(self.model(), table)
         found = cosines(self.embed(model), pairs)
         scores = correlate(found[:, :-1], dense[:, :-1])
         RowScores({SCORE: scores}, {SCORE: 1.0}, {SCORE: self.data.texts}).save(workdir)
