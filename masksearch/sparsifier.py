@@ -5,10 +5,6 @@ found = sparsify("bert-base-uncased", "glue", 0.12, task="STS-B", out="sparse-be
 print(found.answer)
 model = load_pretrained(found.folder)
 
-An embedding model is searched and judged as it is, by texts without labels.
-
-found = sparsify("my-embedder", "sentences.txt", 0.2, out="sparse-embedder")
-
     OUT/        what save_pretrained writes, result.json, report.html
       run/      dense/ (the fine-tuned model), search/, as-it-is/, compare/, ..
 
@@ -38,7 +34,7 @@ from masksearch.analysis.stats import PairedDifference
 from masksearch.contracts import POINT, Executor, Record
 from masksearch.driver import Comparison, Study, compare, open_study, search
 from masksearch.errors import DataError, SearchError
-from masksearch.evaluators.embedding import RANDOM, EmbeddingEvaluator
+from masksearch.evaluators.embedding import RANDOM, EmbeddingEvaluator, embeds_texts
 from masksearch.evaluators.forecast import describe_work
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.tuning import rescale
@@ -50,7 +46,6 @@ from masksearch.masks.leaves import Full, Window
 from masksearch.masks.measure import effective_density
 from masksearch.models.card import Findings
 from masksearch.models.checkpoints import CONFIG, VERSION, find_folder, quiet
-from masksearch.models.embedding import MODULES, holds_embedding
 from masksearch.models.pretrained import tuned_kind
 from masksearch.models.saving import copy_tokenizer, limit_length, save_pretrained
 from masksearch.strategies.build import aim_gates, spec_of
@@ -62,7 +57,6 @@ from masksearch.tasks.glue.tasks import GlueTask
 from masksearch.user_code import load_function
 
 Judge = GlueEvaluator | EmbeddingEvaluator
-STEPS = 160  # of a recovery, where the caller says nothing
 FIRST_SEED, SEEDS = 1000, 3  # of the recoveries that judge; those of a search are its own
 SHORT = 4  # a trial recovers for that part of the steps
 DEFAULTS: Mapping[str, Any] = {  # of the evaluators, where the caller says nothing
@@ -135,21 +129,19 @@ def sparsify(
     seeds, and on rows that no search has read the better mean is saved. Whether it is shown to be
     better is said apart.
 
-    An embedding model, a folder of sentence-transformers, is searched and judged as it is, by how
-    far it still ranks texts as it does dense; see `EmbeddingEvaluator`.
-
     Hand-designed masks are chosen by successive halving: all recover for a quarter of the steps,
     the better half for half of them, the better quarter for all.
 
     Args:
-        model: A checkpoint: a folder, or a name on the Hugging Face Hub.
+        model: A checkpoint: a folder, or a name on the Hugging Face Hub; or an embedding model of
+            sentence-transformers, whose masks are searched, judged and saved as they are.
         data: Folder with the task's folder (GLUE's TSV layout), or `hf:...`, as of
             `GlueEvaluator`; with `Columns` a folder of one's own with train.tsv and dev.tsv (or
             .csv). Of an embedding model texts, as of `EmbeddingEvaluator`.
         budget: Largest share of the non-padding query-key pairs that is kept, in (0, 1]. Where
             the head reads [CLS] alone, only that row of the last layer counts.
-        task: GLUE's name, or a `GlueTask` of one's own, or the `Columns` of such a folder. Of an
-            embedding model the `Columns` of its texts, without labels; None = there are none.
+        task: GLUE's name, or a `GlueTask` of one's own, or the `Columns` of such a folder; None =
+            the texts of an embedding model are a file's lines.
         out: A new folder, or that of the same call, which goes on.
         strategy: As of `search`: `"dam"`, `"prune"`, or a sampler, which draws from
             `masksearch.spaces:head_roles`.
@@ -160,9 +152,9 @@ def sparsify(
         seeds: How many recoveries judge each mask, from seed 1000 on, or without recovery how
             many searches there are; at least three recoveries tell masks apart; None = 3
             recoveries, 1 search.
-        recover_steps: Steps under the mask; None = 160, of an embedding model 0. With 0 no weight
-            is trained: all masks are chosen, judged and saved as they are, with intervals over
-            rows.
+        recover_steps: Steps under the mask; 0 = no weight is trained: all masks are chosen,
+            judged and saved as they are, with intervals over rows. None = 160, of an embedding
+            model 0.
         settings: Further settings of the evaluator, such as `epochs`, `finetune_lr`, `length`,
             `device`.
         executor: As of `search`.
@@ -175,12 +167,11 @@ def sparsify(
         DataError: If model or data cannot be read or do not fit, or `out` holds something else.
         SearchError: If the dense model has learned nothing, or no mask within the budget has.
         ValueError: If the budget is below the diagonal, or no share, or `settings` has an
-            argument of `sparsify` itself; if an embedding model is to recover, or another one
-            has no task.
+            argument of `sparsify` itself.
     """
     (limit,) = read_budgets(budget)
     if recover_steps is None:
-        recover_steps = 0 if embeds_texts(model, task) else STEPS
+        recover_steps = 0 if embeds_texts(model, task) else 160
     request = SparsifyRequest(
         *(model, data, limit, task, Path(out).expanduser(), strategy, strategy_options),
         *(trials, seed, seeds, recover_steps, dict(settings or {}), executor, progress),
@@ -200,8 +191,7 @@ class SparsifyRequest:
     """The arguments of `sparsify`, and what follows from them; each stage reads it.
 
     Raises:
-        ValueError: If a number is below its least, a setting has an argument of its own, or an
-            embedding model is to recover.
+        ValueError: If a number is below its least, or a setting has an argument of its own.
     """
 
     model: str | Path
@@ -229,10 +219,14 @@ class SparsifyRequest:
                 f"{name}={self.settings[name]!r} is no further setting; give sparsify "
                 "recover_steps itself (--recover-steps; 0 = masks as they are)"
             )
+        if self.task is None and not embeds_texts(self.model, None):
+            raise ValueError(
+                f"task=None is for an embedding model, and {self.model} is none; name the task"
+            )
         if self.recover_steps and embeds_texts(self.model, self.task):
             raise ValueError(
-                "an embedding model is judged as it is, and no weight of it is trained; got "
-                f"recover_steps={self.recover_steps}: leave it out (--recover-steps)"
+                f"no weight of an embedding model is trained, got recover_steps="
+                f"{self.recover_steps}; leave it out, or give 0 (--recover-steps 0)"
             )
 
     @property
@@ -329,7 +323,8 @@ def prepare(request: SparsifyRequest) -> Judge:
             f"a budget is at least what the diagonal costs, {diagonal:.4g} of the pairs; got "
             f"{request.budget:g}: raise it"
         )
-    request.say(start.describe(start.downstream[0]))
+    if isinstance(start, GlueEvaluator):
+        request.say(start.describe(start.downstream[0]))
     hand, job = len(hand_designed(start, [request.budget])), not request.draws
     found = [finished_trials(request.search_folder(each)) for each in request.searches.values()]
     found[0] -= hand  # which the first search judges before its own
@@ -340,7 +335,8 @@ def prepare(request: SparsifyRequest) -> Judge:
     left.append(3 * len(request.judging_seeds))
     for at, name in enumerate([*(f"{HALVING}-{steps}" for steps in rungs[1:]), JUDGED], 1):
         left[at] -= finished_trials(request.run / name)
-    request.say(describe_work(start, request.seed, hand, gates, rungs, left))
+    if isinstance(start, GlueEvaluator):
+        request.say(describe_work(start, request.seed, hand, gates, rungs, left))
     write_text_in_one_move(request.run / CALL, json.dumps(request.about, indent=1) + "\n")
     with progress_of_trainings("sparsify") if request.progress else nullcontext():
         weights = dense_model(start, request.run, request.seed)
@@ -491,34 +487,17 @@ def facts_of(
     return {"answer": " ".join(parts), **facts}
 
 
-def embeds_texts(model: str | Path, task: str | GlueTask | Columns | None) -> bool:
-    """Whether an embedding model is to rank texts without labels.
-
-    Raises:
-        ValueError: If another model has no task.
-    """
-    unlabelled = task is None or (isinstance(task, Columns) and task.label is None)
-    embeds = unlabelled and holds_embedding(model)
-    if task is None and not embeds:
-        raise ValueError(
-            f"only an embedding model ({MODULES}) is judged by texts alone, and {model} is none; "
-            "name the task: task='STS-B', or Columns((..), label)"
-        )
-    return embeds
-
-
 def build_judge(request: SparsifyRequest) -> Judge:
     """Judges masks on the model that is given, on the rows that searches read."""
-    fields: dict[str, Any]
+    fields: dict[str, Any] = {**request.settings, "split": "validation"}
     if embeds_texts(request.model, request.task):
-        fields = {"columns": getattr(request.task, "texts", ()), **request.settings}
-        return EmbeddingEvaluator(request.data, request.model, **fields | {"split": "validation"})
-    fields = {**DEFAULTS, "cache": request.run / "cache", "read_out": "own"}
-    fields |= {**request.settings, "adapt": "none", "split": "validation"}
+        fields = {"columns": getattr(request.task, "texts", ()), **fields}
+        return EmbeddingEvaluator(request.data, request.model, **fields)
+    fields = {**DEFAULTS, "cache": request.run / "cache", "read_out": "own", **fields}
+    named: Any = {"weights": request.model, "tasks": (request.task,), "adapt": "none"}
     if request.recover_steps:
-        fields |= {"adapt": "recover", "recover_steps": request.recover_steps}
-    tasks: Any = (request.task,)
-    return GlueEvaluator(None, request.data, weights=request.model, tasks=tasks, **fields)
+        named |= {"adapt": "recover", "recover_steps": request.recover_steps}
+    return GlueEvaluator(None, request.data, **named, **fields)
 
 
 def adjust(judge: Judge, **changes: Any) -> Judge:
@@ -596,7 +575,7 @@ def agreement_of(plain: Comparison, masked: MaskRuns) -> Agreement:
     [dense, *_], [own, *_] = (each.rows.values() for each in (plain.entries["dense"], masked))
     [part] = dense.weights  # of MNLI's two development sets the one that is scored
     if RANDOM in masked.values:  # an embedding model's score says how far it ranks alike
-        score, random = masked.shown, next(iter(masked.values[RANDOM].values()))
+        score, (random, *_) = masked.shown, masked.values[RANDOM].values()
         ends = score.value, score.low, score.high
         return Agreement(*ends, len(own.scores[part]), random_pairs=random)
     return agreement(dense.predictions[part], own.predictions[part])

@@ -27,8 +27,7 @@ class Agreement:
         slope: Of the masked model's scores over the dense model's; None of classes.
         shift: Mean of the former minus that of the latter, in deviations of the latter; None of
             classes.
-        random_pairs: Of an embedding model, the correlation of cosines of random pairs of texts;
-            `value` is then of near texts, a mean over query texts, which are the rows.
+        random_pairs: Of ranks, the correlation of random pairs; `value` is then of near texts.
     """
 
     value: float

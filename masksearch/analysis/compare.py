@@ -163,8 +163,8 @@ class ComparedMasks(ComparedRuns):
         entries = [entry for entry in self.entries.values() if entry.name in within]
         named = {task.partition("/")[0] for task in self.tasks}  # of each metric, by its task
         score = self.objectives[0].name
-        itself = any(score + MAJORITY in entry.values for entry in entries)  # no mean over tasks
-        title = named.pop() if len(named) == 1 and not itself else score
+        over_tasks = not any(score + MAJORITY in entry.values for entry in entries)
+        title = named.pop() if len(named) == 1 and over_tasks else score
         return recommend(self, entries, self.difference, title)
 
     def opponents(

@@ -92,8 +92,11 @@ def judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Ev
         judged: Evaluator = load_part("parts", "--decoder", "option")(text, values, texts)
         return judged
     task = read_task(options, values.get("weights"))
-    if "texts" in task:
-        return embedding_evaluator(options, task, texts)
+    if options.data is not None and "weights" in values:
+        from masksearch.evaluators.embedding import embeds_texts
+
+        if embeds_texts(values["weights"], *task["tasks"]):
+            return embedding_evaluator(options, texts)
     tuned = "weights" in values and task
     if "adapt" in values and ("corpus" in values or not tuned):
         raise OptionsError(
@@ -117,9 +120,7 @@ def judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Ev
     return made
 
 
-def embedding_evaluator(
-    options: EvaluatorOptions, task: Mapping[str, Any], texts: Mapping[str, str]
-) -> Evaluator:
+def embedding_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evaluator:
     """That of an embedding model, on texts without labels."""
     from masksearch.evaluators.embedding import EmbeddingEvaluator as Kind
 
@@ -127,33 +128,29 @@ def embedding_evaluator(
     if stray := sorted(values.keys() - setting_hints(Kind)):
         raise unknown_setting(Kind, stray[0])
     values |= further_settings(Kind, texts)
-    return Kind(**task, **values)
+    return Kind(options.data or "", columns=options.text or (), **values)
 
 
 def read_task(options: TaskOptions, weights: str | None) -> dict[str, Any]:
-    """The folder and the tasks that options name, as fields of `GlueEvaluator`; empty = none.
-    Without labels, and with the weights of an embedding model, fields of `EmbeddingEvaluator`.
+    """The folder and the tasks that options name, as fields of `GlueEvaluator`; empty = none. With
+    an embedding model's weights the task is None where there are no columns.
 
     Raises:
         OptionsError: If they do not go together; says which.
     """
     glue, data = options.glue, options.data
-    if data and weights and (glue, options.tasks, options.label) == (None, None, None):
-        from masksearch.models.embedding import holds_embedding
-
-        if holds_embedding(weights):
-            return {"texts": data, "columns": options.text or ()}
     if glue is not None and data is not None:
         raise OptionsError("give --glue FOLDER --tasks NAME, or --data FOLDER --text A --label Y")
     for name, folder in (("tasks", "glue"), ("text", "data"), ("label", "data")):
         if getattr(options, name) is not None and getattr(options, folder) is None:
             raise OptionsError(f"--{name} needs --{folder} FOLDER")
     if data is not None:
-        if options.text is None:
-            raise OptionsError("--data needs --text COLUMN")
+        from masksearch.evaluators.embedding import embeds_texts
         from masksearch.tasks.glue.columns import Columns
 
-        columns = Columns(tuple(options.text), options.label)
+        columns = Columns(tuple(options.text), options.label) if options.text else None
+        if columns is None and not (weights and embeds_texts(weights, options.label)):
+            raise OptionsError("--data needs --text COLUMN")
         return {"glue": data, "tasks": (columns,)}
     names = [load_object(n) if ".py:" in n else n for n in split_names(options.tasks or "")]
     fields_given = {"glue": glue, "tasks": tuple(names)}

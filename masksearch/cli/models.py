@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -303,8 +303,6 @@ def sparsify(options: SparsifyOptions) -> None:
     whether it is shown to be better is said apart. With --recover-steps 0 masks are chosen and
     saved as they are, in minutes. Repeating the command goes on.
 
-    An embedding model (sentence-transformers) is judged by texts without labels, as it is.
-
     Examples:
         masksearch sparsify bert-base-uncased --glue glue/ --tasks STS-B --budget 0.12 --out sparse
         masksearch sparsify my-bert --data reviews/ --text review --label stars --budget .2 --out x
@@ -314,29 +312,25 @@ def sparsify(options: SparsifyOptions) -> None:
         build_executor,
         further_settings,
         read_task,
-        setting_hints,
         split_settings,
         strategy_options,
     )
     from masksearch.cli.output import print_comparison
-    from masksearch.evaluators.embedding import EmbeddingEvaluator
+    from masksearch.evaluators.embedding import EmbeddingEvaluator, embeds_texts
     from masksearch.evaluators.glue import GlueEvaluator
     from masksearch.models.checkpoints import CONFIG, saved_masks
     from masksearch.sparsifier import DAM, RESULT
     from masksearch.sparsifier import sparsify as sparsify_model
     from masksearch.strategies.build import GATES, owners
     from masksearch.study.records import read_budgets
-    from masksearch.tasks.glue.columns import Columns
 
     if Path(options.data or "", CONFIG).is_file():
         raise OptionsError(f"MODEL comes first, then --data FOLDER; {options.data} is a model")
     judged = read_task(options, options.model)
-    kind: Any = EmbeddingEvaluator if "texts" in judged else GlueEvaluator
-    if "texts" in judged:
-        columns = tuple(judged["columns"])
-        judged = {"glue": judged["texts"], "tasks": (Columns(columns) if columns else None,)}
     if len(judged.get("tasks", ())) != 1:
         raise OptionsError("give --glue FOLDER --tasks NAME, or --data FOLDER --text A --label Y")
+    embeds = embeds_texts(options.model, task := judged["tasks"][0])
+    kind = EmbeddingEvaluator if embeds else GlueEvaluator
     by_prefix, strategy = split_settings(options.set or (), owners()), options.strategy or GATES
     settings = further_settings(kind, by_prefix.pop("", {}))
     of_strategy = strategy_options(strategy, by_prefix)
@@ -345,7 +339,7 @@ def sparsify(options: SparsifyOptions) -> None:
     settings |= {} if options.length is None else {"length": options.length}
     executor = build_executor(JudgeOptions(executor=options.executor, slots=options.slots))
     folder, budgets = options.out.expanduser(), read_budgets(options.budget)
-    if len(budgets) > 1 and "cache" in setting_hints(kind):
+    if len(budgets) > 1 and not embeds:
         settings = {"cache": folder / "cache"} | settings  # one dense model for all
     for limit in budgets:
         try:
@@ -353,7 +347,7 @@ def sparsify(options: SparsifyOptions) -> None:
                 options.model,
                 judged["glue"],
                 limit,
-                task=judged["tasks"][0],
+                task=task,
                 out=folder / f"{limit:g}" if len(budgets) > 1 else folder,
                 settings=settings,
                 strategy_options=of_strategy if by_prefix else None,

@@ -39,8 +39,8 @@ from masksearch.evaluators.tuning import TaskTraining, pooled_lengths, train_tog
 from masksearch.files import content_hash, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.checkpoints import check_positions
-from masksearch.models.embedding import Embedder, open_embedding
+from masksearch.models.checkpoints import check_positions, find_folder
+from masksearch.models.embedding import MODULES, Embedder, open_embedding
 from masksearch.models.pretrained import FIRST_ROW, Pretrained
 from masksearch.tasks.splits import in_holdout, sample_rows, take_split
 from masksearch.tasks.tables import ENDINGS, tidy
@@ -139,11 +139,6 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
         """The name of the texts, as other evaluators have those of their tasks."""
         return (Path(self.texts).name,)
 
-    def describe(self, name: str) -> str:
-        """How many texts of that name there are."""
-        texts, queries = len(self.data.train), len(self.data.queries)
-        return f"{name}: {texts:,} texts for gates, {queries:,} query texts of {self.split}"
-
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the texts' rows, and of the model with all that is configured of it."""
         return {"texts": self.data.texts, "weights": self.data.weights}
@@ -154,14 +149,13 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
         return Embedder(whole).to(self.torch_device).eval()
 
     def adapted(self, mask: Mask, *, seed: int = 0) -> Any:
-        """The SentenceTransformer under the mask as it is judged, on the CPU, for
-        `save_pretrained`; no seed changes it."""
-        return attach(open_embedding(self.data.start.locate()), self.as_table(mask))
+        """The SentenceTransformer on the CPU with the mask attached; no seed changes it."""
+        return self.under(mask, open_embedding(self.data.start.locate()))
 
-    def as_table(self, mask: Mask) -> Mask:
-        """The mask as it is judged: its table, unless it follows the tokens."""
+    def under(self, mask: Mask, model: nn.Module) -> nn.Module:
+        """A model with the mask attached: its table, unless it follows the tokens."""
         table = mask if mask.needs_tokens else masks.table(lower(mask, self.shape))
-        return masks.cropped(table, self.length)
+        return attach(model, masks.cropped(table, self.length))
 
     def embed(self, model: nn.Module) -> Tensor:
         """The embeddings of the query texts, of length 1: float64 `[texts, width]`."""
@@ -177,15 +171,18 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields one report: `"spearman"`, what a constant answer earns and the lower end of the
         95% interval over query texts, and `"random_pairs"`."""
-        table = self.as_table(mask)
         pairs, dense = compare_dense(self)
-        model = attach(self.model(), table)
-        found = cosines(self.embed(model), pairs)
+        found = cosines(self.embed(self.under(mask, self.model())), pairs)
         scores = correlate(found[:, :-1], dense[:, :-1])
         RowScores({SCORE: scores}, {SCORE: 1.0}, {SCORE: self.data.texts}).save(workdir)
         values = {SCORE: float(scores.mean()), SCORE + MAJORITY: 0.0}
         random = float(correlate(found[:, -1:].T, dense[:, -1:].T)[0])
         yield Report(0, values | {SCORE + LOW: lower_bound(scores, -1.0), RANDOM: random})
+
+
+def embeds_texts(model: str | Path, task: Any) -> bool:
+    """Whether a task is texts without labels, `Columns` or None, and an embedding model's."""
+    return getattr(task, "label", task) is None and (find_folder(model)[1] / MODULES).is_file()
 
 
 # -- pairs of texts ------------------------------------------------------------------------------

@@ -6,19 +6,16 @@ print(describe_work(evaluator, 0, 12, 150, [40, 80, 160], [36, 6, 3, 9]))
 from __future__ import annotations
 
 import timeit
-from typing import Any
 
-from masksearch.evaluators.embedding import EmbeddingEvaluator
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.study.status import clock
 
 TEACHER = 1.4  # time of a step that learns from the dense model, too
 READ = 1 / 3  # of a step's time, to score as many rows
-Judge = FineTuning | EmbeddingEvaluator
 
 
 def describe_work(
-    start: Judge, seed: int, hand: int, gates: int, rungs: list[int], left: list[int]
+    start: FineTuning, seed: int, hand: int, gates: int, rungs: list[int], left: list[int]
 ) -> str:
     """The trainings to come, for about how long, and the memory that they take.
 
@@ -31,37 +28,28 @@ def describe_work(
             of the better quarter.
         left: How many of each are still to come, and how many recoveries that judge.
     """
-    trainer, (name,) = start.trainer, start.downstream
-    if isinstance(start, EmbeddingEvaluator):
-        model, rows = start.model(), start.data.train
-    else:
-        model = start.dense(name, seed) if start.is_tuned else start.begin(name, seed)
-        rows = start.tokens(name).train
-    batch = trainer.batch
-    some = trainer.inputs(rows, [*range(min(batch, len(rows)))])
+    (name,), batch = start.downstream, start.finetune_batch
+    model = start.dense(name, seed) if start.is_tuned else start.begin(name, seed)
+    rows = start.tokens(name).train
+    some = start.inputs(rows, [*range(min(batch, len(rows)))])
     inputs = {each: part.to(start.torch_device) for each, part in some.items()}
-
-    def take_step() -> None:
-        some: Any = trainer.logits(model, inputs).sum()
-        some.backward()
-
-    step = min(timeit.repeat(take_step, number=1, repeat=3))
+    step = min(timeit.repeat(lambda: model(**inputs).loss.backward(), number=1, repeat=3))
     size = sum(weight.nbytes for weight in model.parameters()) / 2**30
     searched, judged = (
-        READ * step / batch * count_scored(start.on(split)) for split in ("validation", "holdout")
+        READ * step / batch * sum(map(len, start.on(split).tokens(name).dev.values()))
+        for split in ("validation", "holdout")
     )
     words, total = list[str](), 3 * judged
-    if isinstance(start, FineTuning) and not start.is_tuned:
-        kept = start.dense_models.path(start.dense_recipe(name, seed), model)
-        if not kept.is_file():
-            words.append(f"a dense model ({start.finetune_steps(name)} steps)")
-            total += start.finetune_steps(name) * step
+    kept = start.dense_models.path(start.dense_recipe(name, seed), model)
+    if not start.is_tuned and not kept.is_file():
+        words.append(f"a dense model ({start.finetune_steps(name)} steps)")
+        total += start.finetune_steps(name) * step
     masks, *halves, last = (max(0, number) for number in left)
     if gates:
         words.append(f"gates ({gates} steps)")
         total += gates * step * (start.gates_batch or batch) / batch
     disk = ""
-    if isinstance(start, FineTuning) and start.adapt == "recover":
+    if start.adapt == "recover":
         trials = [*zip((masks, *halves), rungs, strict=True)]
         words += [f"{n} recoveries of {count} steps" for n, count in trials if n]
         words.append(f"{last} that judge")
@@ -76,10 +64,3 @@ def describe_work(
         f"{', '.join(words)} ({hand} masks are hand-designed): about {clock(total)} to come; "
         f"{5 * size:.1f} GB of memory{disk}"
     )
-
-
-def count_scored(judge: Judge) -> int:
-    """How many rows a mask is scored on."""
-    if isinstance(judge, EmbeddingEvaluator):
-        return len(judge.data.queries)
-    return sum(map(len, judge.tokens().dev.values()))

@@ -15,16 +15,11 @@ from torch import Tensor, nn
 
 from masksearch.attention.interface import ENTRY
 from masksearch.errors import DataError, install_command
-from masksearch.models.checkpoints import UNREADABLE, find_files, find_folder, quiet
+from masksearch.models.checkpoints import UNREADABLE, find_files, quiet
 from masksearch.models.encoders import Output
 
 MODULES = "modules.json"
 KINDS = ["Transformer", "Pooling", "Normalize"]  # the last one may be missing
-
-
-def holds_embedding(model: str | Path) -> bool:
-    """Whether a model, a folder or a name on the Hub, is one of sentence-transformers."""
-    return (find_folder(model)[1] / MODULES).is_file()
 
 
 def open_embedding(folder: Path, **options: Any) -> Any:
