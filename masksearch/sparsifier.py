@@ -574,7 +574,7 @@ def agreement_of(plain: Comparison, masked: MaskRuns) -> Agreement:
     """How far a masked model answers as the dense one; of several seeds the first."""
     [dense, *_], [own, *_] = (each.rows.values() for each in (plain.entries["dense"], masked))
     [part] = dense.weights  # of MNLI's two development sets the one that is scored
-    if RANDOM in masked.values:  # an embedding model's score says how far it ranks alike
+    if not own.predictions:  # an embedding model's score says how far it ranks alike
         score, (random, *_) = masked.shown, masked.values[RANDOM].values()
         ends = score.value, score.low, score.high
         return Agreement(*ends, len(own.scores[part]), random_pairs=random)
