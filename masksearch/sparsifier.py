@@ -529,6 +529,9 @@ def save(
     save_pretrained(model, out, found=Findings(*about, *score))
     copy_tokenizer(find_folder(result["model"])[1], out)
     limit_length(out, model)
+    if speed:
+        middles = {name: middle for name, (_, middle, _) in speed["times as fast"].items()}
+        comparison = annotated(comparison, "times as fast", {"dense": 1.0} | middles)
     comparison = replace(comparison, notes={"answer": result["answer"]})
     page = comparison.report(request.run / "report" / "report.html").read_text("utf-8")
     page = page.replace("Beside this page", f"In {RUN}/report")  # where its files lie
@@ -644,11 +647,15 @@ def read_ended(out: Path, asked: Mapping[str, Any]) -> Sparsified | None:
 
 def beside(comparison: Comparison, plain: Comparison) -> Comparison:
     """Masks after recovery, each with its score as it is beside the others."""
-    (task, *_), untrained = comparison.tasks, plain.entries
+    untrained = {name: each.score.value for name, each in plain.entries.items()}
+    return annotated(comparison, UNTRAINED, untrained)
+
+
+def annotated(comparison: Comparison, word: str, values: Mapping[str, float]) -> Comparison:
+    """Masks with one more value each, under that word beside the task's scores."""
+    task, *_ = comparison.tasks
     records = [
-        replace(
-            each, values={**each.values, f"{task}/{UNTRAINED}": untrained[each.name].score.value}
-        )
+        replace(each, values={**each.values, f"{task}/{word}": values[each.name]})
         for each in comparison.records
     ]
     return replace(comparison, records=tuple(records))

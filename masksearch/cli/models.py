@@ -356,6 +356,7 @@ def sparsify(options: SparsifyOptions) -> None:
                 options.model,
                 judged["glue"],
                 limit,
+                faster=options.faster,
                 task=judged["tasks"][0],
                 out=folder / f"{limit:g}" if len(budgets) > 1 else folder,
                 settings=settings,
