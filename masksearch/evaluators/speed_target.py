@@ -78,7 +78,7 @@ class Timings:
 
     @property
     def rows(self) -> str:
-        """What is timed, in words."""
+        """The rows that are timed, in words."""
         lengths = torch.cat([batch["attention_mask"].sum(1) for batch in self.batches])
         threads = torch.get_num_threads()
         where = str(self.device)
