@@ -88,9 +88,9 @@ def measure_speed(
     timed = partial(race, at_least("repeats", repeats, 10), f"{length} tokens" if progress else "")
     with torch.inference_mode():
         runs = [partial(side, **given) for side in sides]
-        found = timed(batch * length, runs)
+        times, rates = timed(batch * length, runs)
         peaks = [peak_bytes(run, root.device) for run in runs if root.device.type == "cuda"]
-        results = [Speed("forward pass", length, *found, peaks)]
+        results = [Speed("forward pass", length, times, rates, peaks)]
         if not root.can_generate() or length <= repeats + 2 or others:
             return results
         try:
