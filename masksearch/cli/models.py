@@ -264,11 +264,15 @@ class SparsifyOptions(TaskOptions):
         "A trained encoder: a folder, or a name on the Hugging Face Hub; fine-tuned or not.",
         *(MODEL, "MODEL"),
     )
-    budget: list[float] = option(
+    budget: list[float] | None = option(
         "Largest share of the non-padding query-key pairs that is kept; repeatable, a folder "
         "each.",
-        *(SEARCHED, "", "SHARE"),
-        default=REQUIRED,
+        *(SEARCHED, "0.12, or what --faster leaves", "SHARE"),
+    )
+    faster: float | None = option(
+        "In place of a budget: how many times as fast as dense attention the model is to be, on "
+        "development rows as they come in batches of 8 (--set time_batch=N).",
+        *(SEARCHED, "no target of time", "TIMES"),
     )
     out: Path = option(
         "A new folder: the model with its mask, result.json, report.html.",
@@ -309,6 +313,7 @@ def sparsify(options: SparsifyOptions) -> None:
     from masksearch.cli.build import (
         build_executor,
         further_settings,
+        read_setting,
         read_task,
         split_settings,
         strategy_options,
@@ -316,7 +321,7 @@ def sparsify(options: SparsifyOptions) -> None:
     from masksearch.cli.output import print_comparison
     from masksearch.evaluators.glue import GlueEvaluator
     from masksearch.models.checkpoints import CONFIG, saved_masks
-    from masksearch.sparsifier import DAM, RESULT
+    from masksearch.sparsifier import BUDGET, DAM, RESULT, TILES
     from masksearch.sparsifier import sparsify as sparsify_model
     from masksearch.strategies.build import GATES, owners
     from masksearch.study.records import read_budgets
@@ -327,13 +332,22 @@ def sparsify(options: SparsifyOptions) -> None:
     if len(judged.get("tasks", ())) != 1:
         raise OptionsError("give --glue FOLDER --tasks NAME, or --data FOLDER --text A --label Y")
     by_prefix, strategy = split_settings(options.set or (), owners()), options.strategy or GATES
-    settings = further_settings(GlueEvaluator, by_prefix.pop("", {}))
+    own = by_prefix.pop("", {})
+    timed = {n: read_setting(n, own.pop(n), int) for n in ["time_batch"] if n in own}
+    settings = timed | further_settings(GlueEvaluator, own)
     of_strategy = strategy_options(strategy, by_prefix)
     if strategy == GATES:  # over the settings that sparsify begins with
-        of_strategy |= {name: {**DAM[name], **of_strategy[name]} for name in DAM}
+        begun = DAM if options.faster is None else TILES
+        of_strategy |= {name: {**begun[name], **of_strategy[name]} for name in begun}
     settings |= {} if options.length is None else {"length": options.length}
     executor = build_executor(JudgeOptions(executor=options.executor, slots=options.slots))
-    folder, budgets = options.out.expanduser(), read_budgets(options.budget)
+    folder = options.out.expanduser()
+    if options.faster is None:
+        budgets: list[float | None] = [*read_budgets(options.budget or BUDGET)]
+    elif options.budget:
+        raise OptionsError(f"give --budget or --faster, got {options.budget} and {options.faster}")
+    else:
+        budgets = [None]
     if len(budgets) > 1:
         settings = {"cache": folder / "cache"} | settings  # one dense model for all
     for limit in budgets:
@@ -342,6 +356,7 @@ def sparsify(options: SparsifyOptions) -> None:
                 options.model,
                 judged["glue"],
                 limit,
+                faster=options.faster,
                 task=judged["tasks"][0],
                 out=folder / f"{limit:g}" if len(budgets) > 1 else folder,
                 settings=settings,
@@ -356,6 +371,6 @@ def sparsify(options: SparsifyOptions) -> None:
             typer.echo((found.folder / RESULT).read_text("utf-8").strip())
         else:
             print_comparison(found.comparison, as_json=False)
-            typer.echo(f"budget {limit:g}: {found.answer}")
+            typer.echo((f"budget {limit:g}: " if limit else "") + found.answer)
             typer.echo(f"  model and mask: {found.folder}   page: {found.folder / 'report.html'}")
             typer.echo(how_to_use(found.folder, saved_masks(found.folder)["self"].longest or PAYS))
