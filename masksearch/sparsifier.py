@@ -34,6 +34,7 @@ from masksearch.analysis.stats import PairedDifference
 from masksearch.contracts import POINT, Executor, Record
 from masksearch.driver import Comparison, Study, compare, open_study, search
 from masksearch.errors import DataError, SearchError
+from masksearch.evaluators.embedding import RANDOM, EmbeddingEvaluator, embeds_texts
 from masksearch.evaluators.forecast import describe_work
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.speed_target import Target, aim
@@ -57,6 +58,7 @@ from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.tasks import GlueTask
 from masksearch.user_code import load_function
 
+Judge = GlueEvaluator | EmbeddingEvaluator
 FIRST_SEED, SEEDS = 1000, 3  # of the recoveries that judge; those of a search are its own
 SHORT = 4  # a trial recovers for that part of the steps
 DEFAULTS: Mapping[str, Any] = {  # of the evaluators, where the caller says nothing
@@ -71,7 +73,7 @@ DAM: Mapping[str, Any] = {
     "config": {"steps": 150, "gate_lr": 0.1},
 }
 TILES: Mapping[str, Any] = {**DAM, "gates": {"structure": "block"}}  # where time is asked for
-TIME_BATCH = 8  # rows of a batch that is timed
+TIME_BATCH = "time_batch"  # a setting of its own: rows of a batch that is timed
 BUDGET = 0.12  # where neither a share nor a time is asked for
 DENSE_INSTEAD = 0.05  # a loss above which dense attention is recommended
 SPACE, TRIALS = "masksearch.spaces:head_roles", 24  # of a strategy that draws
@@ -112,7 +114,7 @@ def sparsify(
     data: str | Path,
     budget: float | None = None,
     *,
-    task: str | GlueTask | Columns,
+    task: str | GlueTask | Columns | None = None,
     out: str | Path,
     faster: float | None = None,
     strategy: str = "dam",
@@ -120,7 +122,7 @@ def sparsify(
     trials: int | None = None,
     seed: int = 0,
     seeds: int | None = None,
-    recover_steps: int = 160,
+    recover_steps: int | None = None,
     settings: Mapping[str, Any] | None = None,
     executor: Executor | None = None,
     progress: Literal["auto"] | None = "auto",
@@ -138,14 +140,16 @@ def sparsify(
     the better half for half of them, the better quarter for all.
 
     Args:
-        model: A checkpoint: a folder, or a name on the Hugging Face Hub.
+        model: A checkpoint: a folder, or a name on the Hugging Face Hub; or an embedding model of
+            sentence-transformers, whose masks are searched, judged and saved as they are.
         data: Folder with the task's folder (GLUE's TSV layout), or `hf:...`, as of
             `GlueEvaluator`; with `Columns` a folder of one's own with train.tsv and dev.tsv (or
-            .csv).
+            .csv). Of an embedding model texts, as of `EmbeddingEvaluator`.
         budget: Largest share of the non-padding query-key pairs that is kept, in (0, 1]. Where
             the head reads [CLS] alone, only that row of the last layer counts. None = .12, unless
             `faster` is given.
-        task: GLUE's name, or a `GlueTask` of one's own, or the `Columns` of such a folder.
+        task: GLUE's name, or a `GlueTask` of one's own, or the `Columns` of such a folder; None =
+            the texts of an embedding model are a file's lines.
         out: A new folder, or that of the same call, which goes on.
         faster: In place of a budget: how many times as fast as dense attention the whole model is
             to be (> 1), in the lower quartile of timings on this machine, on development rows as
@@ -162,9 +166,10 @@ def sparsify(
             many searches there are; at least three recoveries tell masks apart; None = 3
             recoveries, 1 search.
         recover_steps: Steps under the mask; 0 = no weight is trained: all masks are chosen,
-            judged and saved as they are, with intervals over rows.
-        settings: Further settings of `GlueEvaluator`, such as `epochs`, `finetune_lr`,
-            `length`, `device`.
+            judged and saved as they are, with intervals over rows. None = 160, of an embedding
+            model 0.
+        settings: Further settings of the evaluator, such as `epochs`, `finetune_lr`, `length`,
+            `device`.
         executor: As of `search`.
         progress: As of `search`.
 
@@ -179,6 +184,8 @@ def sparsify(
     """
     if faster is None:
         (budget,) = read_budgets(BUDGET if budget is None else budget)
+    if recover_steps is None:
+        recover_steps = 0 if embeds_texts(model, task) else 160
     request = SparsifyRequest(
         *(model, data, budget, task, Path(out).expanduser(), strategy, strategy_options),
         *(trials, seed, seeds, recover_steps, dict(settings or {}), executor, progress),
@@ -205,7 +212,7 @@ class SparsifyRequest:
     model: str | Path
     data: str | Path
     budget: float | None  # of a target of time known once the model is timed
-    task: str | GlueTask | Columns
+    task: str | GlueTask | Columns | None
     out: Path
     strategy: str
     strategy_options: Mapping[str, Any] | None
@@ -230,6 +237,15 @@ class SparsifyRequest:
             raise ValueError(
                 f"{name}={self.settings[name]!r} is no further setting; give sparsify "
                 "recover_steps itself (--recover-steps; 0 = masks as they are)"
+            )
+        if self.task is None and not embeds_texts(self.model, None):
+            raise ValueError(
+                f"task=None is for an embedding model, and {self.model} is none; name the task"
+            )
+        if self.recover_steps and embeds_texts(self.model, self.task):
+            raise ValueError(
+                f"no weight of an embedding model is trained, got recover_steps="
+                f"{self.recover_steps}; leave it out, or give 0 (--recover-steps 0)"
             )
 
     def check_target(self, faster: float) -> None:
@@ -264,7 +280,7 @@ class SparsifyRequest:
     def about(self) -> dict[str, Any]:
         """The arguments that may not, as `sparsify.json` holds them."""
         about: dict[str, Any] = {"model": str(self.model), "data": str(self.data)}
-        own = {} if isinstance(self.task, str) else vars(self.task)
+        own = {} if isinstance(self.task, str | None) else vars(self.task)
         task = {n: v for n, v in own.items() if v != getattr(type(self.task), n, None)}
         about |= {"task": task or self.task, "budget": self.budget, "strategy": self.strategy}
         about |= {"options": repr(self.strategy_options), "seed": self.seed}
@@ -344,20 +360,15 @@ class Shortlist:
     rungs: Mapping[int, Comparison]
 
 
-def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, GlueEvaluator]:
+def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
     """Says what is to come, and fine-tunes the dense model: the request with its share of the
     pairs, and the evaluator that judges masks on that model, on the rows that searches read."""
-    fields: dict[str, Any] = {**DEFAULTS, "cache": request.run / "cache", "read_out": "own"}
-    fields |= {**request.settings, "adapt": "none", "split": "validation"}
-    batch = fields.pop("time_batch", TIME_BATCH)
-    if request.recover_steps:
-        fields |= {"adapt": "recover", "recover_steps": request.recover_steps}
-    start = GlueEvaluator(
-        None, request.data, weights=request.model, tasks=(request.task,), **fields
-    )
-    request.say(start.describe(start.downstream[0]))
+    start = build_judge(request)
+    if isinstance(start, GlueEvaluator):
+        request.say(start.describe(start.downstream[0]))
     if request.faster is not None:
         write_text_in_one_move(request.run / CALL, json.dumps(request.about, indent=1) + "\n")
+        batch = request.settings.get(TIME_BATCH, 8)
         shown = request.progress is not None
         target = aim(request.faster, start, request.seed, request.run, batch, shown)
         request.say(target.describe())
@@ -377,22 +388,23 @@ def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, GlueEvaluator]:
     left.append(3 * len(request.judging_seeds))
     for at, name in enumerate([*(f"{HALVING}-{steps}" for steps in rungs[1:]), JUDGED], 1):
         left[at] -= finished_trials(request.run / name)
-    request.say(describe_work(start, request.seed, hand, gates, rungs, left))
+    if isinstance(start, GlueEvaluator):
+        request.say(describe_work(start, request.seed, hand, gates, rungs, left))
     write_text_in_one_move(request.run / CALL, json.dumps(request.about, indent=1) + "\n")
     with progress_of_trainings("sparsify") if request.progress else nullcontext():
         weights = dense_model(start, request.run, request.seed)
-        full = replace(start, weights=weights, keep_recovered=True)
+        full = adjust(start, weights=weights, keep_recovered=True)
         full.on("holdout").provide_models(request.seed)  # refused here, not after the search
     return request, full
 
 
-def drawn_masks(request: SparsifyRequest, start: GlueEvaluator) -> Mapping[str, Mask]:
+def drawn_masks(request: SparsifyRequest, start: Judge) -> Mapping[str, Mask]:
     """The hand-designed masks within the budget, or within the time."""
     target = request.target
     return hand_designed(start, [request.limit]) if target is None else target.drawn
 
 
-def search_masks(request: SparsifyRequest, full: GlueEvaluator) -> dict[str, Study]:
+def search_masks(request: SparsifyRequest, full: Judge) -> dict[str, Study]:
     """Name -> study of each search; the first one judges the hand-designed masks, too."""
     drawn = None if request.target is None else request.target.drawn
     return {
@@ -412,9 +424,7 @@ def search_masks(request: SparsifyRequest, full: GlueEvaluator) -> dict[str, Stu
     }
 
 
-def shortlist(
-    request: SparsifyRequest, full: GlueEvaluator, studies: Mapping[str, Study]
-) -> Shortlist:
+def shortlist(request: SparsifyRequest, full: Judge, studies: Mapping[str, Study]) -> Shortlist:
     """The masks to judge, by rows that searches read: of hand-designed ones by halving."""
     found, hand = choose_candidates(studies, 1.0 if request.target else request.limit)
     searched: Mapping[str, Record | Mask] = found
@@ -448,7 +458,7 @@ def cut_at(result: DamResult, share: float) -> Mask:
 
 
 def judge_masks(
-    request: SparsifyRequest, full: GlueEvaluator, candidates: Shortlist
+    request: SparsifyRequest, full: Judge, candidates: Shortlist
 ) -> tuple[Comparison, Comparison]:
     """The candidates on rows that no search has read: after recovery, and as they are."""
     compared: dict[str, Mask | Record | str] = {"dense": Full(), **candidates.searched}
@@ -459,13 +469,13 @@ def judge_masks(
     if request.target is not None and candidates.hand:
         told["against"] = candidates.hand[0].name
 
-    def judge(evaluator: GlueEvaluator, folder: str) -> Comparison:
+    def judge(evaluator: Judge, folder: str) -> Comparison:
         judged = compare(compared, evaluator, run=request.run / folder, **told)
         if request.target is not None:  # masks have a time in common, and no share
             return judged
         return replace(judged, budgets=dict.fromkeys(candidates.searched, request.limit))
 
-    plain = judge(replace(full, adapt="none"), PLAIN)
+    plain = judge(adjust(full, adapt="none"), PLAIN)
     if not request.recover_steps:
         return plain, plain
     for each in [*compared][1:]:
@@ -475,7 +485,7 @@ def judge_masks(
 
 def save(
     request: SparsifyRequest,
-    full: GlueEvaluator,
+    full: Judge,
     studies: Mapping[str, Study],
     candidates: Shortlist,
     comparison: Comparison,
@@ -525,7 +535,8 @@ def save(
         result["answer"] = f"{first} {result['answer']}"
     about = result["answer"], result["model"], result["task"]
     model = full.adapted(advice.mask, seed=seed)
-    score = full.objectives[0].name, taken.scores[seed]
+    metric = "agreement with the dense model" if full.keeps_answers else full.objectives[0].name
+    score = metric, taken.scores[seed]
     save_pretrained(model, out, found=Findings(*about, *score))
     copy_tokenizer(find_folder(result["model"])[1], out)
     limit_length(out, model)
@@ -542,7 +553,7 @@ def save(
 
 def facts_of(
     request: SparsifyRequest,
-    full: GlueEvaluator,
+    full: Judge,
     candidates: Shortlist,
     advice: Recommendation,
     comparison: Comparison,
@@ -609,6 +620,25 @@ def describe_speed(
     return words
 
 
+def build_judge(request: SparsifyRequest) -> Judge:
+    """Judges masks on the model that is given, on the rows that searches read."""
+    fields: dict[str, Any] = {**request.settings, "split": "validation"}
+    fields.pop(TIME_BATCH, None)
+    if embeds_texts(request.model, request.task):
+        fields = {"columns": getattr(request.task, "texts", ()), **fields}
+        return EmbeddingEvaluator(request.data, request.model, **fields)
+    fields = {**DEFAULTS, "cache": request.run / "cache", "read_out": "own", **fields}
+    named: Any = {"weights": request.model, "tasks": (request.task,), "adapt": "none"}
+    if request.recover_steps:
+        named |= {"adapt": "recover", "recover_steps": request.recover_steps}
+    return GlueEvaluator(None, request.data, **named, **fields)
+
+
+def adjust(judge: Judge, **changes: Any) -> Judge:
+    """The evaluator with other settings of what is trained; an embedding model has none."""
+    return judge if isinstance(judge, EmbeddingEvaluator) else replace(judge, **changes)
+
+
 def check_folder(request: SparsifyRequest) -> None:
     """Refuses a folder of something else, or of another call.
 
@@ -669,7 +699,7 @@ def describe_loss(plain: Comparison, name: str) -> str:
     return f"{gap.text(signed=True)}, {rows}{enough}."
 
 
-def describe_kept(full: GlueEvaluator, plain: Comparison, name: str) -> str:
+def describe_kept(full: Judge, plain: Comparison, name: str) -> str:
     """How far a mask, as it is, keeps the score of dense attention, where there are labels, and
     the dense model's answers."""
     agrees = f"As it is it {agreement_of(plain, plain.entries[name])}."
@@ -682,13 +712,17 @@ def agreement_of(plain: Comparison, masked: MaskRuns) -> Agreement:
     """How far a masked model answers as the dense one; of several seeds the first."""
     [dense, *_], [own, *_] = (each.rows.values() for each in (plain.entries["dense"], masked))
     [part] = dense.weights  # of MNLI's two development sets the one that is scored
+    if RANDOM in masked.values:  # an embedding model's score says how far it ranks alike
+        score, (random, *_) = masked.shown, masked.values[RANDOM].values()
+        ends = score.value, score.low, score.high
+        return Agreement(*ends, len(own.scores[part]), random_pairs=random)
     return agreement(dense.predictions[part], own.predictions[part])
 
 
-def dense_model(start: GlueEvaluator, run: Path, seed: int) -> Path:
-    """The folder of the fine-tuned model: the checkpoint itself where it has a head."""
+def dense_model(start: Judge, run: Path, seed: int) -> Path:
+    """The folder of the fine-tuned model: the checkpoint itself where it has a head, or embeds."""
     given, folder = find_folder(str(start.weights))[1], run / MODEL
-    if tuned_kind(given) is not None:
+    if isinstance(start, EmbeddingEvaluator) or tuned_kind(given) is not None:
         return given
     if not (folder / CONFIG).is_file():
         (name,) = start.downstream
@@ -701,10 +735,10 @@ def dense_model(start: GlueEvaluator, run: Path, seed: int) -> Path:
     return folder
 
 
-def in_part(full: GlueEvaluator, part: int) -> GlueEvaluator:
+def in_part(full: Judge, part: int) -> Judge:
     """The evaluator with a part of the steps of recovery, whose weights are not kept."""
     steps = max(1, full.recover_steps // part)
-    return replace(full, recover_steps=steps, keep_recovered=False)
+    return adjust(full, recover_steps=steps, keep_recovered=False)
 
 
 def choose_candidates(
@@ -738,7 +772,7 @@ def choose_candidates(
 
 def halve(
     hand: list[Record],
-    full: GlueEvaluator,
+    full: Judge,
     judge: Callable[..., Comparison],
     run: Path,
     say: Callable[[str], None],
@@ -773,7 +807,7 @@ def halve(
     return hand, rungs
 
 
-def score_to_choose(full: GlueEvaluator, mask: Mask, seed: int, run: Path) -> float:
+def score_to_choose(full: Judge, mask: Mask, seed: int, run: Path) -> float:
     """The score on rows of the search of a recovery that was kept; no training."""
     *_, last = full(mask, seed=seed, workdir=run / "choose" / str(seed))
     return last.values[full.objectives[0].name]

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from real_data import DATA, minilm, real
 from safetensors.torch import load_file
 from scipy.stats import pearsonr
+from split_evaluators import embedding
 from tiny_checkpoint import tiny_checkpoint
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from toy_sentences import WORDS, write_lines
@@ -620,6 +621,129 @@ def test_a_request_is_refused_before_anything_is_read(changes, message):
             *{"trials": None, "seed": 0, **usual, **changes}.values(),
             *(None, None),
         )
+
+
+# -- an embedding model ------------------------------------------------------------------------
+COLUMNS = Columns(("one", "two"))
+
+
+@pytest.fixture(scope="module")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> ms.EmbeddingEvaluator:
+    """The evaluator of a tiny model of sentence-transformers, and texts in CSV files."""
+    pytest.importorskip("sentence_transformers", reason="the extra `embed`")
+    return embedding(tmp_path_factory.mktemp("embedder"))
+
+
+def words_to_embed(judge: ms.EmbeddingEvaluator, out: Path, *more: str) -> list[str]:
+    return [
+        *("sparsify", str(judge.weights), "--data", str(judge.texts), "--text", "one"),
+        *("--text", "two", "--budget", "0.5", "--out", str(out), "--length", "16"),
+        *("--set", "gates_batch=4", "--set", "device=cpu", "--set", "dam.steps=5", *more),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:DAM")  # few steps miss the target
+def test_an_embedding_model_is_searched_judged_and_saved_as_it_is(embedder, tmp_path, command):
+    """The saved folder embeds as the model that was judged, whose weights no step has changed."""
+    out, words = tmp_path / "out", words_to_embed(embedder, tmp_path / "out")
+    said, _ = command(*words)
+    result = json.loads((out / "result.json").read_text("utf-8"))
+    answer, saved = result["answer"], result["saved"]
+    assert f"budget 0.5: {answer}\n" in said
+    assert "same token within 0.5" in {r.name for r in ms.open_study(out / "run/search").records()}
+    judge, (mask,) = embedder.on("holdout"), ms.saved_masks(out).values()
+    (report,) = judge(mask, seed=0, workdir=tmp_path)
+    assert report.values["spearman"] == pytest.approx(saved["score"])
+    kept, rows = result["agreement with the dense model"], len(judge.data.queries)
+    assert (kept["value"], kept["rows"]) == (pytest.approx(saved["score"]), rows)
+    figures = f"Spearman {kept['value']:.3f} [{kept['low']:.3f}, {kept['high']:.3f}]"
+    pairs = f"{rows} query texts (random pairs {report.values['random_pairs']:.3f})"
+    assert f"As it is it ranks near texts as the dense model does: {figures}, {pairs}." in answer
+    assert re.search(r" minus .*: spearman [+-]0", answer)
+    assert "lost" not in answer
+    assert saved["density"] <= 0.5
+    model: Any = ms.load_pretrained(out)
+    assert model.max_seq_length == 16
+    texts = [" ".join(WORDS[at : at + 4 + at % 20]) for at in range(30)]
+    before = embedder.adapted(mask)
+    before.max_seq_length = 16
+    assert (model.encode(texts) == before.encode(texts)).all()
+    given = load_file(Path(embedder.weights) / "model.safetensors")
+    for name, weight in load_file(out / "model.safetensors").items():
+        assert torch.equal(weight, given[name])
+    assert "type: sentence-similarity" in (out / "README.md").read_text("utf-8")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert command(*words)[0] == said
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    other = command.refused(*words, "--seed", "1")
+    assert "was begun with seed=0, got 1; give a new folder" in other
+
+
+@pytest.mark.slow
+def test_a_killed_search_of_an_embedding_model_goes_on(embedder, tmp_path, monkeypatch):
+    """By texts of one file, which need no columns."""
+    write_lines(tmp_path / "texts.txt", [f"{one} {two}" for one in WORDS[:9] for two in WORDS])
+    how: dict[str, Any] = {"strategy": "random", "trials": 2, "progress": None}
+    how |= {"settings": {"length": 16, "device": "cpu", "dev_rows": 60}}
+    given, told = (embedder.weights, tmp_path / "texts.txt", 0.6), ms.driver.Session.tell
+
+    def stopped(session: Any, record: Record) -> None:
+        told(session, record)
+        if record.number == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ms.driver.Session, "tell", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            ms.sparsify(*given, out=tmp_path / "out", **how)
+    judged = [r.seconds for r in ms.open_study(tmp_path / "out/run/search").records()]
+    found = ms.sparsify(*given, out=tmp_path / "out", **how)
+    assert [record.seconds for record in found.study.records()][: len(judged)] == judged
+    straight = ms.sparsify(*given, out=tmp_path / "straight", **how)
+    assert found.answer == straight.answer
+    assert found.comparison.entries.keys() == straight.comparison.entries.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["--recover-steps", "4"],
+            "no weight of an embedding model is trained, got recover_steps=4",
+        ),
+        (["--set", "epochs=3"], "EmbeddingEvaluator has no setting 'epochs'"),
+        (["--set", "rows=3", "--set", "columns=one"], "EmbeddingEvaluator has no setting 'column"),
+    ],
+)
+def test_settings_of_trainings_are_none_of_an_embedding_model(
+    embedder, tmp_path, command, given, message
+):
+    assert message in command.refused(*words_to_embed(embedder, tmp_path / "out", *given))
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_alone_are_for_an_embedding_model(place, tmp_path):
+    with pytest.raises(ValueError, match=r"task=None is for an embedding model, and .* is none"):
+        ms.sparsify(place / "checkpoint", place / "reviews", 0.5, out=tmp_path / "out")
+
+
+def test_several_budgets_share_no_cache_where_nothing_is_trained(
+    embedder, tmp_path, command, monkeypatch
+):
+    told = list[dict[str, Any]]()
+
+    def remember(*_: object, **named: Any) -> None:
+        told.append(named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("masksearch.sparsifier.sparsify", remember)
+    words = words_to_embed(embedder, tmp_path / "out", "--budget", "0.8")
+    assert command.run(*words)[0] == 130
+    assert told[0]["settings"] == {"gates_batch": 4, "device": "cpu", "length": 16}
+    assert told[0]["task"] == COLUMNS
+    assert told[0]["out"] == tmp_path / "out" / "0.5"
+    assert "recover_steps" not in told[0]
 
 
 # -- a checkpoint that is fed what its own tokenizer makes ------------------------------------

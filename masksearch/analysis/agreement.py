@@ -1,4 +1,4 @@
-"""How far a masked model answers as its dense model does, row by row; no label is looked at.
+"""How far a masked model answers, or ranks texts, as its dense model does; no label is looked at.
 
 found = agreement(dense.predictions["reviews"], masked.predictions["reviews"])
 str(found)      # "answers .950 of 843 rows as the dense model does [.933, .963]"
@@ -17,7 +17,7 @@ SLOPES = 0.9, 1.1  # of answers over the dense model's: what lies outside is sai
 
 @dataclass(frozen=True)
 class Agreement:
-    """The share of rows with the dense model's class, or the correlation of two scores.
+    """The share of rows with the dense model's class, or the correlation of two scores or ranks.
 
     Args:
         value: In [0, 1], or in [-1, 1].
@@ -27,6 +27,7 @@ class Agreement:
         slope: Of the masked model's scores over the dense model's; None of classes.
         shift: Mean of the former minus that of the latter, in deviations of the latter; None of
             classes.
+        random_pairs: Of ranks, the correlation of random pairs; `value` is then of near texts.
     """
 
     value: float
@@ -35,9 +36,13 @@ class Agreement:
     rows: int
     slope: float | None = None
     shift: float | None = None
+    random_pairs: float | None = None
 
     def __str__(self) -> str:
         figure = f"{self.value:.3f}", f"[{self.low:.3f}, {self.high:.3f}]"
+        if self.random_pairs is not None:
+            said = f"ranks near texts as the dense model does: Spearman {' '.join(figure)}"
+            return f"{said}, {self.rows:,} query texts (random pairs {self.random_pairs:.3f})"
         if self.slope is None or self.shift is None:
             share, ends = figure
             return f"answers {share} of {self.rows:,} rows as the dense model does {ends}"

@@ -30,7 +30,7 @@ from masksearch.analysis.stats import (
     paired_difference,
 )
 from masksearch.analysis.verdict import FAMILY, verdict_text
-from masksearch.contracts import Objective, is_side_value
+from masksearch.contracts import MAJORITY, Objective, is_side_value
 from masksearch.errors import check_name, unknown_name
 from masksearch.masks import FAMILIES
 from masksearch.masks.families import SCRAMBLED
@@ -162,7 +162,9 @@ class ComparedMasks(ComparedRuns):
         within = {r.name for r in self.records if keeps_budget(r, self.objectives, budget)}
         entries = [entry for entry in self.entries.values() if entry.name in within]
         named = {task.partition("/")[0] for task in self.tasks}  # of each metric, by its task
-        title = named.pop() if len(named) == 1 else self.objectives[0].name
+        score = self.objectives[0].name
+        over_tasks = not any(score + MAJORITY in entry.values for entry in entries)
+        title = named.pop() if len(named) == 1 and over_tasks else score
         return recommend(self, entries, self.difference, title)
 
     def opponents(

@@ -91,12 +91,11 @@ def judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Ev
         text = values.pop("decoder")
         judged: Evaluator = load_part("parts", "--decoder", "option")(text, values, texts)
         return judged
-    task = read_task(options)
-    if options.data is not None and options.label is None and "weights" in values:
-        from masksearch.models.checkpoints import find_folder
-        from masksearch.models.embedding import MODULES
+    task = read_task(options, values.get("weights"))
+    if options.data is not None and "weights" in values:
+        from masksearch.evaluators.embedding import embeds_texts
 
-        if (find_folder(values["weights"])[1] / MODULES).is_file():
+        if embeds_texts(values["weights"], *task["tasks"]):
             return embedding_evaluator(options, texts)
     tuned = "weights" in values and task
     if "adapt" in values and ("corpus" in values or not tuned):
@@ -132,8 +131,9 @@ def embedding_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> 
     return Kind(options.data or "", columns=options.text or (), **values)
 
 
-def read_task(options: TaskOptions) -> dict[str, Any]:
-    """The folder and the tasks that options name, as fields of `GlueEvaluator`; empty = none.
+def read_task(options: TaskOptions, weights: str | None) -> dict[str, Any]:
+    """The folder and the tasks that options name, as fields of `GlueEvaluator`; empty = none. With
+    an embedding model's weights the task is None where there are no columns.
 
     Raises:
         OptionsError: If they do not go together; says which.
@@ -145,11 +145,12 @@ def read_task(options: TaskOptions) -> dict[str, Any]:
         if getattr(options, name) is not None and getattr(options, folder) is None:
             raise OptionsError(f"--{name} needs --{folder} FOLDER")
     if data is not None:
-        if options.text is None:
-            raise OptionsError("--data needs --text COLUMN")
+        from masksearch.evaluators.embedding import embeds_texts
         from masksearch.tasks.glue.columns import Columns
 
-        columns = Columns(tuple(options.text), options.label)
+        columns = Columns(tuple(options.text), options.label) if options.text else None
+        if columns is None and not (weights and embeds_texts(weights, options.label)):
+            raise OptionsError("--data needs --text COLUMN")
         return {"glue": data, "tasks": (columns,)}
     names = [load_object(n) if ".py:" in n else n for n in split_names(options.tasks or "")]
     fields_given = {"glue": glue, "tasks": tuple(names)}

@@ -261,7 +261,8 @@ class SparsifyOptions(TaskOptions):
     """Options of sparsify."""
 
     model: str = argument(
-        "A trained encoder: a folder, or a name on the Hugging Face Hub; fine-tuned or not.",
+        "A trained encoder: a folder, or a name on the Hugging Face Hub; fine-tuned or not, or a "
+        "folder of sentence-transformers.",
         *(MODEL, "MODEL"),
     )
     budget: list[float] | None = option(
@@ -309,6 +310,7 @@ def sparsify(options: SparsifyOptions) -> None:
     Examples:
         masksearch sparsify bert-base-uncased --glue glue/ --tasks STS-B --budget 0.12 --out sparse
         masksearch sparsify my-bert --data reviews/ --text review --label stars --budget .2 --out x
+        masksearch sparsify my-embedder --data sentences.txt --budget .2 --out sparse-embedder
     """
     from masksearch.cli.build import (
         build_executor,
@@ -319,6 +321,7 @@ def sparsify(options: SparsifyOptions) -> None:
         strategy_options,
     )
     from masksearch.cli.output import print_comparison
+    from masksearch.evaluators.embedding import EmbeddingEvaluator, embeds_texts
     from masksearch.evaluators.glue import GlueEvaluator
     from masksearch.models.checkpoints import CONFIG, saved_masks
     from masksearch.sparsifier import BUDGET, DAM, RESULT, TILES
@@ -328,13 +331,15 @@ def sparsify(options: SparsifyOptions) -> None:
 
     if Path(options.data or "", CONFIG).is_file():
         raise OptionsError(f"MODEL comes first, then --data FOLDER; {options.data} is a model")
-    judged = read_task(options)
+    judged = read_task(options, options.model)
     if len(judged.get("tasks", ())) != 1:
         raise OptionsError("give --glue FOLDER --tasks NAME, or --data FOLDER --text A --label Y")
+    embeds = embeds_texts(options.model, task := judged["tasks"][0])
+    kind = EmbeddingEvaluator if embeds else GlueEvaluator
     by_prefix, strategy = split_settings(options.set or (), owners()), options.strategy or GATES
     own = by_prefix.pop("", {})
     timed = {n: read_setting(n, own.pop(n), int) for n in ["time_batch"] if n in own}
-    settings = timed | further_settings(GlueEvaluator, own)
+    settings = timed | further_settings(kind, own)
     of_strategy = strategy_options(strategy, by_prefix)
     if strategy == GATES:  # over the settings that sparsify begins with
         begun = DAM if options.faster is None else TILES
@@ -348,7 +353,7 @@ def sparsify(options: SparsifyOptions) -> None:
         raise OptionsError(f"give --budget or --faster, got {options.budget} and {options.faster}")
     else:
         budgets = [None]
-    if len(budgets) > 1:
+    if len(budgets) > 1 and not embeds:
         settings = {"cache": folder / "cache"} | settings  # one dense model for all
     for limit in budgets:
         try:
@@ -357,7 +362,7 @@ def sparsify(options: SparsifyOptions) -> None:
                 judged["glue"],
                 limit,
                 faster=options.faster,
-                task=judged["tasks"][0],
+                task=task,
                 out=folder / f"{limit:g}" if len(budgets) > 1 else folder,
                 settings=settings,
                 strategy_options=of_strategy if by_prefix else None,

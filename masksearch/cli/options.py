@@ -162,7 +162,8 @@ class TaskOptions:
         *(EVALUATOR, "SST-2, QQP, MNLI", "NAMES"),
     )
     data: Path | None = option(
-        "In place of --glue: a folder of your own with train.tsv and dev.tsv (or .csv).",
+        "In place of --glue: a folder of your own with train.tsv and dev.tsv (or .csv); of an "
+        "embedding model a text file, too.",
         *(EVALUATOR, "none", "FOLDER"),
     )
     text: list[str] | None = option(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -39,8 +39,8 @@ from masksearch.evaluators.tuning import TaskTraining, pooled_lengths, train_tog
 from masksearch.files import content_hash, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
-from masksearch.models.checkpoints import check_positions
-from masksearch.models.embedding import Embedder, open_embedding
+from masksearch.models.checkpoints import check_positions, find_folder
+from masksearch.models.embedding import MODULES, Embedder, open_embedding
 from masksearch.models.pretrained import FIRST_ROW, Pretrained
 from masksearch.tasks.splits import in_holdout, sample_rows, take_split
 from masksearch.tasks.tables import ENDINGS, tidy
@@ -89,7 +89,8 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
     dev_rows: int | None = at_least(RANKS + 1, 2_000)
     gates_batch: int = at_least(1, 32)
 
-    seedless = weights_frozen = True
+    seedless = weights_frozen = keeps_answers = True
+    recover_steps = 0  # as of evaluators that train under a mask
 
     def __post_init__(self) -> None:
         refuse_missing(self, "texts")
@@ -133,6 +134,11 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
         settings = f"{self.length} {self.precision} {self.split}"
         return short_hash("embedding-1", *self.data_hashes().values(), settings)
 
+    @property
+    def downstream(self) -> tuple[str, ...]:
+        """The name of the texts, as other evaluators have those of their tasks."""
+        return (Path(self.texts).name,)
+
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the texts' rows, and of the model with all that is configured of it."""
         return {"texts": self.data.texts, "weights": self.data.weights}
@@ -141,6 +147,15 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
         """The dense model."""
         whole = open_embedding(self.data.start.locate(), dtype=torch.float32)
         return Embedder(whole).to(self.torch_device).eval()
+
+    def adapted(self, mask: Mask, *, seed: int = 0) -> Any:
+        """The SentenceTransformer on the CPU with the mask attached; no seed changes it."""
+        return self.under(mask, open_embedding(self.data.start.locate()))
+
+    def under(self, mask: Mask, model: nn.Module) -> nn.Module:
+        """A model with the mask attached: its table, unless it follows the tokens."""
+        table = mask if mask.needs_tokens else masks.table(lower(mask, self.shape))
+        return attach(model, masks.cropped(table, self.length))
 
     def embed(self, model: nn.Module) -> Tensor:
         """The embeddings of the query texts, of length 1: float64 `[texts, width]`."""
@@ -156,15 +171,18 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields one report: `"spearman"`, what a constant answer earns and the lower end of the
         95% interval over query texts, and `"random_pairs"`."""
-        table = mask if mask.needs_tokens else masks.table(lower(mask, self.shape))
         pairs, dense = compare_dense(self)
-        model = attach(self.model(), masks.cropped(table, self.length))
-        found = cosines(self.embed(model), pairs)
+        found = cosines(self.embed(self.under(mask, self.model())), pairs)
         scores = correlate(found[:, :-1], dense[:, :-1])
         RowScores({SCORE: scores}, {SCORE: 1.0}, {SCORE: self.data.texts}).save(workdir)
         values = {SCORE: float(scores.mean()), SCORE + MAJORITY: 0.0}
         random = float(correlate(found[:, -1:].T, dense[:, -1:].T)[0])
         yield Report(0, values | {SCORE + LOW: lower_bound(scores, -1.0), RANDOM: random})
+
+
+def embeds_texts(model: str | Path, task: Any) -> bool:
+    """Whether a task is texts without labels, `Columns` or None, and an embedding model's."""
+    return getattr(task, "label", task) is None and (find_folder(model)[1] / MODULES).is_file()
 
 
 # -- pairs of texts ------------------------------------------------------------------------------

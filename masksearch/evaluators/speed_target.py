@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from torch import nn
 
 from masksearch.attention.kernels.choose import grain_on
 from masksearch.contracts import Shape, generator
+from masksearch.evaluators.embedding import EmbeddingEvaluator
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.files import write_text_in_one_move
 from masksearch.masks.baselines import equal_cost_baselines
@@ -205,7 +206,12 @@ class Target:
 
 
 def aim(
-    times: float, start: GlueEvaluator, seed: int, run: Path, batch: int, shown: bool
+    times: float,
+    start: GlueEvaluator | EmbeddingEvaluator,
+    seed: int,
+    run: Path,
+    batch: int,
+    shown: bool,
 ) -> Target:
     """The target of a model, by the rows that searches read.
 
@@ -217,15 +223,15 @@ def aim(
         batch: Rows of a batch.
         shown: As of `Timings`.
     """
-    (name,) = start.downstream
-    rows = next(iter(start.tokens(name).dev.values()))
+    if isinstance(start, EmbeddingEvaluator):
+        rows, make = start.data.queries, start.model
+    else:
+        (name,) = start.downstream
+        rows = next(iter(start.tokens(name).dev.values()))
+        make = partial(start.dense if start.is_tuned else start.begin, name, seed)
     numbers = range(min(batch * BATCHES, len(rows)))
     chosen = [[*numbers[at : at + batch]] for at in range(0, len(numbers), batch)]
-    batches = [start.inputs(rows, some) for some in chosen]
-
-    def make() -> nn.Module:
-        return start.dense(name, seed) if start.is_tuned else start.begin(name, seed)
-
+    batches = map(rows.batch, chosen)
     given = tuple({n: part for n, part in each.items() if n != "labels"} for each in batches)
     timings = Timings(run / KEPT, make, given, start.torch_device, shown)
     return Target(times, start.shape, grain_on(start.torch_device), timings)

@@ -17,6 +17,7 @@ from masksearch.masks import Mask
 from masksearch.masks.picture import LENGTH, draw_table
 from masksearch.masks.text import short_text
 from masksearch.models.checkpoints import VERSION, verify
+from masksearch.models.embedding import MODULES
 
 CARD = "README.md"
 REFUSED = (
@@ -63,12 +64,12 @@ ms.attach(base, ms.saved_masks(folder))  # weights trained under the mask are in
 
 @dataclass(frozen=True)
 class Findings:
-    """How the mask of a fine-tuned encoder was found, for its card.
+    """How the mask of an encoder was found, for its card.
 
     Args:
         answer: In sentences.
-        base_model: The checkpoint that was fine-tuned: a name on the Hub, or a folder.
-        task: What it was fine-tuned on.
+        base_model: The checkpoint that was given: a name on the Hub, or a folder.
+        task: What it was fine-tuned on, or the texts that it was judged by.
         metric: Name of the score.
         score: Of the saved weights, on rows that no search has read.
     """
@@ -135,8 +136,9 @@ def write_card(
     if isinstance(found, Findings):
         text = f"{warning}\n\n{text}"
         base = None if Path(found.base_model).exists() else found.base_model
+        embeds = (aside / MODULES).exists()
         score = EvalResult(
-            task_type="text-classification",
+            task_type="sentence-similarity" if embeds else "text-classification",
             dataset_type=found.task,
             dataset_name=found.task,
             metric_type=found.metric,
@@ -144,6 +146,7 @@ def write_card(
         )
         results = {"model_name": folder.name, "eval_results": [score]}
     text += table + (f"| base model | {base} |\n" if base else "")
+    length = min([length, *(mask.longest or length for mask in files.values())])
     text += f"| written by | masksearch {VERSION} |\n" + USE.format(length=length, warning=warning)
     if isinstance(found, Findings):
         text += f"\n## How it was found\n\n{found.answer}\n"

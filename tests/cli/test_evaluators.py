@@ -83,6 +83,10 @@ def test_an_embedding_model_is_judged_by_texts_without_labels(tmp_path, refused)
     given = {"weights": str(made.weights), "data": made.texts, "text": ["one", "two"]}
     own = ["gates_batch=4", "device=cpu"]
     assert judge(**given, length=16, set=own) == made
+    lines = given | {"data": tmp_path / "lines.txt", "text": None}
+    alone = ms.EmbeddingEvaluator(lines["data"], made.weights, length=16)
+    assert judge(**lines, length=16) == alone
+    assert "--tasks needs --glue FOLDER" in refused(**given, tasks="RTE")
     said = refused(**given, adapt="recover")
     assert "EmbeddingEvaluator has no setting 'adapt'" in said
     assert "length has an option of its own: --length" in refused(**given, set="length=16")

@@ -74,13 +74,14 @@ def test_what_the_card_says_holds(tmp_path):
     assert torch.equal(pixels < 128, MASK.dense(16)[0, 0])
 
 
-def test_the_code_of_the_card_runs(tmp_path, monkeypatch):
-    folder = ms.save_pretrained(bert(), tmp_path)
+@pytest.mark.parametrize("mask", [MASK, masks.table(MASK.dense(12))])
+def test_the_code_of_the_card_runs(mask, tmp_path, monkeypatch):
+    folder = ms.save_pretrained(bert(mask), tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: folder)
     [code] = [each.split("```")[0] for each in card(folder).split("```python\n")[1:]]
     space: dict[str, Any] = {}
     exec(code, space)
-    assert ms.attached(space["model"]) == {"self": MASK}
+    assert ms.attached(space["model"]) == {"self": mask}
 
 
 @pytest.mark.nightly
