@@ -310,7 +310,9 @@ class ComparedMasks(ComparedRuns):
         alone = {finding.mask for finding in bounded} - {finding.mask for finding in kept}
         return kept if idle and not alone and self.reference_tells_nothing(reference) else findings
 
-    def verdict(self, reference: str = "dense", against: Against | None = None) -> str:
+    def verdict(
+        self, reference: str = "dense", against: Against | None = None, *, verbose: bool = True
+    ) -> str:
         """The outcome of every searched mask and every candidate, in plain words.
 
         Each of them is set against the hand-designed mask nearest in sparsity (which it may be
@@ -323,11 +325,14 @@ class ComparedMasks(ComparedRuns):
         Args:
             reference: See `findings`.
             against: See `findings`.
+            verbose: Whether opponents that nobody has named (hand-designed masks, controls) have
+                a line each; False = one line of their differences.
 
         Raises:
             UnknownNameError: See `findings`.
         """
-        return verdict_text(self, self.fronts, self.findings(reference, against), reference)
+        findings = self.findings(reference, against)
+        return verdict_text(self, self.fronts, findings, reference, verbose)
 
 
 def check_against(against: Against, names: Collection[str]) -> Against:

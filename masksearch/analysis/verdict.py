@@ -48,8 +48,10 @@ def verdict_text(
     fronts: ComparedFronts | None,
     findings: list[Finding],
     reference: str,
+    verbose: bool = True,
 ) -> str:
-    """The outcome of each mask with its figures indented below, then the warnings."""
+    """The outcome of each mask with its figures indented below, then the warnings; unless
+    `verbose`, one line has the differences to all opponents that nobody has named."""
     if comparison.mixture:
         return f"Nothing is decided: {comparison.mixture}."
     entries = comparison.entries
@@ -64,7 +66,8 @@ def verdict_text(
     for entry in tested:
         of_mask = [finding for finding in findings if finding.mask == entry.name]
         lines.append(outcome_line(comparison, entry, of_mask + mirrored(entry, findings)))
-        lines.extend(INDENT + line for line in detail_lines(comparison, entry, of_mask, findings))
+        details = detail_lines(comparison, entry, of_mask, findings, verbose)
+        lines.extend(INDENT + line for line in details)
     lines += rule_lines(comparison, findings, reference)
     if tested and all(entry.kind == "candidate" for entry in tested):
         lines.append(
@@ -201,13 +204,22 @@ def count(number: int, thing: str) -> str:
 
 
 def detail_lines(
-    comparison: ComparedRuns, entry: MaskRuns, of_mask: list[Finding], findings: list[Finding]
+    comparison: ComparedRuns,
+    entry: MaskRuns,
+    of_mask: list[Finding],
+    findings: list[Finding],
+    verbose: bool,
 ) -> list[str]:
     """The figures behind one mask's outcome; `of_mask` of all the findings are the mask's."""
     if not entry.scores:
         return []
     together = Counter(finding.margin for finding in findings)  # corrected together
-    lines = [describe_finding(comparison, each, together[each.margin]) for each in of_mask]
+    beside = [e for e in of_mask if e.role != "named" and e.fair and e.difference.n and not e.same]
+    whole = of_mask if verbose else [each for each in of_mask if each not in beside]
+    lines = [describe_finding(comparison, each, together[each.margin]) for each in whole]
+    if beside and not verbose:
+        shown = [f"{each.against} {each.difference.text(signed=True)}" for each in beside]
+        lines.append(f"hand-designed and control (--verbose says more): {', '.join(shown)}")
     if text := beyond_budgets(comparison, entry):
         lines.append(text)
     hand = [each for each in comparison.entries.values() if each.hand and each.scores]
