@@ -22,7 +22,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from masksearch.analysis.pareto import SPARSITIES, Snapshot, learned_nothing, sparsity_of
+from masksearch.analysis.pareto import HAND, SPARSITIES, Snapshot, learned_nothing, sparsity_of
 from masksearch.contracts import Objective, Record, Report
 from masksearch.errors import without_controls
 from masksearch.masks.core import Mask
@@ -466,6 +466,7 @@ def counts(record: Record, *, restored: bool) -> bool:
 def about(start: str, record: Record, parts: Sequence[str]) -> str:
     """A line about a record; its mask, or its name, gets the room that the rest leaves."""
     start, rest = f"{start}#{record.number} ", "".join(f"  {part}" for part in parts)
+    start += "hand-designed: " * (record.source == HAND)
     name = record.name or drawn(record, LONGEST - len(start) - len(rest))
     return with_mask(start, name, rest, LEAST)
 
