@@ -161,9 +161,7 @@ class ComparedMasks(ComparedRuns):
         """
         within = {r.name for r in self.records if keeps_budget(r, self.objectives, budget)}
         entries = [entry for entry in self.entries.values() if entry.name in within]
-        named = {task.partition("/")[0] for task in self.tasks}  # of each metric, by its task
-        title = named.pop() if len(named) == 1 else self.objectives[0].name
-        return recommend(self, entries, self.difference, title)
+        return recommend(self, entries, self.difference, self.title)
 
     def opponents(
         self, mine: MaskRuns, reference: str, against: Against

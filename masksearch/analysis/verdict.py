@@ -110,7 +110,7 @@ def plan_of_tests(pairs: Sequence[Pair], seeds: int, comparison: ComparedRuns) -
 def rule_lines(comparison: ComparedRuns, findings: list[Finding], reference: str) -> list[str]:
     """By which rules the outcomes were found."""
     over = "rows: every seed gives the same scores" if comparison.seedless else "common seeds"
-    score, lines = comparison.objectives[0].name, []
+    score, lines = comparison.title, []
     bounded = sum(finding.margin is not None for finding in findings)
     if tested := len(findings) - bounded:
         lines.append(
@@ -144,7 +144,6 @@ def how_to_say(name: str) -> str:
 
 def outcome_line(comparison: ComparedRuns, entry: MaskRuns, findings: list[Finding]) -> str:
     """One line: better than, worse than, not distinguishable from."""
-    score = comparison.objectives[0]
     name = entry.name + (" (candidate)" if entry.kind == "candidate" else "")
     if not entry.scores:
         reasons = (record.reason for record in comparison.records if record.name == entry.name)
@@ -153,7 +152,7 @@ def outcome_line(comparison: ComparedRuns, entry: MaskRuns, findings: list[Findi
     verdict = outcome_words(comparison, findings) or "nothing to compare it with"
     sparsity = "" if math.isnan(entry.sparsity) else f"{describe_sparsity(entry)}, "
     lost = f", {len(entry.diverged)} of them diverged" if entry.diverged else ""
-    return f"{name}: {verdict} ({sparsity}{score.name} {entry.shown}{lost})."
+    return f"{name}: {verdict} ({sparsity}{comparison.title} {entry.shown}{lost})."
 
 
 def describe_sparsity(entry: MaskRuns) -> str:

@@ -12,7 +12,13 @@ import numpy as np
 
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.fronts import arm_of
-from masksearch.analysis.pareto import learned_nothing, on_front, pareto, sparsity_of
+from masksearch.analysis.pareto import (
+    learned_nothing,
+    on_front,
+    pareto,
+    score_title,
+    sparsity_of,
+)
 from masksearch.analysis.runs import MaskGroup, MaskRuns
 from masksearch.analysis.search_curves import Compute, band_of, curves_of, without_rte
 from masksearch.analysis.stats import CLAIM_SEEDS, estimate, mean_of_searches
@@ -112,7 +118,8 @@ def search_chart(section: Section, pictures: Pictures) -> FrontChart | None:
     ]
     if not points:
         return None
-    return front_chart(f"{section.key}front", score, groups, points, axis, section.truth)
+    title = score_title(score.name, section.searched)
+    return front_chart(f"{section.key}front", score, title, groups, points, axis, section.truth)
 
 
 def drawn_records(section: Section) -> list[Record]:
@@ -168,7 +175,8 @@ def compared_chart(section: Section, name: str, key: str, pictures: Pictures) ->
         return None
     entries = {f"{section.key}{name} {e.name}": e for e in comparison.entries.values()}
     alone = {at for at, e in entries.items() if not arm_of(e, comparison.promised)}
-    return front_chart(section.key + key, score, groups, points, axis, section.truth, alone)
+    key, title = section.key + key, comparison.title
+    return front_chart(key, score, title, groups, points, axis, section.truth, alone)
 
 
 def leading(points: Sequence[Point], goal: str) -> dict[str, str]:
@@ -200,6 +208,7 @@ def leading(points: Sequence[Point], goal: str) -> dict[str, str]:
 def front_chart(
     key: str,
     score: Objective,
+    title: str,
     groups: list[Group],
     points: list[Point],
     axis: str,
@@ -231,7 +240,7 @@ def front_chart(
         for at, best in [(min(left / 100, known[0][0]), known[0][1]), *known]:
             bare = Estimate(id="", score=best, low=None, high=None)
             lines.append(Step(**bare, group=TRUE_FRONT, arm="truth", saved=100 * at))
-    title = TITLES.get(score.name, score.name.replace("_", " "))
+    title = TITLES.get(title, title.replace("_", " "))
     return FrontChart(
         kind="front",
         id=key,
@@ -357,7 +366,6 @@ def values_of(entry: MaskRuns, comparison: ComparedMasks) -> dict[str, list[floa
 # -- what a page compares ------------------------------------------------------------------------
 def difference_chart(comparison: ComparedMasks, key: str) -> DifferenceChart | None:
     """The declared comparisons: paired differences with their intervals; None without one."""
-    score = comparison.objectives[0].name
     lines = [
         Difference(
             label=f"{finding.mask} minus {finding.against}",
@@ -376,7 +384,7 @@ def difference_chart(comparison: ComparedMasks, key: str) -> DifferenceChart | N
         for finding in comparison.findings_to_show()
         if math.isfinite(finding.difference.value)
     ]
-    title = f"difference in {score.replace('_', ' ')}"
+    title = f"difference in {comparison.title.replace('_', ' ')}"
     return DifferenceChart(kind="differences", id=key, title=title, lines=lines) if lines else None
 
 
