@@ -28,19 +28,19 @@ from masksearch.masks.measure import unit_densities
 from masksearch.masks.text import short_text
 from masksearch.neighbours import load_part
 from masksearch.report.chart_rows import (
+    ChartStrategy,
     Difference,
     DifferenceChart,
     Estimate,
     Facts,
     FrontChart,
-    Group,
+    FrontStep,
     Kept,
     KeptShares,
     Level,
     Point,
+    PointGroup,
     Score,
-    Step,
-    Strategy,
     Volume,
     VolumeChart,
 )
@@ -209,7 +209,7 @@ def front_chart(
     key: str,
     score: Objective,
     title: str,
-    groups: list[Group],
+    groups: list[PointGroup],
     points: list[Point],
     axis: str,
     truth: Sequence[tuple[float, float]] = (),
@@ -225,7 +225,7 @@ def front_chart(
     used = [g for g in groups if any(point["group"] == g["name"] for point in sparse)]
     sign = 1 if score.goal == "max" else -1
     left = min((point["saved"] for point in sparse), default=0.0)
-    lines = list[Step]()
+    lines = list[FrontStep]()
     for group in used:
         members = [p for p in sparse if p["group"] == group["name"] and not p["nothing"]]
         members = [point for point in members if point["id"] not in alone]
@@ -233,13 +233,13 @@ def front_chart(
         steps = mean_front(members, sign) if several else front_of(members, sign)
         for index, (saved, step) in enumerate([*steps[:1], *steps]):
             at = saved if index else left
-            lines.append(Step(**step, group=group["name"], arm=group["arm"], saved=at))
+            lines.append(FrontStep(**step, group=group["name"], arm=group["arm"], saved=at))
     if truth:
         used = [*used, group_of(TRUE_FRONT, (PINK, "o"), "truth")]
         known = sorted(truth)
         for at, best in [(min(left / 100, known[0][0]), known[0][1]), *known]:
             bare = Estimate(id="", score=best, low=None, high=None)
-            lines.append(Step(**bare, group=TRUE_FRONT, arm="truth", saved=100 * at))
+            lines.append(FrontStep(**bare, group=TRUE_FRONT, arm="truth", saved=100 * at))
     title = TITLES.get(title, title.replace("_", " "))
     return FrontChart(
         kind="front",
@@ -255,9 +255,9 @@ def front_chart(
     )
 
 
-def group_of(name: str, style: tuple[str, str], arm: str) -> Group:
+def group_of(name: str, style: tuple[str, str], arm: str) -> PointGroup:
     """A group of points: its name, colour and shape, and whose front it is."""
-    return Group(name=name, colour=style[0], shape=style[1], arm=arm)
+    return PointGroup(name=name, colour=style[0], shape=style[1], arm=arm)
 
 
 def estimate_of(point: Point) -> Estimate:
@@ -416,7 +416,7 @@ def volume_charts(section: Section) -> Iterator[VolumeChart]:
                     score=objectives[0].name,
                     compute=title,
                     groups=[
-                        Strategy(name=name, colour=c, shape=s, searches=len(curves[name]))
+                        ChartStrategy(name=name, colour=c, shape=s, searches=len(curves[name]))
                         for name, (c, s) in styles.items()
                     ],
                     lines=lines,
