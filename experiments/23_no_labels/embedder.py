@@ -189,7 +189,7 @@ def spearman(one: np.ndarray, two: np.ndarray) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="holds squad/, glue/, wikitext-2/")
+    parser.add_argument("--data", type=Path, required=True, help="squad/, glue/, wikitext-2/")
     parser.add_argument("--weights", help="a sentence-transformers folder; default: offline extra")
     parser.add_argument("--parts", nargs="+", choices=PLAN["parts"], default=[*PLAN["parts"]])
     parser.add_argument("--seeds", type=int, nargs="+", default=PLAN["seeds"])

@@ -1,5 +1,5 @@
-"""What searches read, and what judges: WikiText cut to the lengths of the texts that judge, STS-B's
-sentences, SQuAD's questions and paragraphs."""
+"""Texts that searches read, and texts that judge: WikiText cut to the lengths of those that judge,
+STS-B's sentences, SQuAD's questions and paragraphs."""
 
 from __future__ import annotations
 
