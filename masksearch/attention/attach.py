@@ -210,6 +210,9 @@ def attach(
             token_masks = (states[call.module].token_mask for call in one.calls)
             several = list(dict.fromkeys(each for each in token_masks if each is not None))
             attachment.token_masks.append((several, receiver(model, one)))
+            if hasattr(wrapper, "transformers_model"):  # it calls the model's forward by itself
+                around = [m for m in wrapper.modules() if model in m.children()]
+                attachment.token_masks += [(several, each) for each in around]
         elif not isinstance(value, Mask):
             bank, inside = cast(nn.Module, value), owner[one.calls[0].module]
             whole = one.name == SELF or attachment.banks.get(bank, inside) is not inside
