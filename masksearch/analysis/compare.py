@@ -30,7 +30,7 @@ from masksearch.analysis.stats import (
     paired_difference,
 )
 from masksearch.analysis.verdict import FAMILY, verdict_text
-from masksearch.contracts import MAJORITY, Objective, is_side_value
+from masksearch.contracts import Objective, is_side_value
 from masksearch.errors import check_name, unknown_name
 from masksearch.masks import FAMILIES
 from masksearch.masks.families import SCRAMBLED
