@@ -252,6 +252,23 @@ def expects(kind: Any, what: str) -> Callable[[Function], Function]:
     return decorate
 
 
+def renamed(**successors: str) -> Callable[[Function], Function]:
+    """Decorator: arguments by their names of before, with a warning that says the new one."""
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def call(*values: Any, **named: Any) -> Any:
+            for old in successors.keys() & named.keys():
+                new = successors[old]
+                warn(f"{function.__name__}({old}=) is now {new}=", DeprecationWarning)
+                named[new] = named.pop(old)
+            return function(*values, **named)
+
+        return cast(Function, call)
+
+    return decorate
+
+
 def install_command(extra: str) -> str:
     """The command that installs an extra: from the clone that masksearch runs from, if it does."""
     clone = Path(__file__).parents[1]
@@ -273,9 +290,9 @@ def outside_level() -> int:
     return outside
 
 
-def warn(text: str) -> None:
+def warn(text: str, kind: type[Warning] = UserWarning) -> None:
     """Warns whoever has called masksearch."""
-    warnings.warn(text, stacklevel=outside_level())
+    warnings.warn(text, kind, stacklevel=outside_level())
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

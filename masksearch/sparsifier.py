@@ -37,8 +37,10 @@ from masksearch.errors import DataError, SearchError
 from masksearch.evaluators.embedding import RANDOM, EmbeddingEvaluator, embeds_texts
 from masksearch.evaluators.forecast import describe_work
 from masksearch.evaluators.glue import GlueEvaluator
+from masksearch.evaluators.speed_target import Target, aim
 from masksearch.evaluators.tuning import rescale
-from masksearch.files import write_text_in_one_move
+from masksearch.files import path_inside, write_text_in_one_move
+from masksearch.gates.result import DamResult
 from masksearch.loggers.console import progress as progress_of_trainings
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
@@ -48,7 +50,7 @@ from masksearch.models.card import Findings
 from masksearch.models.checkpoints import CONFIG, VERSION, find_folder, quiet
 from masksearch.models.pretrained import tuned_kind
 from masksearch.models.saving import copy_tokenizer, limit_length, save_pretrained
-from masksearch.strategies.build import aim_gates, spec_of
+from masksearch.strategies.build import GATES, aim_gates, spec_of
 from masksearch.strategies.opening import hand_designed
 from masksearch.study.records import read_budgets
 from masksearch.study.status import finished_trials
@@ -70,6 +72,10 @@ DAM: Mapping[str, Any] = {
     "gates": {"structure": "free"},
     "config": {"steps": 150, "gate_lr": 0.1},
 }
+TILES: Mapping[str, Any] = {**DAM, "gates": {"structure": "block"}}  # where time is asked for
+TIME_BATCH = "time_batch"  # a setting of its own: rows of a batch that is timed
+BUDGET = 0.12  # where neither a share nor a time is asked for
+DENSE_INSTEAD = 0.05  # a loss above which dense attention is recommended
 SPACE, TRIALS = "masksearch.spaces:head_roles", 24  # of a strategy that draws
 AGAIN = (  # rates by simulation: docs/statistics.md
     "The same call with {} seeds trains the missing ones alone; after such a second look equal "
@@ -106,10 +112,11 @@ class Sparsified:
 def sparsify(
     model: str | Path,
     data: str | Path,
-    budget: float = 0.12,
+    budget: float | None = None,
     *,
     task: str | GlueTask | Columns | None = None,
     out: str | Path,
+    faster: float | None = None,
     strategy: str = "dam",
     strategy_options: Mapping[str, Any] | None = None,
     trials: int | None = None,
@@ -139,10 +146,16 @@ def sparsify(
             `GlueEvaluator`; with `Columns` a folder of one's own with train.tsv and dev.tsv (or
             .csv). Of an embedding model texts, as of `EmbeddingEvaluator`.
         budget: Largest share of the non-padding query-key pairs that is kept, in (0, 1]. Where
-            the head reads [CLS] alone, only that row of the last layer counts.
+            the head reads [CLS] alone, only that row of the last layer counts. None = .12, unless
+            `faster` is given.
         task: GLUE's name, or a `GlueTask` of one's own, or the `Columns` of such a folder; None =
             the texts of an embedding model are a file's lines.
         out: A new folder, or that of the same call, which goes on.
+        faster: In place of a budget: how many times as fast as dense attention the whole model is
+            to be (> 1), in the lower quartile of timings on this machine, on development rows as
+            they come in batches of 8 (`settings`: `time_batch`). Masks are of whole tiles of the
+            device's kernel, the search is DAM with gates on tiles, and its opponents are each as
+            dense as the target lets them.
         strategy: As of `search`: `"dam"`, `"prune"`, or a sampler, which draws from
             `masksearch.spaces:head_roles`.
         strategy_options: As of `search`; None = of DAM free gates, 150 steps at a rate of 0.1.
@@ -167,19 +180,21 @@ def sparsify(
         DataError: If model or data cannot be read or do not fit, or `out` holds something else.
         SearchError: If the dense model has learned nothing, or no mask within the budget has.
         ValueError: If the budget is below the diagonal, or no share, or `settings` has an
-            argument of `sparsify` itself.
+            argument of `sparsify` itself; if a time is asked for that no mask has.
     """
-    (limit,) = read_budgets(budget)
+    if faster is None:
+        (budget,) = read_budgets(BUDGET if budget is None else budget)
     if recover_steps is None:
         recover_steps = 0 if embeds_texts(model, task) else 160
     request = SparsifyRequest(
-        *(model, data, limit, task, Path(out).expanduser(), strategy, strategy_options),
+        *(model, data, budget, task, Path(out).expanduser(), strategy, strategy_options),
         *(trials, seed, seeds, recover_steps, dict(settings or {}), executor, progress),
+        faster=faster,
     )
     check_folder(request)
     if (ended := read_ended(request.out, request.asked)) is not None:
         return ended
-    full = prepare(request)
+    request, full = prepare(request)
     studies = search_masks(request, full)
     candidates = shortlist(request, full, studies)
     comparison, plain = judge_masks(request, full, candidates)
@@ -196,7 +211,7 @@ class SparsifyRequest:
 
     model: str | Path
     data: str | Path
-    budget: float
+    budget: float | None  # of a target of time known once the model is timed
     task: str | GlueTask | Columns | None
     out: Path
     strategy: str
@@ -208,8 +223,12 @@ class SparsifyRequest:
     settings: Mapping[str, Any]
     executor: Executor | None
     progress: Literal["auto"] | None
+    faster: float | None = None
+    target: Target | None = None
 
     def __post_init__(self) -> None:
+        if self.faster is not None:
+            self.check_target(self.faster)
         for name, least in (("recover_steps", 0), ("seeds", 1), ("trials", 1)):
             number = getattr(self, name)
             if number is not None and (whole(number) is None or number < least):
@@ -227,6 +246,24 @@ class SparsifyRequest:
             raise ValueError(
                 f"no weight of an embedding model is trained, got recover_steps="
                 f"{self.recover_steps}; leave it out, or give 0 (--recover-steps 0)"
+            )
+
+    def check_target(self, faster: float) -> None:
+        """Refuses a time that is none, or stands beside what it takes the place of."""
+        if not (isinstance(faster, int | float) and 1 < faster < math.inf):
+            raise ValueError(
+                f"faster is how many times as fast as dense attention, above 1; got {faster!r}"
+            )
+        if self.target is None and self.budget is not None:
+            raise ValueError(
+                f"give either a budget or how much faster, got budget={self.budget!r} and "
+                f"faster={faster!r}"
+            )
+        gates = self.options.get("gates", {}) if self.strategy == GATES else {}
+        if gates.get("structure") != "block":
+            raise ValueError(
+                f"faster={faster:g} searches whole tiles by gates, strategy='dam' with "
+                f"gates.structure='block'; got {self.strategy!r} with {gates}"
             )
 
     @property
@@ -248,6 +285,8 @@ class SparsifyRequest:
         about |= {"task": task or self.task, "budget": self.budget, "strategy": self.strategy}
         about |= {"options": repr(self.strategy_options), "seed": self.seed}
         about |= {"recover_steps": self.recover_steps, "settings": repr(self.settings)}
+        if self.faster is not None:
+            about |= {"budget": None, "faster": self.faster}
         plain: dict[str, Any] = json.loads(json.dumps(about, default=vars))
         return plain
 
@@ -262,8 +301,9 @@ class SparsifyRequest:
         gated = spec_of(self.strategy).gated
         if gated is None or not gated({}):
             return dict(self.strategy_options or {})
-        options = dict(self.strategy_options or DAM)
-        return options | {"config": aim_gates(options.get("config", {}), [self.budget])}
+        options = dict(self.strategy_options or (DAM if self.faster is None else TILES))
+        aimed = [] if self.budget is None else [self.budget]
+        return options | {"config": aim_gates(options.get("config", {}), aimed)}
 
     @property
     def searches(self) -> dict[str, int]:
@@ -288,6 +328,12 @@ class SparsifyRequest:
         return self.trials or (TRIALS if self.draws else 2)
 
     @property
+    def limit(self) -> float:
+        """The share of the pairs that masks of the search may keep."""
+        assert self.budget is not None, "the model is timed first"
+        return self.budget
+
+    @property
     def how(self) -> dict[str, Any]:
         """Arguments that `search` and `compare` share."""
         return {"executor": self.executor, "progress": self.progress}
@@ -304,28 +350,35 @@ class Shortlist:
     """The masks that are judged: the best of each search, and of the hand-designed ones.
 
     Args:
-        searched: Name -> record.
+        searched: Name -> record, or the mask that was cut out of it to be fast enough.
         hand: The hand-designed ones that are left, the best first.
         rungs: Steps of recovery -> how these were compared; none where nothing is recovered.
     """
 
-    searched: Mapping[str, Record]
+    searched: Mapping[str, Record | Mask]
     hand: Sequence[Record]
     rungs: Mapping[int, Comparison]
 
 
-def prepare(request: SparsifyRequest) -> Judge:
-    """Says what is to come, and fine-tunes the dense model: the evaluator that judges masks on
-    it, on the rows that searches read."""
+def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
+    """Says what is to come, and fine-tunes the dense model: the request with its share of the
+    pairs, and the evaluator that judges masks on that model, on the rows that searches read."""
     start = build_judge(request)
-    if request.budget < (diagonal := effective_density(Window(0), start.shape)):
+    if isinstance(start, GlueEvaluator):
+        request.say(start.describe(start.downstream[0]))
+    if request.faster is not None:
+        write_text_in_one_move(request.run / CALL, json.dumps(request.about, indent=1) + "\n")
+        batch = request.settings.get(TIME_BATCH, 8)
+        shown = request.progress is not None
+        target = aim(request.faster, start, request.seed, request.run, batch, shown)
+        request.say(target.describe())
+        request = replace(request, budget=target.share, target=target)
+    elif request.limit < (diagonal := effective_density(Window(0), start.shape)):
         raise ValueError(
             f"a budget is at least what the diagonal costs, {diagonal:.4g} of the pairs; got "
             f"{request.budget:g}: raise it"
         )
-    if isinstance(start, GlueEvaluator):
-        request.say(start.describe(start.downstream[0]))
-    hand, job = len(hand_designed(start, [request.budget])), not request.draws
+    hand, job = len(drawn_masks(request, start)), not request.draws
     found = [finished_trials(request.search_folder(each)) for each in request.searches.values()]
     found[0] -= hand  # which the first search judges before its own
     gates = request.options.get("config", {}).get("steps", 0) * sum(each < 1 for each in found)
@@ -342,11 +395,18 @@ def prepare(request: SparsifyRequest) -> Judge:
         weights = dense_model(start, request.run, request.seed)
         full = adjust(start, weights=weights, keep_recovered=True)
         full.on("holdout").provide_models(request.seed)  # refused here, not after the search
-    return full
+    return request, full
+
+
+def drawn_masks(request: SparsifyRequest, start: Judge) -> Mapping[str, Mask]:
+    """The hand-designed masks within the budget, or within the time."""
+    target = request.target
+    return hand_designed(start, [request.limit]) if target is None else target.drawn
 
 
 def search_masks(request: SparsifyRequest, full: Judge) -> dict[str, Study]:
     """Name -> study of each search; the first one judges the hand-designed masks, too."""
+    drawn = None if request.target is None else request.target.drawn
     return {
         name: search(
             load_function(SPACE) if request.draws else None,
@@ -356,8 +416,8 @@ def search_masks(request: SparsifyRequest, full: Judge) -> dict[str, Study]:
             strategy=request.strategy,
             strategy_options=request.options,
             seed=seed,
-            budget=request.budget,
-            baselines=None if seed == request.seed else {},
+            budget=request.limit,
+            baselines=drawn if seed == request.seed else {},
             **request.how,
         )
         for name, seed in request.searches.items()
@@ -366,11 +426,35 @@ def search_masks(request: SparsifyRequest, full: Judge) -> dict[str, Study]:
 
 def shortlist(request: SparsifyRequest, full: Judge, studies: Mapping[str, Study]) -> Shortlist:
     """The masks to judge, by rows that searches read: of hand-designed ones by halving."""
-    searched, hand = choose_candidates(studies, request.budget)
+    found, hand = choose_candidates(studies, 1.0 if request.target else request.limit)
+    searched: Mapping[str, Record | Mask] = found
+    if request.target is not None:
+        searched = fit_to_time(request.target, studies, found)
     if not request.recover_steps or len(hand) < 2:
         return Shortlist(searched, hand, {})
     judge = partial(compare, seeds=[request.seed], split="validation", **request.how)
     return Shortlist(searched, *halve(hand, full, judge, request.run, request.say))
+
+
+def fit_to_time(
+    target: Target, studies: Mapping[str, Study], found: Mapping[str, Record]
+) -> dict[str, Record | Mask]:
+    """The best mask of each search, if it meets the time, else one of a lower share that is cut
+    out of the same gates."""
+    fitting: dict[str, Record | Mask] = {}
+    for (name, each), study in zip(found.items(), studies.values(), strict=True):
+        assert each.mask is not None
+        [gates] = [r.artifacts["gates"] for r in study.records() if "gates" in r.artifacts]
+        result = DamResult.load(path_inside(study.run, gates))
+        cut = partial(cut_at, result)
+        mask = target.fit(name, each.mask, cut)
+        fitting[name] = each if mask == each.mask else mask
+    return fitting
+
+
+def cut_at(result: DamResult, share: float) -> Mask:
+    """The mask of that share of the pairs, at most."""
+    return result.mask(sparsity=1 - share, within=True)
 
 
 def judge_masks(
@@ -380,10 +464,16 @@ def judge_masks(
     compared: dict[str, Mask | Record | str] = {"dense": Full(), **candidates.searched}
     compared |= {each.name: each for each in candidates.hand[:1]}
     told = {"seeds": request.judging_seeds, "split": "holdout", **request.how}
+    told["kinds"] = dict.fromkeys(candidates.searched, "searched")
+    told["kinds"] |= {each.name: "hand-designed" for each in candidates.hand[:1]}
+    if request.target is not None and candidates.hand:
+        told["against"] = candidates.hand[0].name
 
     def judge(evaluator: Judge, folder: str) -> Comparison:
         judged = compare(compared, evaluator, run=request.run / folder, **told)
-        return replace(judged, budgets=dict.fromkeys(candidates.searched, request.budget))
+        if request.target is not None:  # masks have a time in common, and no share
+            return judged
+        return replace(judged, budgets=dict.fromkeys(candidates.searched, request.limit))
 
     plain = judge(adjust(full, adapt="none"), PLAIN)
     if not request.recover_steps:
@@ -413,7 +503,7 @@ def save(
         plain: These as they are.
     """
     out, study = request.out, next(iter(studies.values()))
-    advice = comparison.recommend(request.budget)
+    advice = comparison.recommend(1.0 if request.target else request.limit)
     taken = comparison.entries[advice.name]
     by_seed = {
         each: score_to_choose(full, advice.mask, each, request.run) for each in taken.scores
@@ -423,13 +513,14 @@ def save(
     saved = {"mask": taken.name, "score": taken.scores[seed], "density": 1 - taken.sparsity}
     if request.recover_steps:
         saved |= {"seed": seed, "scores on rows of the search": by_seed}
+    speed = time_judged(request, comparison)
     records = [record for each in studies.values() for record in each.records()]
     records += [record for each in candidates.rungs.values() for record in each.records]
     records += [*plain.records, *(comparison.records if request.recover_steps else ())]
     result: dict[str, Any] = {
         "model": str(request.model),
         "task": full.downstream[0],
-        "budget": request.budget,
+        "budget": request.limit,
         "recover_steps": request.recover_steps,
         "seconds": math.fsum(record.seconds for record in records),
         "trainings": len(records),
@@ -437,7 +528,11 @@ def save(
         "versions": {"masksearch": VERSION, "torch": torch.__version__},
         "saved": saved,
         **facts_of(request, full, candidates, advice, comparison, plain),
+        **speed,
     }
+    if speed:
+        first = describe_speed(request, comparison, advice.name, speed["times as fast"])
+        result["answer"] = f"{first} {result['answer']}"
     about = result["answer"], result["model"], result["task"]
     model = full.adapted(advice.mask, seed=seed)
     metric = "agreement with the dense model" if full.keeps_answers else full.objectives[0].name
@@ -445,6 +540,9 @@ def save(
     save_pretrained(model, out, found=Findings(*about, *score))
     copy_tokenizer(find_folder(result["model"])[1], out)
     limit_length(out, model)
+    if speed:
+        middles = {name: middle for name, (_, middle, _) in speed["times as fast"].items()}
+        comparison = annotated(comparison, "times as fast", {"dense": 1.0} | middles)
     comparison = replace(comparison, notes={"answer": result["answer"]})
     page = comparison.report(request.run / "report" / "report.html").read_text("utf-8")
     page = page.replace("Beside this page", f"In {RUN}/report")  # where its files lie
@@ -480,16 +578,52 @@ def facts_of(
         facts |= {"hand-designed by steps": rungs, "masks as they are": rows_as_json(plain)}
         facts |= {"ahead by seed": advice.by_seed}
         facts |= {"minus dense as it is": difference_as_json(untrained)}
-    parts.append(
-        f"It keeps {1 - taken.sparsity:.1%} of the non-padding query-key pairs; pairs are not "
-        "seconds."
-    )
+    kept = f"It keeps {1 - taken.sparsity:.1%} of the non-padding query-key pairs"
+    parts.append(kept + (".", "; pairs are not seconds.")[request.target is None])
     return {"answer": " ".join(parts), **facts}
+
+
+def time_judged(request: SparsifyRequest, comparison: Comparison) -> dict[str, Any]:
+    """How fast the model is under the masks that were judged, timed once more; nothing where no
+    time was asked for."""
+    if (target := request.target) is None:
+        return {}
+    masks = {each.name: each.mask for each in comparison.records if each.mask is not None}
+    last = {f"{n}, last timing": mask for n, mask in masks.items() if n != "dense"}
+    found = target.timings.of(last, "last timing")
+    quartiles = {name.removesuffix(", last timing"): each for name, each in found.items()}
+    asked = {"asked": target.times, "rows": target.timings.rows, "of random tiles": target.table}
+    return {"times as fast": quartiles, "speed": asked}
+
+
+def describe_speed(
+    request: SparsifyRequest,
+    comparison: Comparison,
+    taken: str,
+    quartiles: Mapping[str, Sequence[float]],
+) -> str:
+    """The first words of an answer to a target of time: what is lost, and how fast it is."""
+    entries, target = comparison.entries, request.target
+    assert target is not None
+    loss = comparison.difference(entries[taken], entries["dense"])
+    low, middle, high = quartiles[taken]
+    met = "" if low >= target.times else f", misses {target.times:g}"
+    words = (
+        f"{loss.text(signed=True)}, {middle:.2f} times as fast{met} (quartiles {low:.2f} to "
+        f"{high:.2f}; {target.timings.rows})."
+    )
+    for name, (least, own, _) in quartiles.items():
+        if name != taken:
+            words += f" {name}: {own:.2f} times, lower quartile {least:.2f}."
+    if loss.value < -DENSE_INSTEAD:
+        return f"Dense attention is recommended: every mask loses over {DENSE_INSTEAD:g}. {words}"
+    return words
 
 
 def build_judge(request: SparsifyRequest) -> Judge:
     """Judges masks on the model that is given, on the rows that searches read."""
     fields: dict[str, Any] = {**request.settings, "split": "validation"}
+    fields.pop(TIME_BATCH, None)
     if embeds_texts(request.model, request.task):
         fields = {"columns": getattr(request.task, "texts", ()), **fields}
         return EmbeddingEvaluator(request.data, request.model, **fields)
@@ -543,11 +677,15 @@ def read_ended(out: Path, asked: Mapping[str, Any]) -> Sparsified | None:
 
 def beside(comparison: Comparison, plain: Comparison) -> Comparison:
     """Masks after recovery, each with its score as it is beside the others."""
-    (task, *_), untrained = comparison.tasks, plain.entries
+    untrained = {name: each.score.value for name, each in plain.entries.items()}
+    return annotated(comparison, UNTRAINED, untrained)
+
+
+def annotated(comparison: Comparison, word: str, values: Mapping[str, float]) -> Comparison:
+    """Masks with one more value each, under that word beside the task's scores."""
+    task, *_ = comparison.tasks
     records = [
-        replace(
-            each, values={**each.values, f"{task}/{UNTRAINED}": untrained[each.name].score.value}
-        )
+        replace(each, values={**each.values, f"{task}/{word}": values[each.name]})
         for each in comparison.records
     ]
     return replace(comparison, records=tuple(records))

@@ -170,6 +170,27 @@ def wrong_on(text: str, claims: list[verify.Claim]) -> list[str]:
     )
 
 
+@pytest.mark.nightly
+def test_a_finding_without_a_figure_does_not_pass_for_another(recomputed):
+    for page, words, other in (
+        ("README.md", "learn *sooner*", "learn *later*"),
+        ("README.md", "is speed only where", "is speed also where"),
+        (verify.ADVICE[1], "It depends on what can be trained", "It always pays"),
+        (verify.ADVICE[1], "with as many tokens", "with a tenth of the tokens"),
+        (verify.ADVICE[1], "one search says little", "one search says enough"),
+        (
+            "experiments/21_recovered/README.md",
+            "committed before the first",
+            "committed after the first",
+        ),
+        ("experiments/22_as_it_is/README.md", "committed before the", "committed after the"),
+    ):
+        text, mine = verify.text_of(page), [each for each in recomputed[0] if each.page == page]
+        assert text.count(words) == 1, words
+        changed = text.replace(words, other)
+        assert [problem for claim in mine for problem in verify.problems(claim, changed)], words
+
+
 @pytest.mark.parametrize(
     ("word", "other"),
     [

@@ -1,7 +1,9 @@
 """The dependency direction and the absence of circles, held by a walk over the syntax trees."""
 
 import ast
+import collections
 import functools
+import itertools
 import os
 import re
 import shutil
@@ -302,6 +304,13 @@ def test_an_engine_is_named_in_its_file_alone():
 def test_files_are_named_for_what_they_hold():
     vague = {"utils.py", "base.py", "registry.py", "helpers.py", "common.py"}
     assert not vague & {path.name for path in FILES}
+
+
+def test_no_class_name_stands_for_two_things():
+    """Of the core and the decoders; a mask's columns and those of a table are both the users'."""
+    nodes = itertools.chain.from_iterable(map(nodes_of, [*FILES, *DECODERS]))
+    names = collections.Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    assert [name for name, count in names.items() if count > 1] == ["Columns"]
 
 
 def test_rooms_are_small_enough_to_hold_in_mind():

@@ -35,6 +35,7 @@ from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.stats import PairedDifference
 from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.errors import DataError, SearchError
+from masksearch.evaluators import speed_target
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.models.checkpoints import verify
 from masksearch.sparsifier import (
@@ -872,3 +873,76 @@ def test_a_folder_that_was_begun_by_a_version_before_goes_on(place, tmp_path):
         check_folder(SparsifyRequest(*[*given[:2], 0.5, *given[3:]]))
     with pytest.raises(DataError, match=r"begun with task=Columns\(.*got {'texts': \['title'\]"):
         check_folder(SparsifyRequest(*[*given[:3], Columns(("title",), "label"), *given[4:]]))
+
+
+# -- a target of time --------------------------------------------------------------------------
+TILES = {"gates": {"structure": "block", "block": (4, 2)}, "config": GATES["config"]}
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the masks that were timed: tiles of 4 x 2, each as fast as it is sparse."""
+    names: list[str] = []
+
+    def time_masks(model: Any, named: Any, batches: Any, *rest: Any) -> dict[str, list[float]]:
+        names.extend(named)
+        [size] = {len(batch["input_ids"]) for batch in batches}
+        assert size == 8
+        speeds = {name: 2 - mask.density(16) for name, mask in named.items()}
+        return {name: [each, each + 0.1, each + 0.2] for name, each in speeds.items()}
+
+    monkeypatch.setattr(speed_target, "time_masks", time_masks)
+    monkeypatch.setattr(speed_target, "grain_on", lambda device: (4, 2))
+    return names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [0, 4])
+def test_a_target_of_time_takes_the_place_of_a_budget(place, tmp_path, timed, steps):
+    how: dict[str, Any] = {"faster": 1.4, "strategy_options": TILES, "recover_steps": steps}
+    found = sparsify(place, tmp_path / "out", None, **how)
+    result = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))
+    assert result["speed"]["asked"] == 1.4
+    saved = result["saved"]["mask"]
+    low, middle, high = result["times as fast"][saved]
+    assert low >= 1.4 - 1e-6
+    said = f"{middle:.2f} times as fast (quartiles {low:.2f} to {high:.2f}; 8 rows of "
+    assert said in found.answer
+    assert "pairs are not seconds" not in found.answer
+    stored = ms.load_mask(tmp_path / "out" / "mask.json")
+    assert (stored.dense(16) == found.mask.dense(16)).all()
+    kinds = {each.name: each.kind for each in found.comparison.entries.values()}
+    assert sorted(kinds.values()) == ["control", "hand-designed", "searched"]
+    assert [name for name in timed if name.endswith(", last timing")]
+    before = len(timed)
+    assert sparsify(place, tmp_path / "out", None, **how).answer == found.answer
+    (tmp_path / "out" / "result.json").unlink()
+    assert sparsify(place, tmp_path / "out", None, **how).answer == found.answer
+    assert len(timed) == before
+    with pytest.raises(DataError, match=r"was begun with budget=None, got 0\.6"):
+        sparsify(place, tmp_path / "out", 0.6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"faster": 1}, "faster is how many times as fast as dense attention, above 1; got 1"),
+        ({"faster": 1.3, "budget": 0.2}, "give either a budget or how much faster"),
+        ({"faster": 1.3, "strategy": "random"}, "searches whole tiles by gates"),
+        ({"faster": 1.3, "strategy_options": GATES}, "with gates.structure='block'"),
+    ],
+)
+def test_a_target_that_is_none_is_refused(place, tmp_path, changes, message):
+    given: dict[str, Any] = {"budget": None, "strategy_options": None} | changes
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sparsify(place, tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_time_that_no_mask_has_is_one_line(place, tmp_path, timed, command):
+    words = words_of(place, tmp_path / "out", "--faster", "3", "--set", "time_batch=8")
+    del words[words.index("--budget") : words.index("--budget") + 2]
+    code, _, err = command.run(*words)
+    assert code == 2
+    assert "3 times as fast is not to be had at 16 tokens" in err
+    assert not (tmp_path / "out" / "run" / "dense").exists()

@@ -84,7 +84,7 @@ class Amended(run.Model):
         ]
         if found and not self.given.smoke and not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
-            ms.save_mask(masks.table(torch.from_numpy(lines.unpacked(found[0]))), path)
+            ms.save_mask(lines.unpacked(found[0]), path)
         self.search("dam", budget)
 
     def hand_designed(self, budget: float) -> run.Named:

@@ -328,7 +328,7 @@ class Table:
 
     def level_of(self, mask: Mask, unit: int) -> int:
         """The level that a mask has in one unit."""
-        layer, group = divmod(unit, self.units.groups)
+        layer, group = divmod(unit, self.units.units_per_layer)
         plane, plane_mask = Shape(**self.sheet.shape | {"layers": 1}), mask.of_layer(layer)
         heads = range(group * self.units.planes, (group + 1) * self.units.planes)
         for level, local in enumerate(self.units.levels):

@@ -102,7 +102,7 @@ class Tree:
     ) -> Iterator[tuple[Allocation, dict[str, float]]]:
         """All choices, equal below this layer, from its input."""
         block: Any = self.body.layers[layer]
-        last, count = layer + 1 == self.units.shape.layers, self.units.groups
+        last, count = layer + 1 == self.units.shape.layers, self.units.units_per_layer
         here = slice(layer * count, (layer + 1) * count)
         used = sorted({level for choice in below for level in choice[here]})
         read = self.attended(layer, hidden, used)

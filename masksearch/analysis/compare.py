@@ -30,7 +30,7 @@ from masksearch.analysis.stats import (
     paired_difference,
 )
 from masksearch.analysis.verdict import FAMILY, verdict_text
-from masksearch.contracts import MAJORITY, Objective, is_side_value
+from masksearch.contracts import Objective, is_side_value
 from masksearch.errors import check_name, unknown_name
 from masksearch.masks import FAMILIES
 from masksearch.masks.families import SCRAMBLED
@@ -161,11 +161,7 @@ class ComparedMasks(ComparedRuns):
         """
         within = {r.name for r in self.records if keeps_budget(r, self.objectives, budget)}
         entries = [entry for entry in self.entries.values() if entry.name in within]
-        named = {task.partition("/")[0] for task in self.tasks}  # of each metric, by its task
-        score = self.objectives[0].name
-        over_tasks = not any(score + MAJORITY in entry.values for entry in entries)
-        title = named.pop() if len(named) == 1 and over_tasks else score
-        return recommend(self, entries, self.difference, title)
+        return recommend(self, entries, self.difference, self.title)
 
     def opponents(
         self, mine: MaskRuns, reference: str, against: Against
@@ -312,7 +308,9 @@ class ComparedMasks(ComparedRuns):
         alone = {finding.mask for finding in bounded} - {finding.mask for finding in kept}
         return kept if idle and not alone and self.reference_tells_nothing(reference) else findings
 
-    def verdict(self, reference: str = "dense", against: Against | None = None) -> str:
+    def verdict(
+        self, reference: str = "dense", against: Against | None = None, *, verbose: bool = True
+    ) -> str:
         """The outcome of every searched mask and every candidate, in plain words.
 
         Each of them is set against the hand-designed mask nearest in sparsity (which it may be
@@ -325,11 +323,14 @@ class ComparedMasks(ComparedRuns):
         Args:
             reference: See `findings`.
             against: See `findings`.
+            verbose: Whether opponents that nobody has named (hand-designed masks, controls) have
+                a line each; False = one line of their differences.
 
         Raises:
             UnknownNameError: See `findings`.
         """
-        return verdict_text(self, self.fronts, self.findings(reference, against), reference)
+        findings = self.findings(reference, against)
+        return verdict_text(self, self.fronts, findings, reference, verbose)
 
 
 def check_against(against: Against, names: Collection[str]) -> Against:

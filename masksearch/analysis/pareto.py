@@ -174,6 +174,15 @@ def beats_constant(values: Mapping[str, float]) -> dict[str, bool]:
     return beaten
 
 
+def score_title(score: str, records: Iterable[Record]) -> str:
+    """The name of a score for readers: the task's own, where the score is that of one task."""
+    scored = [record.values for record in records if record.scored]
+    ends = {key for values in scored for key in values if key.endswith(MAJORITY)}
+    task = min(ends, default="").removesuffix(MAJORITY)
+    alone = len(ends) == 1 and all(v.get(task) == v.get(score) for v in scored)
+    return task if alone else score
+
+
 def learned_nothing(record: Record) -> bool:
     """Whether a record reports what constant answers earn, and beats none of them.
 

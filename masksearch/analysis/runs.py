@@ -19,6 +19,7 @@ from masksearch.analysis.pareto import (
     cost_of,
     keeps_budget,
     pareto,
+    score_title,
     sparsity_of,
 )
 from masksearch.analysis.row_scores import RowScores
@@ -380,6 +381,11 @@ class ComparedRuns:
     def kind(self, name: str, mask: Mask | None) -> MaskGroup:
         """The kind of a mask of that name: as declared, else by its value."""
         return self.kinds.get(name) or group_of_mask(mask)
+
+    @cached_property
+    def title(self) -> str:
+        """The name of the score for readers."""
+        return score_title(self.objectives[0].name, self.records)
 
     @cached_property
     def worst(self) -> float:

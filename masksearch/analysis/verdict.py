@@ -48,8 +48,10 @@ def verdict_text(
     fronts: ComparedFronts | None,
     findings: list[Finding],
     reference: str,
+    verbose: bool = True,
 ) -> str:
-    """The outcome of each mask with its figures indented below, then the warnings."""
+    """The outcome of each mask with its figures indented below, then the warnings; unless
+    `verbose`, one line has the differences to all opponents that nobody has named."""
     if comparison.mixture:
         return f"Nothing is decided: {comparison.mixture}."
     entries = comparison.entries
@@ -64,7 +66,8 @@ def verdict_text(
     for entry in tested:
         of_mask = [finding for finding in findings if finding.mask == entry.name]
         lines.append(outcome_line(comparison, entry, of_mask + mirrored(entry, findings)))
-        lines.extend(INDENT + line for line in detail_lines(comparison, entry, of_mask, findings))
+        details = detail_lines(comparison, entry, of_mask, findings, verbose)
+        lines.extend(INDENT + line for line in details)
     lines += rule_lines(comparison, findings, reference)
     if tested and all(entry.kind == "candidate" for entry in tested):
         lines.append(
@@ -107,7 +110,7 @@ def plan_of_tests(pairs: Sequence[Pair], seeds: int, comparison: ComparedRuns) -
 def rule_lines(comparison: ComparedRuns, findings: list[Finding], reference: str) -> list[str]:
     """By which rules the outcomes were found."""
     over = "rows: every seed gives the same scores" if comparison.seedless else "common seeds"
-    score, lines = comparison.objectives[0].name, []
+    score, lines = comparison.title, []
     bounded = sum(finding.margin is not None for finding in findings)
     if tested := len(findings) - bounded:
         lines.append(
@@ -141,7 +144,6 @@ def how_to_say(name: str) -> str:
 
 def outcome_line(comparison: ComparedRuns, entry: MaskRuns, findings: list[Finding]) -> str:
     """One line: better than, worse than, not distinguishable from."""
-    score = comparison.objectives[0]
     name = entry.name + (" (candidate)" if entry.kind == "candidate" else "")
     if not entry.scores:
         reasons = (record.reason for record in comparison.records if record.name == entry.name)
@@ -150,7 +152,7 @@ def outcome_line(comparison: ComparedRuns, entry: MaskRuns, findings: list[Findi
     verdict = outcome_words(comparison, findings) or "nothing to compare it with"
     sparsity = "" if math.isnan(entry.sparsity) else f"{describe_sparsity(entry)}, "
     lost = f", {len(entry.diverged)} of them diverged" if entry.diverged else ""
-    return f"{name}: {verdict} ({sparsity}{score.name} {entry.shown}{lost})."
+    return f"{name}: {verdict} ({sparsity}{comparison.title} {entry.shown}{lost})."
 
 
 def describe_sparsity(entry: MaskRuns) -> str:
@@ -201,13 +203,22 @@ def count(number: int, thing: str) -> str:
 
 
 def detail_lines(
-    comparison: ComparedRuns, entry: MaskRuns, of_mask: list[Finding], findings: list[Finding]
+    comparison: ComparedRuns,
+    entry: MaskRuns,
+    of_mask: list[Finding],
+    findings: list[Finding],
+    verbose: bool,
 ) -> list[str]:
     """The figures behind one mask's outcome; `of_mask` of all the findings are the mask's."""
     if not entry.scores:
         return []
     together = Counter(finding.margin for finding in findings)  # corrected together
-    lines = [describe_finding(comparison, each, together[each.margin]) for each in of_mask]
+    beside = [e for e in of_mask if e.role != "named" and e.fair and e.difference.n and not e.same]
+    whole = of_mask if verbose else [each for each in of_mask if each not in beside]
+    lines = [describe_finding(comparison, each, together[each.margin]) for each in whole]
+    if beside and not verbose:
+        shown = [f"{each.against} {each.difference.text(signed=True)}" for each in beside]
+        lines.append(f"hand-designed and control (--verbose says more): {', '.join(shown)}")
     if text := beyond_budgets(comparison, entry):
         lines.append(text)
     hand = [each for each in comparison.entries.values() if each.hand and each.scores]

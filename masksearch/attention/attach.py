@@ -59,7 +59,14 @@ from masksearch.attention.probe import (
     unwrapped,
 )
 from masksearch.attention.tokens import TokenMask, receiver, resolve_tokens
-from masksearch.errors import AttachError, HeadCountError, LayerCountError, unknown_name, warn
+from masksearch.errors import (
+    AttachError,
+    HeadCountError,
+    LayerCountError,
+    renamed,
+    unknown_name,
+    warn,
+)
 from masksearch.masks.core import Mask
 
 if TYPE_CHECKING:
@@ -85,9 +92,10 @@ class Attachment:
     hooks: list[Any] = field(default_factory=list)
 
 
+@renamed(what="mask")
 def attach(
     model: nn.Module,
-    what: Mask | GateBank | Mapping[str, Any],
+    mask: Mask | GateBank | Mapping[str, Any],
     inputs: Mapping[str, Any] | None = None,
     backend: str = "auto",
     *,
@@ -109,7 +117,7 @@ def attach(
             torch.compile, DataParallel, DistributedDataParallel, a PEFT adapter or a
             SentenceTransformer, the model inside carries the mask, and this and the functions
             below take either.
-        what: A mask (lowered at the length of each input; empty rows are refused then, for
+        mask: A mask (lowered at the length of each input; empty rows are refused then, for
             causal models also those whose keys are all hidden), or one that follows the
             tokens, resolved from the input ids of each forward pass (use_cache=False), or
             gates (`masksearch.Gates`), which become a submodule of the model and are drawn once
@@ -135,7 +143,7 @@ def attach(
             gates and re-entrant gradient checkpoints (`use_reentrant=False` works).
         UnknownNameError: If there is no such part or backend.
         LayerCountError, HeadCountError: If mask and model do not fit.
-        TypeError: If `model` is no module, or `what` no mask and no gates.
+        TypeError: If `model` is no module, or `mask` no mask and no gates.
 
     Errors of a forward pass (EmptyRowError, LengthError, AttachError) that torch.compile meets
     while it traces come inside an error of its own, with the same message.
@@ -151,11 +159,11 @@ def attach(
     if backend not in REQUESTS:
         raise unknown_name("backend", str(backend), REQUESTS)
     check_module("attach", model)
-    if isinstance(what, (str, Path)):
+    if isinstance(mask, (str, Path)):
         raise TypeError(
-            f"attach takes masks, got {str(what)!r}; of a folder give the masks that were saved "
-            f"there: ms.attach(model, ms.saved_masks({str(what)!r})), of an expression "
-            f"masks.parse({str(what)!r})"
+            f"attach takes masks, got {str(mask)!r}; of a folder give the masks that were saved "
+            f"there: ms.attach(model, ms.saved_masks({str(mask)!r})), of an expression "
+            f"masks.parse({str(mask)!r})"
         )
     wrapper, model = model, unwrapped(model)
     roots = pretrained_models(model)
@@ -163,14 +171,14 @@ def attach(
     before = {id(config): name for config, name in worn if implementation(config) == NAME}
     calls = probe(model, roots, inputs, before)
     parts = parts_of(model, calls, inputs)
-    if isinstance(what, Mapping):
+    if isinstance(mask, Mapping):
         if part is not None:
             raise ValueError(f"a mapping names the parts itself, got part={part!r} as well")
-        if not what:
+        if not mask:
             raise ValueError(f"a mapping names at least one part of {', '.join(parts)}, got none")
-        targets = [(find_part(model, parts, name), value) for name, value in what.items()]
+        targets = [(find_part(model, parts, name), value) for name, value in mask.items()]
     else:
-        targets = [(find_part(model, parts, part), what)]
+        targets = [(find_part(model, parts, part), mask)]
     for one, value in targets:
         check_counts(model, one, value)
         if isinstance(value, Mask) and value.needs_tokens:
@@ -202,6 +210,9 @@ def attach(
             token_masks = (states[call.module].token_mask for call in one.calls)
             several = list(dict.fromkeys(each for each in token_masks if each is not None))
             attachment.token_masks.append((several, receiver(model, one)))
+            if hasattr(wrapper, "transformers_model"):  # it calls the model's forward by itself
+                around = [m for m in wrapper.modules() if model in m.children()]
+                attachment.token_masks += [(several, each) for each in around]
         elif not isinstance(value, Mask):
             bank, inside = cast(nn.Module, value), owner[one.calls[0].module]
             whole = one.name == SELF or attachment.banks.get(bank, inside) is not inside

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -168,6 +168,8 @@ def resolve_tokens(
     if tokens is None:
         parameters = list(inspect.signature(module.forward).parameters)
         tokens = dict(zip(parameters, positional, strict=False)).get("input_ids")
+    if tokens is None and positional and isinstance(positional[0], Mapping):
+        tokens = positional[0].get("input_ids")
     if tokens is None:
         raise AttachError(
             f"{several[0].where}: {several[0].mask} is resolved from input_ids, and "

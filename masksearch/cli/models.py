@@ -265,11 +265,15 @@ class SparsifyOptions(TaskOptions):
         "folder of sentence-transformers.",
         *(MODEL, "MODEL"),
     )
-    budget: list[float] = option(
+    budget: list[float] | None = option(
         "Largest share of the non-padding query-key pairs that is kept; repeatable, a folder "
         "each.",
-        *(SEARCHED, "", "SHARE"),
-        default=REQUIRED,
+        *(SEARCHED, "0.12, or what --faster leaves", "SHARE"),
+    )
+    faster: float | None = option(
+        "In place of a budget: how many times as fast as dense attention the model is to be, on "
+        "development rows as they come in batches of 8 (--set time_batch=N).",
+        *(SEARCHED, "no target of time", "TIMES"),
     )
     out: Path = option(
         "A new folder: the model with its mask, result.json, report.html.",
@@ -311,6 +315,7 @@ def sparsify(options: SparsifyOptions) -> None:
     from masksearch.cli.build import (
         build_executor,
         further_settings,
+        read_setting,
         read_task,
         split_settings,
         strategy_options,
@@ -319,7 +324,7 @@ def sparsify(options: SparsifyOptions) -> None:
     from masksearch.evaluators.embedding import EmbeddingEvaluator, embeds_texts
     from masksearch.evaluators.glue import GlueEvaluator
     from masksearch.models.checkpoints import CONFIG, saved_masks
-    from masksearch.sparsifier import DAM, RESULT
+    from masksearch.sparsifier import BUDGET, DAM, RESULT, TILES
     from masksearch.sparsifier import sparsify as sparsify_model
     from masksearch.strategies.build import GATES, owners
     from masksearch.study.records import read_budgets
@@ -332,13 +337,22 @@ def sparsify(options: SparsifyOptions) -> None:
     embeds = embeds_texts(options.model, task := judged["tasks"][0])
     kind = EmbeddingEvaluator if embeds else GlueEvaluator
     by_prefix, strategy = split_settings(options.set or (), owners()), options.strategy or GATES
-    settings = further_settings(kind, by_prefix.pop("", {}))
+    own = by_prefix.pop("", {})
+    timed = {n: read_setting(n, own.pop(n), int) for n in ["time_batch"] if n in own}
+    settings = timed | further_settings(kind, own)
     of_strategy = strategy_options(strategy, by_prefix)
     if strategy == GATES:  # over the settings that sparsify begins with
-        of_strategy |= {name: {**DAM[name], **of_strategy[name]} for name in DAM}
+        begun = DAM if options.faster is None else TILES
+        of_strategy |= {name: {**begun[name], **of_strategy[name]} for name in begun}
     settings |= {} if options.length is None else {"length": options.length}
     executor = build_executor(JudgeOptions(executor=options.executor, slots=options.slots))
-    folder, budgets = options.out.expanduser(), read_budgets(options.budget)
+    folder = options.out.expanduser()
+    if options.faster is None:
+        budgets: list[float | None] = [*read_budgets(options.budget or BUDGET)]
+    elif options.budget:
+        raise OptionsError(f"give --budget or --faster, got {options.budget} and {options.faster}")
+    else:
+        budgets = [None]
     if len(budgets) > 1 and not embeds:
         settings = {"cache": folder / "cache"} | settings  # one dense model for all
     for limit in budgets:
@@ -347,6 +361,7 @@ def sparsify(options: SparsifyOptions) -> None:
                 options.model,
                 judged["glue"],
                 limit,
+                faster=options.faster,
                 task=task,
                 out=folder / f"{limit:g}" if len(budgets) > 1 else folder,
                 settings=settings,
@@ -361,6 +376,6 @@ def sparsify(options: SparsifyOptions) -> None:
             typer.echo((found.folder / RESULT).read_text("utf-8").strip())
         else:
             print_comparison(found.comparison, as_json=False)
-            typer.echo(f"budget {limit:g}: {found.answer}")
+            typer.echo((f"budget {limit:g}: " if limit else "") + found.answer)
             typer.echo(f"  model and mask: {found.folder}   page: {found.folder / 'report.html'}")
             typer.echo(how_to_use(found.folder, saved_masks(found.folder)["self"].longest or PAYS))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from masksearch.analysis.pareto import SPARSITIES, sparsities_differ, sparsity_of
+from masksearch.analysis.pareto import SPARSITIES, score_title, sparsities_differ, sparsity_of
 from masksearch.masks.measure import unread_note
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def print_front(study: Study, as_json: bool) -> None:
         print_masks(study.frontier(), study.shape)
     for budget in json.loads(study.store.facts().get("budget") or "[]"):
         inside, score = study.within(budget), study.objectives[0].name
-        best = [f"best #{each.number}, {score} {each.value(score):.4f}" for each in inside[:1]]
+        title = score_title(score, inside)
+        best = [f"best #{each.number}, {title} {each.value(score):.4f}" for each in inside[:1]]
         typer.echo("; ".join([f"masks judged within {budget:g}: {len(inside)}", *best]))
     print_note(study.frontier(), study.shape)
     if nothing := nothing_learned(records):

@@ -24,6 +24,7 @@ from masksearch.cli.options import (
     Storage,
     argument,
     described,
+    flag,
     option,
     takes,
 )
@@ -137,6 +138,9 @@ class CompareOptions(JudgeOptions):
         default="all",
     )
     as_json: Json = False
+    verbose: bool = flag(
+        "verbose", "A line for each opponent that no MASK names: hand-designed, control.", OUTPUT
+    )
     split: str | None = described(COMPARED)
     against: list[str] | None = described(COMPARED)
     margin: float | None = described(COMPARED)
@@ -421,7 +425,7 @@ def compare(options: CompareOptions) -> None:
     comparison = run_compare(options)
     print_comparison(comparison, options.as_json)
     if not options.as_json:
-        typer.echo(comparison.verdict())
+        typer.echo(comparison.verdict(verbose=options.verbose))
         say_where(options.run)
         place = shlex.quote(str(options.run))
         attach = f"masksearch attach MODEL {place} --time --out FOLDER --budget"

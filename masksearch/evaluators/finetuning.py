@@ -248,7 +248,8 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
             return self.pretrainer.task().corpus
         if self.weights is not None:
             self.start.shape(self.length)
-            self.start.check_tokens(made.vocabulary, made.layout.pad)
+            added = made.special.get("mask") == made.vocabulary - 1  # no row holds it
+            self.start.check_tokens(made.vocabulary - added, made.layout.pad)
             if self.is_tuned and self.start.pad is None:
                 raise DataError(
                     f"{self.start.name} names no pad_token_id in its config.json, so whoever "

@@ -60,7 +60,7 @@ CELLS = 2**20  # of random tables that are drawn in all, about
 FEWEST, MOST = 3, 12  # random tables
 
 
-class Agreement(TypedDict):
+class GateAgreement(TypedDict):
     """Overlap of the masks of several seeds: intersection over union (IoU), in [0, 1]."""
 
     seeds: int  # tables that were compared
@@ -111,7 +111,7 @@ class Health:
     diagonal: float | None
     offsets: list[tuple[int, float]]
     losses: dict[str, float]
-    agreement: Agreement | None
+    agreement: GateAgreement | None
     problems: dict[str, str]
     notes: list[str]
     warnings: list[str]
@@ -515,7 +515,7 @@ def agreement(
     density: float,
     gates: Mapping[str, Any] | None = None,
     weights: Tensor | None = None,
-) -> Agreement:
+) -> GateAgreement:
     """Compares the masks that several seeds give at one density.
 
     Chance is what gates of the same structure with random values would score, cut in the same
@@ -553,7 +553,7 @@ def agreement(
     chance, matched_chance = scores(
         [random.table(torch.rand(random.logits.shape, generator=source)) for _ in range(drawn)]
     )
-    return Agreement(
+    return GateAgreement(
         seeds=len(probabilities),
         density=1 - sparsity,
         iou=fmean(plain),

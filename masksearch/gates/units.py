@@ -150,7 +150,7 @@ class Units:
         if self.unit == "layer":
             return tuple(f"l{layer}" for layer in layers)
         letter = "kv" if self.unit == "kv_head" else "h"
-        return tuple(f"l{a}.{letter}{b}" for a in layers for b in range(self.groups))
+        return tuple(f"l{a}.{letter}{b}" for a in layers for b in range(self.units_per_layer))
 
     @cached_property
     def kept(self) -> tuple[Tensor, ...]:
@@ -177,7 +177,7 @@ class Units:
                 keys_of_rows(mask, self.shape)  # refuses what does not fit, and empty rows
         if self.costs is not None:
             table = torch.tensor(self.costs, dtype=torch.float64)
-            size = (len(self.levels), self.shape.layers * self.groups)
+            size = (len(self.levels), self.shape.layers * self.units_per_layer)
             if table.shape != size:
                 raise ValueError(
                     f"costs are {size[0]} x {size[1]} numbers (levels, units), got "
@@ -204,7 +204,8 @@ class Units:
 
     def with_spared(self, allocation: Sequence[int]) -> list[int]:
         """The level of each unit, those of a layer without units too."""
-        return [*allocation, *([] if self.spared is None else [self.spared] * self.groups)]
+        spared = [] if self.spared is None else [self.spared] * self.units_per_layer
+        return [*allocation, *spared]
 
     @property
     def least(self) -> float:
@@ -228,7 +229,7 @@ class Units:
     def spared(self) -> int | None:
         """The level of a last layer without units: the lowest that keeps all; None = it has
         units."""
-        last = self.cost_table[:, -self.groups :]
+        last = self.cost_table[:, -self.units_per_layer :]
         if self.shape.read is None or self.shape.layers == 1 or bool((last.diff(dim=0) > 0).all()):
             return None
         return int((last == last[-1]).all(1).int().argmax())
@@ -236,10 +237,10 @@ class Units:
     @property
     def planes(self) -> int:
         """Heads of a unit."""
-        return self.shape.heads // self.groups
+        return self.shape.heads // self.units_per_layer
 
     @property
-    def groups(self) -> int:
+    def units_per_layer(self) -> int:
         """Units of a layer."""
         if self.unit == "layer":
             return 1
@@ -252,7 +253,7 @@ class Units:
 
     def pool(self, table: Tensor) -> Tensor:
         """Sums over the heads of each unit: `[layers, heads]` -> `[units]`."""
-        return table.view(len(table), self.groups, -1).sum(-1).flatten()
+        return table.view(len(table), self.units_per_layer, -1).sum(-1).flatten()
 
     def mask(self, allocation: Sequence[int]) -> Mask:
         """The mask in which each unit has its level."""

@@ -22,7 +22,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from masksearch.analysis.pareto import SPARSITIES, Snapshot, learned_nothing, sparsity_of
+from masksearch.analysis.pareto import (
+    HAND,
+    SPARSITIES,
+    Snapshot,
+    learned_nothing,
+    score_title,
+    sparsity_of,
+)
 from masksearch.contracts import Objective, Record, Report
 from masksearch.errors import without_controls
 from masksearch.masks.core import Mask
@@ -423,7 +430,7 @@ class Watcher:
         """The front and the best score."""
         parts, best = [f"front {len(self.state.front)}"], self.state.best
         if best is not None:
-            score = f"best {self.score} {best.value(self.score):.4f}"
+            score = f"best {score_title(self.score, [best])} {best.value(self.score):.4f}"
             parts.append(f"{score} at sparsity {sparsity_of(best):.3f}")
         if self.state.unlearned and not self.state.front:
             parts.append("nothing learned yet")
@@ -449,7 +456,8 @@ class Watcher:
         elif "effective_sparsity" in values and "sparsity" not in judged:
             values.pop("sparsity", None)  # full attention of a decoder has a half-empty table
         names = dict.fromkeys([*judged, *SPARSITIES])
-        parts += [figures({name: values[name]}) for name in names if name in values]
+        titles = {name: score_title(name, [record]) for name in names}
+        parts += [figures({titles[name]: values[name]}) for name in names if name in values]
         parts += ["unsettled gates"] * (record.params.get("gates") == "unsettled")
         return parts + ["learned nothing"] * learned_nothing(record)
 
@@ -466,6 +474,7 @@ def counts(record: Record, *, restored: bool) -> bool:
 def about(start: str, record: Record, parts: Sequence[str]) -> str:
     """A line about a record; its mask, or its name, gets the room that the rest leaves."""
     start, rest = f"{start}#{record.number} ", "".join(f"  {part}" for part in parts)
+    start += "hand-designed: " * (record.source == HAND)
     name = record.name or drawn(record, LONGEST - len(start) - len(rest))
     return with_mask(start, name, rest, LEAST)
 

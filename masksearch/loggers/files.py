@@ -131,7 +131,7 @@ class RecordLogger:
         """Takes the finished records of a resumed study; adds those that the sink lacks."""
         self.state = Snapshot(self.objectives)
         for record in records:
-            self.queue(record)
+            self.enqueue(record)
         self.attempt(self.write_waiting)
 
     def reported(self, number: int, report: Report) -> None:
@@ -141,10 +141,10 @@ class RecordLogger:
 
     def __call__(self, record: Record) -> None:
         """Takes one finished record."""
-        self.queue(record)
+        self.enqueue(record)
         self.attempt(self.write_waiting)
 
-    def queue(self, record: Record) -> None:
+    def enqueue(self, record: Record) -> None:
         """Puts a record behind those that the sink has not taken yet."""
         self.state = self.state.after(record)
         self.waiting.append(LoggedRecord(record, self.state))

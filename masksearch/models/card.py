@@ -44,6 +44,7 @@ from huggingface_hub import snapshot_download
 folder = snapshot_download("OWNER/NAME")  # this repository; or a folder on disk
 model = ms.load_pretrained(folder)
 print(ms.explain(model, length={length}))  # what computes each layer, and why
+print(*ms.measure_speed(model, length={length}))  # dense and masked, in turns
 ```
 
 {warning} Give other programs the model that is loaded here. Where each layer sees everything

@@ -1,10 +1,15 @@
-"""Times a whole model under its mask against itself without it."""
+"""Times a whole model under its mask against itself without it, and under many masks in turns."""
 
 from __future__ import annotations
 
 import inspect
+import json
+import os
+import pickle
+import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +20,12 @@ import torch
 from torch.utils.benchmark import timer
 from transformers import DynamicCache
 
-from masksearch.attention.attach import attached, detach
+from masksearch.attention.attach import attach, attached, detach
 from masksearch.attention.explain import explain, wrapped
 from masksearch.attention.probe import pretrained_models, unwrapped
 from masksearch.errors import AttachError, UnknownNameError
 from masksearch.masks.checks import at_least
+from masksearch.masks.core import Mask
 from masksearch.models.checkpoints import check_positions
 from masksearch.models.embedding import transformer_of
 from masksearch.models.pretrained import count_positions
@@ -81,8 +87,10 @@ def measure_speed(
     detach(sides[0])
     timed = partial(race, at_least("repeats", repeats, 10), f"{length} tokens" if progress else "")
     with torch.inference_mode():
-        found = timed(root.device, batch * length, [partial(side, **given) for side in sides])
-        results = [Speed("forward pass", length, *found)]
+        runs = [partial(side, **given) for side in sides]
+        times, rates = timed(batch * length, runs)
+        peaks = [peak_bytes(run, root.device) for run in runs if root.device.type == "cuda"]
+        results = [Speed("forward pass", length, times, rates, peaks)]
         if not root.can_generate() or length <= repeats + 2 or others:
             return results
         try:
@@ -96,24 +104,101 @@ def measure_speed(
             given |= {"cache" if "cache" in names else "past_key_values": cache, "use_cache": True}
             side(**given | {"input_ids": ids[:, : -repeats - 2]})
             steps.append(partial(side, **given | {"input_ids": ids[:, -1:]}))
-        speeds, rates, _ = timed(root.device, batch, steps)
+        speeds, rates = timed(batch, steps)
     kv = load_part("parts", "kv_bytes", "count")(mask, root, length)
     return [*results, Speed("generation", length, speeds, rates, [kv.dense_bytes, kv.bytes])]
 
 
-def race(repeats: int, say: str, device: torch.device, tokens: int, runs: list[Any]) -> Any:
-    """The figures of `Speed` from two runs, dense and masked, without its work and length."""
-    cuda, peaks = device.type == "cuda", []
-    times: list[list[float]] = [[], []]
-    for side in [0, 1, 0, 1, *([0, 1, 1, 0] * repeats)[: 2 * repeats]]:  # four to warm up
-        if cuda:
-            torch.cuda.reset_peak_memory_stats(device)
-        start = timer()
-        runs[side]()
-        times[side].append(timer() - start)
-        peaks += [torch.cuda.max_memory_allocated(device)] if cuda else []
-        if say and len(times[0]) == len(times[1]) == 2:
-            print(f"{say}: about {repeats * (times[0][1] + times[1][1]):.0f} s", file=sys.stderr)
-    dense, masked = (spent[2:] for spent in times)
-    quarters = quantiles(map(float.__truediv__, dense, masked), n=4, method="inclusive")
-    return quarters, [tokens / median(dense), tokens / median(masked)], peaks[:2]
+def race(repeats: int, say: str, tokens: int, runs: list[Any]) -> Any:
+    """`Speed.times_as_fast` and `Speed.rates` of two runs, dense and masked."""
+    dense, masked = take_turns(runs, [{}], repeats, 2, say)
+    return quarters(dense, masked), [tokens / median(dense), tokens / median(masked)]
+
+
+def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:
+    """The most memory that a run holds on a card."""
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return torch.cuda.max_memory_allocated(device)
+
+
+def quarters(dense: Sequence[float], masked: Sequence[float]) -> list[float]:
+    """How many times as fast, over pairs of runs: lower quartile, median, upper quartile."""
+    return quantiles(map(float.__truediv__, dense, masked), n=4, method="inclusive")
+
+
+def take_turns(
+    runs: Sequence[Callable[..., Any]],
+    batches: Sequence[Mapping[str, Any]],
+    repeats: int,
+    warm: int = 1,
+    say: str = "",
+) -> list[list[float]]:
+    """Seconds of each run on each batch, so many times; every other turn goes backwards.
+
+    Args:
+        runs: They take turns; the device is synchronised.
+        batches: Their arguments.
+        repeats: Times that all runs take all batches.
+        warm: How often they do beforehand, untimed.
+        say: Begins the line that says on standard error how long it takes; none = no line.
+    """
+    times: list[list[float]] = [[] for _ in runs]
+    order = [*range(len(runs))]
+    for turn in range(-warm, repeats):
+        for batch in batches:
+            for side in order:
+                start = timer()
+                runs[side](**batch)
+                times[side].append(timer() - start)
+            order.reverse()
+        if turn == -1:
+            last = sum(sum(spent[-len(batches) :]) for spent in times)
+            times = [[] for _ in runs]
+            if say:
+                print(f"{say}: about {repeats * last:.0f} s", file=sys.stderr, flush=True)
+    return times
+
+
+def time_masks(
+    model: torch.nn.Module,
+    masks: Mapping[str, Mask],
+    batches: Sequence[Mapping[str, Any]],
+    repeats: int,
+    device: torch.device,
+    say: str = "",
+) -> dict[str, list[float]]:
+    """How many times as fast a model is under each mask, beside itself without one, in a process
+    of its own: name -> lower quartile, median and upper quartile over batches and repeats.
+
+    Args:
+        model: Without a mask; it stays as it is.
+        masks: Each is put on a copy that shares the weights.
+        batches: Arguments of a forward pass; tensors on the CPU.
+        repeats: As of `take_turns`.
+        device: Where to.
+        say: As of `take_turns`.
+    """
+    work = model, dict(masks), [*batches], repeats, device, say, torch.get_num_threads()
+    paths = os.pathsep.join(filter(None, sys.path))
+    made = subprocess.run(
+        [sys.executable, "-c", "from masksearch.models.speed import serve; serve()"],
+        input=pickle.dumps(work),
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": paths},
+        check=True,
+    )
+    dense, *others = json.loads(made.stdout.splitlines()[-1])
+    return {name: quarters(dense, own) for name, own in zip(masks, others, strict=True)}
+
+
+def serve() -> None:
+    """The other end of `time_masks`: work on standard input, seconds on standard output."""
+    model, masks, batches, repeats, device, say, threads = pickle.load(sys.stdin.buffer)
+    torch.set_num_threads(threads)
+    model = model.to(device).eval()
+    shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
+    sides = [model, *(attach(deepcopy(model, dict(shared)), mask) for mask in masks.values())]
+    moved = [{name: part.to(device) for name, part in batch.items()} for batch in batches]
+    with torch.inference_mode():
+        print(json.dumps(take_turns(sides, moved, repeats, say=say)))

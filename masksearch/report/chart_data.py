@@ -12,7 +12,13 @@ import numpy as np
 
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.fronts import arm_of
-from masksearch.analysis.pareto import learned_nothing, on_front, pareto, sparsity_of
+from masksearch.analysis.pareto import (
+    learned_nothing,
+    on_front,
+    pareto,
+    score_title,
+    sparsity_of,
+)
 from masksearch.analysis.runs import MaskGroup, MaskRuns
 from masksearch.analysis.search_curves import Compute, band_of, curves_of, without_rte
 from masksearch.analysis.stats import CLAIM_SEEDS, estimate, mean_of_searches
@@ -22,19 +28,19 @@ from masksearch.masks.measure import unit_densities
 from masksearch.masks.text import short_text
 from masksearch.neighbours import load_part
 from masksearch.report.chart_rows import (
+    ChartStrategy,
     Difference,
     DifferenceChart,
     Estimate,
     Facts,
     FrontChart,
-    Group,
+    FrontStep,
     Kept,
     KeptShares,
     Level,
     Point,
+    PointGroup,
     Score,
-    Step,
-    Strategy,
     Volume,
     VolumeChart,
 )
@@ -112,7 +118,8 @@ def search_chart(section: Section, pictures: Pictures) -> FrontChart | None:
     ]
     if not points:
         return None
-    return front_chart(f"{section.key}front", score, groups, points, axis, section.truth)
+    title = score_title(score.name, section.searched)
+    return front_chart(f"{section.key}front", score, title, groups, points, axis, section.truth)
 
 
 def drawn_records(section: Section) -> list[Record]:
@@ -168,7 +175,8 @@ def compared_chart(section: Section, name: str, key: str, pictures: Pictures) ->
         return None
     entries = {f"{section.key}{name} {e.name}": e for e in comparison.entries.values()}
     alone = {at for at, e in entries.items() if not arm_of(e, comparison.promised)}
-    return front_chart(section.key + key, score, groups, points, axis, section.truth, alone)
+    key, title = section.key + key, comparison.title
+    return front_chart(key, score, title, groups, points, axis, section.truth, alone)
 
 
 def leading(points: Sequence[Point], goal: str) -> dict[str, str]:
@@ -200,7 +208,8 @@ def leading(points: Sequence[Point], goal: str) -> dict[str, str]:
 def front_chart(
     key: str,
     score: Objective,
-    groups: list[Group],
+    title: str,
+    groups: list[PointGroup],
     points: list[Point],
     axis: str,
     truth: Sequence[tuple[float, float]] = (),
@@ -216,7 +225,7 @@ def front_chart(
     used = [g for g in groups if any(point["group"] == g["name"] for point in sparse)]
     sign = 1 if score.goal == "max" else -1
     left = min((point["saved"] for point in sparse), default=0.0)
-    lines = list[Step]()
+    lines = list[FrontStep]()
     for group in used:
         members = [p for p in sparse if p["group"] == group["name"] and not p["nothing"]]
         members = [point for point in members if point["id"] not in alone]
@@ -224,14 +233,14 @@ def front_chart(
         steps = mean_front(members, sign) if several else front_of(members, sign)
         for index, (saved, step) in enumerate([*steps[:1], *steps]):
             at = saved if index else left
-            lines.append(Step(**step, group=group["name"], arm=group["arm"], saved=at))
+            lines.append(FrontStep(**step, group=group["name"], arm=group["arm"], saved=at))
     if truth:
         used = [*used, group_of(TRUE_FRONT, (PINK, "o"), "truth")]
         known = sorted(truth)
         for at, best in [(min(left / 100, known[0][0]), known[0][1]), *known]:
             bare = Estimate(id="", score=best, low=None, high=None)
-            lines.append(Step(**bare, group=TRUE_FRONT, arm="truth", saved=100 * at))
-    title = TITLES.get(score.name, score.name.replace("_", " "))
+            lines.append(FrontStep(**bare, group=TRUE_FRONT, arm="truth", saved=100 * at))
+    title = TITLES.get(title, title.replace("_", " "))
     return FrontChart(
         kind="front",
         id=key,
@@ -246,9 +255,9 @@ def front_chart(
     )
 
 
-def group_of(name: str, style: tuple[str, str], arm: str) -> Group:
+def group_of(name: str, style: tuple[str, str], arm: str) -> PointGroup:
     """A group of points: its name, colour and shape, and whose front it is."""
-    return Group(name=name, colour=style[0], shape=style[1], arm=arm)
+    return PointGroup(name=name, colour=style[0], shape=style[1], arm=arm)
 
 
 def estimate_of(point: Point) -> Estimate:
@@ -357,7 +366,6 @@ def values_of(entry: MaskRuns, comparison: ComparedMasks) -> dict[str, list[floa
 # -- what a page compares ------------------------------------------------------------------------
 def difference_chart(comparison: ComparedMasks, key: str) -> DifferenceChart | None:
     """The declared comparisons: paired differences with their intervals; None without one."""
-    score = comparison.objectives[0].name
     lines = [
         Difference(
             label=f"{finding.mask} minus {finding.against}",
@@ -376,7 +384,7 @@ def difference_chart(comparison: ComparedMasks, key: str) -> DifferenceChart | N
         for finding in comparison.findings_to_show()
         if math.isfinite(finding.difference.value)
     ]
-    title = f"difference in {score.replace('_', ' ')}"
+    title = f"difference in {comparison.title.replace('_', ' ')}"
     return DifferenceChart(kind="differences", id=key, title=title, lines=lines) if lines else None
 
 
@@ -408,7 +416,7 @@ def volume_charts(section: Section) -> Iterator[VolumeChart]:
                     score=objectives[0].name,
                     compute=title,
                     groups=[
-                        Strategy(name=name, colour=c, shape=s, searches=len(curves[name]))
+                        ChartStrategy(name=name, colour=c, shape=s, searches=len(curves[name]))
                         for name, (c, s) in styles.items()
                     ],
                     lines=lines,

@@ -11,7 +11,7 @@ from typing import Literal, TypedDict
 Arm = str  # whose front: a kind of masks, "searched", "random", or "truth"
 
 
-class Group(TypedDict):
+class PointGroup(TypedDict):
     """Points of one colour and shape."""
 
     name: str
@@ -57,7 +57,7 @@ class Point(Estimate, Facts):
     lead: str  # what it stands for where a page begins with it, else ""
 
 
-class Step(Estimate):
+class FrontStep(Estimate):
     """A step of a front: the best score from `saved` on."""
 
     group: str
@@ -86,9 +86,9 @@ class FrontChart(TypedDict):
     id: str
     score: Score
     axis: str
-    groups: list[Group]
+    groups: list[PointGroup]
     points: list[Point]
-    lines: list[Step]
+    lines: list[FrontStep]
     levels: list[Level]
 
 
@@ -118,7 +118,7 @@ class DifferenceChart(TypedDict):
     lines: list[Difference]
 
 
-class Strategy(TypedDict):
+class ChartStrategy(TypedDict):
     """The searches by one strategy."""
 
     name: str
@@ -144,7 +144,7 @@ class VolumeChart(TypedDict):
     id: str
     score: str
     compute: str
-    groups: list[Strategy]
+    groups: list[ChartStrategy]
     lines: list[Volume]
 
 

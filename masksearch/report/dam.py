@@ -66,7 +66,7 @@ class DamRuns:
 
     Args:
         cards: One a run.
-        agreements: Name -> `masksearch.gates.result.Agreement` of runs that differ in their
+        agreements: Name -> `masksearch.gates.result.GateAgreement` of runs that differ in their
             seed only.
         missing: Lines on gates that could not be read.
     """

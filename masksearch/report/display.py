@@ -116,8 +116,8 @@ def comparison_html(comparison: ComparedMasks) -> str:
 
 def outcomes(comparison: ComparedMasks) -> TextTable:
     """Name, kind, sparsity, score with its interval, and outcome of each mask."""
-    score, findings = comparison.objectives[0].name, comparison.findings()
-    table = comparison_table(comparison).only("mask", "kind", "sparsity", score)
+    table, findings = comparison_table(comparison), comparison.findings()
+    table = table.only("mask", "kind", "sparsity", comparison.title)
     texts = []
     for cell, *_ in table.rows:
         entry = comparison.entries[cell.text]

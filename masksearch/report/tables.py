@@ -15,6 +15,7 @@ from masksearch.analysis.pareto import (
     hypervolume,
     learned_nothing,
     pareto,
+    score_title,
     sparsities_differ,
     sparsity_of,
 )
@@ -185,6 +186,7 @@ def front_table(
     rows: list[dict[str, Cell | str]] = []
     front = pareto([r for study in studies.values() for r in study], objectives)
     parts = dict.fromkeys(name for record in front for name in record.values)
+    titles = {name: score_title(name, front) for name in scores}
     scores += [name for name in parts if name.startswith(f"{NLL_INCREASE}/")]
     two = sparsities_differ(front)
     decimals = {name: decimals_for(record.value(name) for record in front) for name in scores}
@@ -197,7 +199,9 @@ def front_table(
                 "strategy": origin,
                 "trial": str(record.number),
                 **{
-                    words(name): format_estimate(record.value(name), decimals=decimals[name])
+                    words(titles.get(name, name)): format_estimate(
+                        record.value(name), decimals=decimals[name]
+                    )
                     for name in scores
                 },
                 "sparsity": percent(sparsity_of(record)),
@@ -240,8 +244,9 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
     if not comparison.entries:
         return TextTable()
     columns = [columns] if isinstance(columns, str) else columns
+    columns = [name for name in columns if name != comparison.title]
     judged = [o.name for o in comparison.objectives if o.name not in SHARES]
-    two = sparsities_differ(comparison.records)
+    two, score = sparsities_differ(comparison.records), comparison.objectives[0].name
     frame = comparison.frame()
     data = frame.to_dict("records")
     decimals = {
@@ -272,10 +277,10 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
                 cell = replace(cell, text=f"{cell.text} (1 seed)")
             if row["effective_sparsity"] > 0 and row[name] == best.get(name):
                 cell = replace(cell, mark=cell.mark or "best")
-            cells[name] = cell
+            cells[comparison.title if name == score else name] = cell
         if comparison.fronts is not None:  # what the search had said, and what is left of it
-            score, chance = row["score in search"], row["p on front"]
-            cells["score in search"] = format_estimate(score, decimals=decimals[judged[0]])
+            before, chance = row["score in search"], row["p on front"]
+            cells["score in search"] = format_estimate(before, decimals=decimals[judged[0]])
             cells["P(on front)"] = DASH if math.isnan(chance) else f"{chance:.2f}"
         cells |= {} if comparison.seedless else {"seeds": str(row["n_seeds"])}
         rows.append(cells | {n: str(row[n] or DASH) for n in ("diverged", "failed")})
@@ -356,7 +361,7 @@ def findings_table(
                 "sparser_by": finding.gap,
             }
         )
-    score = words(comparison.objectives[0].name)
+    score = words(comparison.title)
     return text_table(
         rows,
         text=("mask", "against", "because it is", "outcome"),

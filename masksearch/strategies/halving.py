@@ -55,9 +55,10 @@ class ParetoHalving:
     - `"strata"`: by the metric among the trials of its density stratum alone.
     - `"metric"`: by the metric alone (ASHA's rule), as a control.
 
-    The arguments never change; the observations are kept beside them. `dataclasses.replace(it)`
-    is the same scheduler without observations, and observing the same reports in the same order
-    rebuilds its state. One-shot jobs have no mask to rank and are not to be observed.
+    It is stateful: the arguments are frozen, and `observe` fills the rungs.
+    `dataclasses.replace(it)` is the same scheduler without observations, and observing the same
+    reports in the same order rebuilds its state. One-shot jobs have no mask to rank and are not
+    to be observed.
 
     Args:
         rungs: Steps of the rungs, rising (>= 1); to save anything they lie well before the

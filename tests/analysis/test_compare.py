@@ -290,6 +290,21 @@ def test_named_masks_are_set_against_one_another_once_a_pair(judged):
     assert sorted(map(min, with_star)) == ["dam", "tpe"]  # named too: neither with dense nor more
 
 
+def test_what_nobody_has_named_is_one_line_unless_all_is_asked_for(judged):
+    runs = {
+        "mine": (masks.window(1), around(0.9)),
+        "other": (masks.window(0), around(0.6)),
+        "star": (masks.star(), shaken(0.7)),
+        "dense": (masks.full(), shaken(0.95)),
+    }
+    comparison = replace(judged(runs, kinds={}), against="named")
+    whole, brief = (comparison.verdict(verbose=each).splitlines() for each in (True, False))
+    assert [line for line in brief if "(named, " in line] != []
+    assert {*brief} - {*whole} == {line for line in brief if "(--verbose says more): " in line}
+    assert any(" star +0.200 [" in line and ", dense -0.050" in line for line in brief)
+    assert len(brief) == len(whole) - 2  # of two masks two opponents each
+
+
 def test_masks_meet_within_the_budgets_that_they_keep(judged, record):
     """A run's mask stands for one budget, another mask for each that it keeps; names say
     nothing."""

@@ -207,6 +207,14 @@ def test_every_architecture_notices_and_gives_no_weights_that_are_none(at):
     assert torch.allclose(at.run(model, given), plain, atol=1e-4)
 
 
+def test_the_earlier_name_of_the_mask_goes_on_with_a_warning():
+    model, mask = BERT.made(), masks.window(1)
+    with pytest.warns(DeprecationWarning, match=r"^attach\(what=\) is now mask=$") as said:
+        attach(model, what=mask)
+    assert attached(model) == attached(attach(model, mask=mask)) == {"self": mask}
+    assert said[0].filename == __file__
+
+
 def test_a_configuration_that_asks_for_weights_is_refused():
     model = BERT.made()
     model.set_attn_implementation("eager")

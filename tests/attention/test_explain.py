@@ -92,8 +92,8 @@ def test_without_a_length_the_only_one():
 def test_short_inputs_say_from_where_a_sparse_kernel_pays():
     text = " ".join(str(explain(attach(bert(), masks.window(8)), 128)).split())
     assert "below 256 positions nothing sparse pays" in text
-    assert "window(8): block gather pays from about 512 positions on." in text
-    model = attach(bert(), masks.longformer(8, 1))
+    assert "window(8): block gather pays from about 256 positions on." in text
+    model = attach(bert(), masks.longformer(24, 1))
     assert "pays from about 512 positions on." in " ".join(str(explain(model, 256)).split())
     assert [only(model, length).backend for length in (256, 512)] == ["sdpa", "gather"]
 

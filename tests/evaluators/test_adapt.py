@@ -415,6 +415,22 @@ def test_a_fine_tuned_folder_is_taken_as_it_is(data: Path, tmp_path: Path) -> No
     assert torch.isfinite(source.model(**next(source.batches)).loss)
 
 
+def test_a_vocabulary_without_mask_is_the_checkpoints_own_where_no_word_is_masked(
+    data: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(data / "checkpoint", bare)
+    listed = (bare / "vocab.txt").read_text()
+    (bare / "vocab.txt").write_text(listed.replace("[MASK]", "masked"))  # as many as embeddings
+    judge = evaluator(data, tmp_path / "cache", weights=bare, adapt="train")
+    assert judge.source.vocabulary == judge.start.vocabulary + 1  # transformers adds its own
+    scores, _ = judged(judge, tmp_path / "judged", masks.full())
+    assert scores["SST-2"] > 0.4
+    (tmp_path / "text.txt").write_text("a b c d\n" * 999)
+    with pytest.raises(DataError, match=r"embeds .*; use the checkpoint's own"):
+        ms.MlmEvaluator(tmp_path / "text.txt", weights=bare, length=12).task()  # masks words
+
+
 TURNED = {"MRPC": "equivalent", "CoLA": "acceptable", "QQP": "duplicate", "WNLI": "entailment"}
 
 

@@ -49,6 +49,15 @@ def switches(kind: str, per: str, options: tuple[str, ...] = OPTIONS, **more: An
     return Gates("switch", levels=options, unit=per, **sizes, **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("per", "count"), [("layer", 1), ("kv_head", 2), ("head", HEADS)])
+def test_units_of_a_layer_are_counted(per: str, count: int) -> None:
+    levels = [masks.parse(text) for text in OPTIONS]
+    units = Units(Shape(LENGTH, LAYERS, HEADS), levels, per, kv_heads=2)  # type: ignore[arg-type]
+    assert units.units_per_layer * units.planes == HEADS
+    assert units.units_per_layer == count
+    assert len(units.names) == LAYERS * count
+
+
 @pytest.mark.parametrize("per", ["layer", "head"])
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 def test_gradient_is_that_of_switching(kind: str, per: str) -> None:

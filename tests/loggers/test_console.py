@@ -89,6 +89,14 @@ def test_a_line_has_room_for_whole_operands_only(tmp_path):
     assert "#10000 window(3) | ... [b70bf545]  loss" in shown(False, [], [wide])
 
 
+def test_a_hand_designed_mask_is_called_so_whatever_judges_it():
+    by_hand = record(0, 1.0, name="longformer within 0.2", source="hand")
+    for role in ("baseline", "compared"):
+        line = shown(False, [], [replace(by_hand, role=role)])
+        assert "#0 hand-designed: longformer within 0.2  " in line
+    assert "hand-designed" not in shown(False, [], [replace(by_hand, source="search")])
+
+
 @pytest.mark.parametrize(("limit", "left"), [(None, "  2:00 left"), (100.0, "  0:40 left")])
 def test_time_left_is_judged_by_this_calls_pace(clock, limit, left):
     console = fake(False)

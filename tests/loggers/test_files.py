@@ -199,6 +199,16 @@ def test_resumed_search_adds_what_a_sink_lacks(tmp_path):
         assert logger.numbers == numbers
 
 
+def test_records_are_enqueued_before_they_are_written():
+    logger = Flaky()
+    logger.down = False
+    for each in RECORDS[:2]:
+        logger.enqueue(each)
+    assert logger.numbers == []
+    logger(RECORDS[2])
+    assert logger.numbers == [each.number for each in RECORDS[:3]]
+
+
 def test_search_goes_on_where_the_disk_refuses(tmp_path):
     (tmp_path / "file").write_text("no folder")
     with (

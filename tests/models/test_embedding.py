@@ -19,8 +19,9 @@ from masksearch.errors import AttachError, DataError
 from masksearch.models.embedding import open_embedding
 
 library: Any = pytest.importorskip("sentence_transformers", reason="the extra `embed`")
-TEXTS = [" ".join(WORDS[at : at + 4 + at % 9]) for at in range(20)]
+TEXTS = [" ".join([*WORDS[at : at + 4 + at % 9], WORDS[at]]) for at in range(20)]
 MASK = masks.window(2) | masks.global_tokens(1)
+WORDS_TOO = masks.window(1) | masks.same_token()
 ALONE = "from sentence_transformers import SentenceTransformer as S; S({!r})"
 
 
@@ -30,19 +31,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_attach_takes_the_whole_model_and_detach_gives_it_back(folder: Path) -> None:
+@pytest.mark.parametrize("mask", [MASK, WORDS_TOO])
+def test_attach_takes_the_whole_model_and_detach_gives_it_back(folder: Path, mask: Any) -> None:
     model = library.SentenceTransformer(str(folder), device="cpu")
     dense = model.encode(TEXTS)
-    assert ms.attach(model, MASK) is model
-    assert ms.attached(model) == ms.attached(model[0].model) == {"self": MASK}
-    inner = ms.attach(BertModel.from_pretrained(folder).eval(), MASK)
+    assert ms.attach(model, mask) is model
+    assert ms.attached(model) == ms.attached(model[0].model) == {"self": mask}
+    inner = ms.attach(BertModel.from_pretrained(folder).eval(), mask)
     tokens = model.tokenizer(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         states, there = inner(**tokens).last_hidden_state, tokens["attention_mask"][..., None]
     means = (states * there).sum(1) / there.sum(1)
     wanted = torch.nn.functional.normalize(means).numpy()
     assert model.encode(TEXTS) == pytest.approx(wanted, abs=1e-5)
-    assert "window(2)" in str(ms.explain(model, 16))
+    assert mask.needs_tokens or "window(2)" in str(ms.explain(model, 16))
     ms.detach(model)
     assert model.encode(TEXTS) == pytest.approx(dense, abs=1e-6)
     assert np.abs(dense - wanted).max() > 0.01

@@ -12,10 +12,12 @@ from torch import nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import AttachError, LengthError
+from masksearch.models.speed import take_turns, time_masks
 from masksearch_decoders import kv_bytes
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"intermediate_size": 32, "max_position_embeddings": 66}
+CPU = torch.device("cpu")
 LOCAL = masks.columns(2) | masks.window(4)
 
 
@@ -186,3 +188,28 @@ def test_on_a_card_each_side_has_a_peak():
     [found] = ms.measure_speed(model, 64)
     assert min(found.bytes) > sum(value.nbytes for value in model.state_dict().values())
     assert "not measured" not in str(found)
+
+
+def test_masks_are_timed_in_a_process_of_their_own_and_the_model_stays(capfd):
+    model = bert()
+    before = {name: part.clone() for name, part in model.state_dict().items()}
+    ids = torch.arange(2 * 16).view(2, 16) % 9
+    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    found = time_masks(model, {"a": masks.window(2), "b": masks.full()}, batches, 4, CPU, "both")
+    assert [*found] == ["a", "b"]
+    assert all(0 < low <= middle <= high for low, middle, high in found.values())
+    assert "both: about " in capfd.readouterr().err
+    assert not ms.attached(model)
+    assert all(part.equal(before[name]) for name, part in model.state_dict().items())
+
+
+def test_every_other_turn_goes_backwards_and_warming_up_does_not_count():
+    seen: list[tuple[str, int]] = []
+
+    def run(name: str) -> Any:
+        return lambda at: seen.append((name, at))
+
+    times = take_turns([run("a"), run("b")], [{"at": 1}, {"at": 2}], 2)
+    once = [("a", 1), ("b", 1), ("b", 2), ("a", 2)]
+    assert seen == once * 3
+    assert [len(each) for each in times] == [4, 4]

@@ -15,7 +15,10 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Objective
 from masksearch.errors import SearchError
+from masksearch.report.chart_data import compared_chart, search_chart
+from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
+from masksearch.report.tables import comparison_table, front_table
 
 NASTY = r"50%_of & #1 {a}\b ~x^2 $y$ >= <0.8|"
 ESCAPED = (
@@ -42,6 +45,26 @@ def comparison(objectives, compared, shape):
     }
     records = compared(runs, values={"SST-2": 0.5, "sst_loss": 1.25})
     return ms.Comparison(tuple(records), objectives, shape=shape, kinds={"mine": "searched"})
+
+
+def test_a_score_of_one_task_has_the_name_of_that_task(objectives, compared, shape):
+    runs = {"dense": (masks.full(), [0.9, 0.9]), "mine": (masks.window(1), [0.7, 0.8])}
+    records = [
+        replace(r, values={"tickets": r.value("glue"), "tickets/majority": 0.4, **r.values})
+        for r in compared(runs)
+    ]
+    comparison = ms.Comparison(tuple(records), objectives, shape=shape)
+    head = [cell.text for cell in comparison_table(comparison, comparison.tasks).head]
+    assert head.count("tickets") == 1
+    assert "glue" not in head
+    assert "tickets" in [cell.text for cell in front_table({"tpe": records}, objectives).head]
+    assert "sparse, tickets 0.750 [" in comparison.verdict()
+    section = Section({"tpe": records}, objectives, {"c": comparison})
+    for chart in (search_chart(section, Pictures()), compared_chart(section, "c", "", Pictures())):
+        assert chart["score"] == {"name": "glue", "title": "tickets", "goal": "higher"}
+    assert "glue" in comparison.frame().columns  # as it is stored
+    other = replace(records[-1], values=records[-1].values | {"glue": 0.1})  # a mean of more
+    assert ms.Comparison((*records[:-1], other), objectives, shape=shape).title == "glue"
 
 
 def check_latex(text: str) -> list[list[str]]:

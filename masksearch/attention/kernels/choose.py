@@ -1,20 +1,23 @@
 """Which kernel computes a layer's masked attention, and its call, as one operator in graphs.
 
 choice = choose(mask, 2048, device="cpu", trains=True)
-choice.backend, choice.reason            # "gather", "7 % of its 64 x 64 blocks are kept, ..."
+choice.backend, choice.reason            # "gather", "7% of its tiles are kept, ..."
 
-The rule goes by length, block density and device. For "auto", in its order:
+The rule goes by length, device and the share of tiles that the device's kernel computes. For
+"auto", in its order:
 
     a mask that keeps everything    plain SDPA ("dense"), which any request gets
     CPU, below 256 positions        SDPA with a bool mask
-    CPU, block density below 0.6    block gather
+    CPU, tiles kept below 0.6       block gather, whose tiles are of 64 queries x 16 keys
     CPU, else                       SDPA with a bool mask
     CUDA, from 1,024 positions on   FlexAttention where it has less to do than SDPA: see below
     CUDA, else; other devices       SDPA with a bool mask
 
 On the CPU the rule takes the faster of SDPA and block gather, or one within 10 % of it, in all 160
 recorded cells: 4 % on an Intel Xeon, 8 % on an AMD EPYC (benchmarks/results: ten masks at 512 to
-4,096 positions, with and without gradients, compared in turns). FlexAttention is never taken
+4,096 positions, with and without gradients, compared in turns). Their tiles are those of 64 x 64;
+under masks of which the narrow tiles alone are below .6, gather was 1.1 to 3 times as fast as SDPA
+(512 to 2,048 positions, calls and whole encoders). FlexAttention is never taken
 there: it has no backward pass, and each new length compiles for 3 to 17 seconds.
 
 On CUDA the rule is that of one NVIDIA H200 with torch 2.11 (benchmarks/results/card.json: twelve
@@ -45,13 +48,13 @@ from masksearch.attention.kernels.flex import FlexPlan, block_on, flex_attention
 from masksearch.attention.kernels.gather import GatherPlan, gather_attention
 from masksearch.attention.kernels.plan import UNITS
 from masksearch.masks.core import Mask
-from masksearch.masks.lower import tile_counts
+from masksearch.masks.lower import by_tiles, tile_counts
 
 Backend = Literal["dense", "sdpa", "gather", "flex"]
 REQUESTS = ("auto", "sdpa", "gather", "flex")
 BLOCK = 64  # side of a kernel's block, in positions; `block_on` says what CUDA makes of it
 SHORTEST = 256  # positions below which nothing sparse is ever chosen
-SPARSE = 0.6  # block density below which block gather is the faster on a CPU
+SPARSE = 0.6  # share of kept tiles below which block gather is the faster on a CPU
 LONGEST = 4096  # positions up to which `gather_pays_from` looks
 SHORTEST_ON_CUDA = 1024  # positions from which FlexAttention is the faster on CUDA
 IN_PART = 8  # what a block that is kept in part counts there in 16 bits; a whole one counts 1
@@ -102,8 +105,9 @@ def choose(
     Raises:
         LengthError: If the mask has another length.
     """
-    block = block_on(device, BLOCK)
-    counts = tile_counts(mask, length, block)[0]
+    block, keys = grain_on(device)
+    fine, side = tile_counts(mask, length, keys)[0], block // keys
+    counts = by_tiles(fine, (side, side)).sum((-3, -1))
     cells = counts.shape[0] * length * length
     kept = int(counts.sum())
     blocks = float((counts > 0).double().mean())
@@ -115,7 +119,8 @@ def choose(
         if requested == "flex" and kind == "cpu" and trains:
             reason += "; it has no backward pass on the CPU and will refuse to train"
     elif kind == "cpu":
-        backend, reason = choose_on_cpu(length, blocks)
+        tiles = by_tiles(fine, (side, 1)).sum((-3, -1)) > 0
+        backend, reason = choose_on_cpu(length, float(tiles.double().mean()))
     elif kind == "cuda":
         whole = float((counts == block * block).double().mean())
         backend, reason = choose_on_cuda(length, whole, blocks - whole, dtype)
@@ -130,12 +135,12 @@ def grain_on(device: torch.device | str) -> tuple[int, int]:
     return (side, side) if torch.device(device).type == "cuda" else (side, UNITS[0])
 
 
-def choose_on_cpu(length: int, block_density: float) -> tuple[str, str]:
-    """Backend and reason of `"auto"` on the CPU."""
+def choose_on_cpu(length: int, tiles: float) -> tuple[str, str]:
+    """Backend and reason of `"auto"` on the CPU, by the share of tiles that are kept."""
     if length < SHORTEST:
         return "sdpa", f"below {SHORTEST} positions nothing sparse pays"
-    share = f"{block_density:.0%} of its {BLOCK} x {BLOCK} blocks are kept"
-    if block_density < SPARSE:
+    share = f"{tiles:.0%} of its tiles of {BLOCK} x {UNITS[0]} are kept"
+    if tiles < SPARSE:
         return "gather", f"{share}, less than {SPARSE:.0%}: block gather leaves the others out"
     return "sdpa", f"{share}: block gather pays below {SPARSE:.0%}"
 
@@ -175,8 +180,9 @@ def gather_pays_from(mask: Mask) -> int | None:
     Raises:
         LengthError: If the mask reaches no farther than some length.
     """
-    lengths = [mask.length] if mask.length else [SHORTEST, 512, 1024, 2048, LONGEST]
-    for length in lengths:
+    longest = mask.longest or LONGEST
+    lengths = [n for n in (SHORTEST, 512, 1024, 2048, LONGEST) if n <= longest]
+    for length in [mask.length] if mask.length else lengths:
         choice = choose(mask, length, device="cpu", trains=False)
         if choice.backend == "gather":
             return length

@@ -1,0 +1,251 @@
+"""A target of time in place of a share of pairs: which share of a kernel's tiles meets it, which
+drawn masks of tiles do, and whether a found mask does.
+
+target = aim(1.3, evaluator, seed=0, run=Path("run"), batch=8, shown=True)
+target.share                                # of the pairs, for a search by gates of tiles
+target.drawn                                # name -> mask, each as dense as the target lets it
+
+All timings are of the whole model on rows of its own, dense and masked in turns, in a process of
+their own (`masksearch.models.speed.time_masks`). Each is made once and kept in `time.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from masksearch.attention.kernels.choose import grain_on
+from masksearch.contracts import Shape, generator
+from masksearch.evaluators.embedding import EmbeddingEvaluator
+from masksearch.evaluators.glue import GlueEvaluator
+from masksearch.files import write_text_in_one_move
+from masksearch.masks.baselines import equal_cost_baselines
+from masksearch.masks.core import Mask
+from masksearch.masks.leaves import Window
+from masksearch.masks.lower import Block, block_view, by_tiles, spread_tiles
+from masksearch.masks.measure import effective_density
+from masksearch.masks.tables import BlockLayout
+from masksearch.models.speed import time_masks
+
+KEPT = "time.json"
+SHARES = (0.5, 0.35, 0.25, 0.15, 0.08)  # of all tiles, that are timed first
+BATCHES, REPEATS = 4, 2  # of the first and the last timing
+STEP = 0.005  # of the shares at which drawn masks are looked for
+LIMIT = "the diagonal's tiles"
+DRAWINGS = 3  # of each family of drawn masks
+CUTS = 2  # lower shares that a found mask is cut at, at most
+DRAWN = 43  # stream of random numbers
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Timings of one model, each made once.
+
+    Args:
+        path: Of the file that keeps them.
+        make: Makes the model.
+        batches: Arguments of its forward pass.
+        device: Where it computes.
+        shown: Whether standard error says how long a timing takes.
+    """
+
+    path: Path
+    make: Callable[[], nn.Module]
+    batches: tuple[Mapping[str, torch.Tensor], ...]
+    device: torch.device
+    shown: bool = True
+
+    def of(self, masks: Mapping[str, Mask], say: str, few: bool = False) -> dict[str, list[float]]:
+        """Name -> how many times as fast as dense: lower quartile, median and upper quartile.
+
+        Args:
+            masks: Those that the file names are not timed again.
+            say: Names them, on standard error.
+            few: Whether half the batches will do.
+        """
+        kept = json.loads(self.path.read_text("utf-8")) if self.path.is_file() else {}
+        if left := {name: mask for name, mask in masks.items() if name not in kept}:
+            batches = self.batches[:: 2 if few else 1]
+            how = REPEATS, self.device, say if self.shown else ""
+            kept |= time_masks(self.make(), left, batches, *how)
+            write_text_in_one_move(self.path, json.dumps(kept, indent=1) + "\n")
+        return {name: kept[name] for name in masks}
+
+    @property
+    def rows(self) -> str:
+        """The rows that are timed, in words."""
+        lengths = torch.cat([batch["attention_mask"].sum(1) for batch in self.batches])
+        threads = torch.get_num_threads()
+        where = str(self.device)
+        if where == "cpu":
+            where = f"{threads} thread" + "s" * (threads > 1)
+        size = len(self.batches[0]["attention_mask"])
+        return f"{size} rows of {int(lengths.min()):,} to {int(lengths.max()):,} tokens, {where}"
+
+
+@dataclass(frozen=True)
+class Target:
+    """How many times as fast as dense a model is to be, and what that leaves to masks.
+
+    Args:
+        times: The target, above 1.
+        shape: Of the masks, with the lengths of the data.
+        block: Queries and keys of a tile of the device's kernel.
+        timings: Of the model.
+    """
+
+    times: float
+    shape: Shape
+    block: Block
+    timings: Timings
+
+    @cached_property
+    def table(self) -> dict[str, list[float]]:
+        """Tiles drawn at random, and none but the diagonal's: name -> times as fast."""
+        made = {f"{share:.0%} of the tiles": share for share in SHARES} | {LIMIT: 0.0}
+        masks = {name: random_tiles(share, self.shape, self.block) for name, share in made.items()}
+        return self.timings.of(masks, "timing")
+
+    def density(self, share: float) -> float:
+        """The share of the pairs of tiles drawn at random."""
+        return effective_density(random_tiles(share, self.shape, self.block), self.shape)
+
+    @cached_property
+    def limit(self) -> tuple[float, float]:
+        """Of the diagonal's tiles: their share of the pairs, and the time as a share of dense
+        attention's, in the lower quartile of the speed."""
+        return self.density(0.0), 1 / self.table[LIMIT][0]
+
+    @cached_property
+    def share(self) -> float:
+        """The share of the pairs at which random tiles meet the target.
+
+        Raises:
+            ValueError: If the diagonal's tiles alone do not meet it.
+        """
+        best, median, _ = self.table[LIMIT]
+        if best < self.times:
+            raise ValueError(
+                f"{self.times:g} times as fast is not to be had at {self.shape.length} tokens: "
+                f"without any pair but those of {LIMIT} the model is {median:.2f} times as fast "
+                f"(lower quartile {best:.2f}; {self.timings.rows}); ask for less, or for longer "
+                "rows, which gain more"
+            )
+        below = self.limit
+        for share in sorted(SHARES):
+            at = self.density(share), 1 / self.table[f"{share:.0%} of the tiles"][0]
+            if at[1] > 1 / self.times:
+                return self.between(below, at)
+            below = at
+        return below[0]
+
+    def between(self, below: tuple[float, float], above: tuple[float, float]) -> float:
+        """The share at which a line through two points, each share and time, meets the target;
+        not below the diagonal's, and rounded to what drawn masks are looked for at."""
+        (low, fast), (high, slow) = below, above
+        share = high if slow <= 1 / self.times else low
+        if slow != fast and high != low:
+            share = low + (1 / self.times - fast) * (high - low) / (slow - fast)
+        return max(self.limit[0], min(1.0, round(share // STEP * STEP, 3)))
+
+    def describe(self) -> str:
+        """The table of times, and the share that is taken."""
+        lines = [f"{self.timings.rows}; times as fast as dense attention (quartiles):"]
+        for name, (low, middle, high) in self.table.items():
+            lines.append(f"  {name:<24} {middle:.2f} ({low:.2f} to {high:.2f})")
+        return "\n".join([*lines, f"  {self.times:g} times: {self.share:.1%} of the pairs"])
+
+    @cached_property
+    def drawn(self) -> dict[str, Mask]:
+        """The hand-designed masks of tiles: of each family the densest of three that meets the
+        target, one at the share of random tiles and two where a line through timings meets it."""
+
+        @cache
+        def draw(share: float) -> Mapping[str, Mask]:
+            return equal_cost_baselines(share, self.shape, block=self.block)
+
+        shares = dict.fromkeys(draw(self.share), self.share)
+        points = {name: [self.limit] for name in shares}
+        met: dict[str, tuple[float, Mask]] = {}
+        for number in range(1, DRAWINGS + 1):
+            masks = {n: draw(at)[n] for n, at in shares.items() if n in draw(at)}
+            say = f"{len(masks)} drawn masks, {number} of {DRAWINGS}"
+            timed = self.timings.of({f"{n}, {number}": m for n, m in masks.items()}, say, few=True)
+            for name, mask in masks.items():
+                low, *_ = timed[f"{name}, {number}"]
+                density = effective_density(mask, self.shape)
+                points[name].append((density, 1 / low))
+                if low >= self.times and density > met.get(name, (0.0, mask))[0]:
+                    met[name] = density, mask
+                shares[name] = min(self.between(*sorted(points[name][-2:])), 2 * density)
+        return {f"{name} at {self.times:g} times": mask for name, (_, mask) in met.items()}
+
+    def fit(self, name: str, mask: Mask, cut: Callable[[float], Mask]) -> Mask:
+        """A found mask, or where it is too slow, at most twice, one of a lower share.
+
+        Args:
+            name: Of its timings.
+            mask: As it was found.
+            cut: Share of the pairs -> mask, without training.
+        """
+        for number in range(CUTS + 1):
+            label = f"{name}, cut {number}" if number else name
+            low, *_ = self.timings.of({label: mask}, f"timing {label}")[label]
+            if low >= self.times or number == CUTS:
+                break
+            at = effective_density(mask, self.shape), 1 / low
+            lower = min(self.between(self.limit, at), at[0] - STEP)
+            mask = cut(max(self.limit[0], lower))
+        return mask
+
+
+def aim(
+    times: float,
+    start: GlueEvaluator | EmbeddingEvaluator,
+    seed: int,
+    run: Path,
+    batch: int,
+    shown: bool,
+) -> Target:
+    """The target of a model, by the rows that searches read.
+
+    Args:
+        times: As many times as fast as dense attention, above 1.
+        start: Judges masks on the model that was given.
+        seed: Of the dense model.
+        run: Keeps the timings.
+        batch: Rows of a batch.
+        shown: As of `Timings`.
+    """
+    if isinstance(start, EmbeddingEvaluator):
+        rows, make = start.data.queries, start.model
+    else:
+        (name,) = start.downstream
+        rows = next(iter(start.tokens(name).dev.values()))
+        make = partial(start.dense if start.is_tuned else start.begin, name, seed)
+    numbers = range(min(batch * BATCHES, len(rows)))
+    chosen = [[*numbers[at : at + batch]] for at in range(0, len(numbers), batch)]
+    batches = map(rows.batch, chosen)
+    given = tuple({n: part for n, part in each.items() if n != "labels"} for each in batches)
+    timings = Timings(run / KEPT, make, given, start.torch_device, shown)
+    return Target(times, start.shape, grain_on(start.torch_device), timings)
+
+
+def random_tiles(share: float, shape: Shape, block: Block) -> BlockLayout:
+    """So many of the tiles of each head, drawn at random, and those of the diagonal."""
+    side = min(block)
+    tile = block[0] // side, block[1] // side
+    blocks = -(-shape.length // side)
+    own = by_tiles(block_view(Window(0), shape.length, side), tile).any(-1).any(-2)[0, 0]
+    order = torch.rand(shape.layers, shape.heads, own.numel(), generator=generator(DRAWN))
+    order[..., own.flatten()] = -1.0
+    most = max(int(own.sum()), round(share * own.numel()))
+    kept = torch.zeros_like(order, dtype=torch.bool)
+    kept.scatter_(-1, order.argsort(-1)[..., :most], value=True)
+    return BlockLayout(spread_tiles(kept.view(*kept.shape[:2], *own.shape), blocks, tile), side)
