@@ -590,7 +590,7 @@ def test_each_stage_goes_on_from_what_it_has_left(place: Path, tmp_path: Path) -
     trained, found = [], []
     for trainings in (trained, again := []):
         with follow_trainings(lambda step, config: trainings.append(step.title)):  # noqa: B023
-            full = prepare(request)
+            request, full = prepare(request)
             studies = search_masks(request, full)
             candidates = shortlist(request, full, studies)
             comparison, plain = judge_masks(request, full, candidates)
