@@ -127,7 +127,7 @@ def compare_fronts(comparison: ComparedRuns) -> ComparedFronts | None:
     seeds = sorted(set.intersection(*(set(entry.scores) for entry in entries)))
     if not seeds:
         return None
-    gains = gains_by_seed(comparison, entries, seeds)
+    gains = _gains_by_seed(comparison, entries, seeds)
     sign = comparison.sign
     rows = [[entry.rows[s] for s in seeds if s in entry.rows] for entry in entries]
     tables = stack_rows(rows) if all(len(runs) == len(seeds) for runs in rows) else None
@@ -156,7 +156,7 @@ def compare_fronts(comparison: ComparedRuns) -> ComparedFronts | None:
             slopes = dict(zip(alive, (sign * volume_slopes(means)).tolist(), strict=True))
             shares = [slopes.get(m, 0.0) for m in indices]
             for draw in range(len(seeds)):
-                by_row[draw] = mix_rows([rows[m][draw] for m in indices], shares)
+                by_row[draw] = _mix_rows([rows[m][draw] for m in indices], shares)
         volumes[name] = volumes_of(gains[alive], by_row)
         best = [m for m, kept in zip(alive, on_front(means), strict=True) if kept]
         best.sort(key=lambda m: entries[m].sparsity)
@@ -170,12 +170,12 @@ def compare_fronts(comparison: ComparedRuns) -> ComparedFronts | None:
         gains.shape[1] if grouped else 0,
         arms,
         {entry.name: float(p) for entry, p in zip(entries, chances, strict=True)},
-        lost_promise(comparison, entries, seeds, sign),
+        _lost_promise(comparison, entries, seeds, sign),
         tuple(compare_volumes(volumes).values()),
     )
 
 
-def gains_by_seed(
+def _gains_by_seed(
     comparison: ComparedRuns, entries: Sequence[MaskRuns], seeds: Sequence[int]
 ) -> Floats:
     """`[masks, seeds, objectives]`, measured from the objectives' `worst`; more is better.
@@ -226,7 +226,7 @@ def gains_by_rows(gains: Floats, rows: Sequence[RowScores], sign: float) -> Floa
     return result
 
 
-def lost_promise(
+def _lost_promise(
     comparison: ComparedRuns, entries: Sequence[MaskRuns], seeds: Sequence[int], sign: float
 ) -> Interval | None:
     """Mean of (score in the search - fresh score), positive where the search had flattered."""
@@ -240,7 +240,7 @@ def lost_promise(
     rows: list[RowScores] = []
     if all(seed in entry.rows for entry in chosen for seed in seeds):
         shares = [-sign / len(chosen)] * len(chosen)
-        rows = [mix_rows([entry.rows[seed] for entry in chosen], shares) for seed in seeds]
+        rows = [_mix_rows([entry.rows[seed] for entry in chosen], shares) for seed in seeds]
     return estimate(left, rows=rows)
 
 
@@ -257,11 +257,11 @@ def compare_volumes(volumes: Mapping[str, SeedVolumes]) -> dict[str, VolumeFindi
     searched = volumes["searched"]
     return judge_volumes(
         [name for name in volumes if name != "searched"],
-        lambda name, level: volume_difference(searched, volumes[name], level),
+        lambda name, level: _volume_difference(searched, volumes[name], level),
     )
 
 
-def volume_difference(mine: SeedVolumes, other: SeedVolumes, level: float) -> PairedDifference:
+def _volume_difference(mine: SeedVolumes, other: SeedVolumes, level: float) -> PairedDifference:
     """The difference of two hypervolumes, which two paired t-tests must agree on.
 
     That of the jackknife's pseudo-values alone claims too often where the masks of a front are
@@ -325,7 +325,7 @@ def volume_slopes(means: Floats) -> Floats:
     return slopes
 
 
-def mix_rows(rows: Sequence[RowScores], shares: Sequence[float]) -> RowScores:
+def _mix_rows(rows: Sequence[RowScores], shares: Sequence[float]) -> RowScores:
     """The sum of scores that were given to the same rows, each times its share.
 
     Args:
@@ -344,7 +344,7 @@ def mix_rows(rows: Sequence[RowScores], shares: Sequence[float]) -> RowScores:
 
 
 # -- the probability of being on the front ------------------------------------------------------
-def draw_means(gains: Floats, rows: Floats | None = None, draws: int = DRAWS) -> Floats:
+def _draw_means(gains: Floats, rows: Floats | None = None, draws: int = DRAWS) -> Floats:
     """Means that other seeds (and rows) could have given.
 
     A bootstrap whose weights of seeds are normal, so that every mask's draws spread as Student's t
@@ -380,7 +380,7 @@ def membership(gains: Floats, rows: Floats | None = None, draws: int = DRAWS) ->
 
     Args:
         gains: `[masks, seeds, objectives]`.
-        rows: See `draw_means`.
+        rows: See `_draw_means`.
         draws: Of the means.
 
     Returns:
@@ -389,7 +389,7 @@ def membership(gains: Floats, rows: Floats | None = None, draws: int = DRAWS) ->
     """
     if gains.shape[1] < 2:
         return np.full(len(gains), math.nan)
-    drawn = [on_front(means) for means in draw_means(gains, rows, draws)]
+    drawn = [on_front(means) for means in _draw_means(gains, rows, draws)]
     result: Floats = np.mean(drawn, axis=0)
     return result
 
@@ -414,7 +414,7 @@ def describe_fronts(fronts: ComparedFronts | None, objectives: Sequence[Objectiv
         f"{others or 'no others'}, {common}; {len(searched.front)} on the front of their own "
         "means."
     ]
-    details = [promise_line(fronts, objectives[0]), *chance_lines(fronts, searched)]
+    details = [_promise_line(fronts, objectives[0]), *_chance_lines(fronts, searched)]
     volumes = ", ".join(
         f"{name} {arm.hypervolume.text() if arm.front else '0 (nothing learned)'}"
         for name, arm in fronts.arms.items()
@@ -422,11 +422,11 @@ def describe_fronts(fronts: ComparedFronts | None, objectives: Sequence[Objectiv
     worst = ", ".join(f"{o.name} {o.worst:g}" for o in objectives)
     details.append(f"hypervolume from {worst} with 95% intervals: {volumes}")
     drawn = "rows" if fronts.groups else "seeds"
-    details += [volume_line(finding, drawn) for finding in fronts.findings]
+    details += [_volume_line(finding, drawn) for finding in fronts.findings]
     return lines + ["  " + line for line in details if line]
 
 
-def promise_line(fronts: ComparedFronts, score: Objective) -> str:
+def _promise_line(fronts: ComparedFronts, score: Objective) -> str:
     """States how much of the search's scores fresh runs lost."""
     lost = fronts.lost
     if lost is None:
@@ -445,7 +445,7 @@ def promise_line(fronts: ComparedFronts, score: Objective) -> str:
     return f"{text}: no loss that these seeds can tell"
 
 
-def chance_lines(fronts: ComparedFronts, searched: Arm) -> list[str]:
+def _chance_lines(fronts: ComparedFronts, searched: Arm) -> list[str]:
     """How many of the search's masks are on the true front, and which probably are not."""
     chances = {name: fronts.chances[name] for name in searched.masks}
     if any(map(math.isnan, chances.values())):
@@ -462,7 +462,7 @@ def chance_lines(fronts: ComparedFronts, searched: Arm) -> list[str]:
     return [line]
 
 
-def volume_line(finding: VolumeFinding, drawn: str) -> str:
+def _volume_line(finding: VolumeFinding, drawn: str) -> str:
     """One comparison of hypervolumes, over seeds or rows."""
     d = finding.difference
     name = f"hypervolume, searched minus {finding.against}"

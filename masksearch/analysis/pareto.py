@@ -441,8 +441,8 @@ def search_cautions(records: Sequence[Record]) -> list[str]:
     """
     return [
         *constant_scores(records),
-        *repeated_masks(records),
-        *idle_parameters(records),
+        *_repeated_masks(records),
+        *_idle_parameters(records),
         *unlearned_gates(records),
     ]
 
@@ -508,7 +508,7 @@ def constant_scores(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def repeated_masks(records: Sequence[Record]) -> list[str]:
+def _repeated_masks(records: Sequence[Record]) -> list[str]:
     """Strategies that draw the same masks again and again."""
     texts = []
     drawn = [r for r in records if r.scored and r.role == "trial"]
@@ -527,7 +527,7 @@ def repeated_masks(records: Sequence[Record]) -> list[str]:
     return texts
 
 
-def idle_parameters(records: Sequence[Record]) -> list[str]:
+def _idle_parameters(records: Sequence[Record]) -> list[str]:
     """Parameters of a space that took another value, beside equal others, for an equal mask."""
     drawn: dict[str, dict[object, set[str]]] = {}  # name -> mask and others -> its values
     for record in records:

@@ -104,7 +104,7 @@ def observe(runs: Mapping[str, Iterable[Record]], reference: str | None = None) 
             if not is_side_value(measure)
         ]
     columns = ["mask", "name", "density", "seed", "schedule", "budget", "measure", "value"]
-    table = without_repeated_ends(pd.DataFrame(rows, columns=columns))
+    table = _without_repeated_ends(pd.DataFrame(rows, columns=columns))
     lost = sum(record.status in ("failed", "stopped", "running") for _, record in named)
     table.attrs = {
         "reference": str(reference) if several else CURVE,
@@ -114,7 +114,7 @@ def observe(runs: Mapping[str, Iterable[Record]], reference: str | None = None) 
     return table
 
 
-def without_repeated_ends(table: pd.DataFrame) -> pd.DataFrame:
+def _without_repeated_ends(table: pd.DataFrame) -> pd.DataFrame:
     """Leaves out a last budget that only says again what the one before it said.
 
     An evaluator that fine-tunes reports the pre-training's loss a second time at its end.
@@ -349,10 +349,10 @@ class ProxyCard:
         what = f"{self.proxy} as a proxy of {self.target} at {self.reference[1]:,} steps"
         if self.objections:
             reasons = [f"  {each[0].upper()}{each[1:]}." for each in self.objections]
-            return "\n".join([f"Not decided: {what}.", *reasons, *figure_lines(self)])
+            return "\n".join([f"Not decided: {what}.", *reasons, *_figure_lines(self)])
         several, trusted, reasons = len(self.series()) > 1, [], []
         for name, rows in self.series().items():
-            where, reason = judge_schedule(self, name, rows)
+            where, reason = _judge_schedule(self, name, rows)
             reasons.append(f"  {name}: {reason}" if several else f"  {reason}")
             if where:
                 trusted.append(f"{where} ({name})" if several else where)
@@ -362,7 +362,7 @@ class ProxyCard:
                 "Such a ranking finds masks that stand out, and no more; use several seeds a mask."
             )
         head = f"Valid {'; '.join(trusted)}" if trusted else "Not valid"
-        return "\n".join([f"{head}: {what}.", *reasons, *figure_lines(self)])
+        return "\n".join([f"{head}: {what}.", *reasons, *_figure_lines(self)])
 
     def __repr__(self) -> str:
         line = self.verdict().splitlines()[0]
@@ -383,7 +383,7 @@ class ProxyCard:
         }
 
 
-def rate_budgets(
+def _rate_budgets(
     cells: Mapping[CellKey, pd.DataFrame],
     reference: CellKey,
     proxy: str,
@@ -471,14 +471,14 @@ def rate_proxy(
         cast("CellKey", cell): rows.pivot(index="mask", columns="seed", values="value")
         for cell, rows in finite.groupby(["measure", "schedule", "budget"])
     }
-    reference = choose_reference(cells, target, about.get("reference"))
+    reference = _choose_reference(cells, target, about.get("reference"))
     masks, seeds = cells[reference].index, sorted(set(finite["seed"]))
     everything = table.drop_duplicates("mask").set_index("mask")
     cells = {cell: each.reindex(index=masks, columns=seeds) for cell, each in cells.items()}
     density = everything["density"][masks].to_numpy()
     in_band = bands_of(density, bands)
     draws = Resampling(in_band, len(seeds), resamples)
-    truth, rows = rate_budgets(cells, reference, proxy, objectives, draws)
+    truth, rows = _rate_budgets(cells, reference, proxy, objectives, draws)
     complete = np.isfinite(truth)
     left_out = {
         **about.get("left_out", {}),
@@ -501,14 +501,14 @@ def rate_proxy(
         ceiling,
         density_tau,
         fraction,
-        tuple(objections_to(target, in_band, ceiling, density_tau, fraction)),
+        tuple(_objections_to(target, in_band, ceiling, density_tau, fraction)),
         {reason: int(count) for reason, count in left_out.items() if count},
         about.get("facts", ""),
         cells,
     )
 
 
-def choose_reference(
+def _choose_reference(
     cells: Mapping[CellKey, pd.DataFrame], target: str, schedule: str | None
 ) -> CellKey:
     """The longest budget of the target, of a schedule or of all; its masks are ranked.
@@ -546,7 +546,7 @@ def agreement(short: Floats, truth: Floats, draws: Resampling) -> dict[str, floa
 
 
 # -- words -------------------------------------------------------------------------------------
-def objections_to(
+def _objections_to(
     target: str, bands: NDArray[np.int64], ceiling: Interval, density_tau: float, fraction: float
 ) -> list[str]:
     """Why the data cannot decide; empty where they can. Arguments as the fields of a card."""
@@ -580,7 +580,7 @@ def objections_to(
     return objections
 
 
-def judge_schedule(card: ProxyCard, name: str, rows: pd.DataFrame) -> tuple[str, str]:
+def _judge_schedule(card: ProxyCard, name: str, rows: pd.DataFrame) -> tuple[str, str]:
     """From where on a schedule is trusted (empty: nowhere), and why."""
     ceiling, last, start = card.ceiling.value, rows.iloc[-1], card.valid_from.get(name)
     rule = f"{card.fraction:.0%} of the noise ceiling ({card.fraction:g} x {ceiling:.2f})"
@@ -599,7 +599,7 @@ def judge_schedule(card: ProxyCard, name: str, rows: pd.DataFrame) -> tuple[str,
     )
 
 
-def figure_lines(card: ProxyCard) -> list[str]:
+def _figure_lines(card: ProxyCard) -> list[str]:
     """The figures that stand behind the verdict."""
     lines, target = [], card.target
     for name, rows in card.series().items():

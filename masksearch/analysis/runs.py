@@ -321,7 +321,7 @@ class ComparedRuns:
         score = self.objectives[0].name
         by_seed = {r.seed: r for r in runs if r.scored and math.isfinite(r.value(score))}
         lost = {record.seed: record for record in runs if record.seed not in by_seed}
-        diverged = tuple(seed for seed, record in lost.items() if has_diverged(record, score))
+        diverged = tuple(seed for seed, record in lost.items() if _has_diverged(record, score))
         scores = {seed: record.value(score) for seed, record in by_seed.items()}
         if math.isfinite(self.worst):
             scores |= dict.fromkeys(diverged, self.worst)
@@ -424,7 +424,7 @@ class ComparedRuns:
         return max(as_sparse, key=lambda other: self.sign * other.score.value, default=None)
 
 
-def has_diverged(record: Record, score: str) -> bool:
+def _has_diverged(record: Record, score: str) -> bool:
     """Whether a run ended in a loss or a score that is not finite."""
     if record.scored:
         return not math.isfinite(record.value(score))
@@ -469,10 +469,10 @@ def masks_of_candidates(candidates: Mapping[str, Candidate]) -> dict[str, Mask]:
         )
     if not candidates:
         raise CandidateError("compare needs at least one mask, got an empty mapping")
-    return {name: read_candidate(name, each) for name, each in candidates.items()}
+    return {name: _read_candidate(name, each) for name, each in candidates.items()}
 
 
-def read_candidate(name: str, candidate: Candidate) -> Mask:
+def _read_candidate(name: str, candidate: Candidate) -> Mask:
     """One mask; `name` is for the error."""
     if isinstance(candidate, Mask):
         return candidate

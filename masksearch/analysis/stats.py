@@ -94,7 +94,7 @@ class PairedDifference(Interval):
         if not self.errors:
             return math.nan
         beyond = sign * self.value - edge
-        p = two_sided_p(beyond, self.errors) / 2
+        p = _two_sided_p(beyond, self.errors) / 2
         return p if beyond > 0 else 1 - p
 
 
@@ -123,7 +123,7 @@ class RowTables:
         """Of all parts of the data."""
         return sum(table.shape[2] for table in self.tables.values())
 
-    def covariances(self) -> list[tuple[Floats, int]]:
+    def _covariances(self) -> list[tuple[Floats, int]]:
         """The part of the draw of the rows in the covariance of the masks' mean scores.
 
         A single run cannot tell a row's own effect from the rest: both count.
@@ -149,12 +149,12 @@ class RowTables:
 
     def errors(self) -> list[ErrorPart]:
         """The same of a single mask, or of the difference of two, not below 0."""
-        return [ErrorPart(max(0.0, float(c[0, 0])), df) for c, df in self.covariances()]
+        return [ErrorPart(max(0.0, float(c[0, 0])), df) for c, df in self._covariances()]
 
     def covariance(self) -> Floats:
         """The sum over all parts, `[masks, masks]`, without a negative eigenvalue."""
         masks = next(iter(self.tables.values())).shape[0]
-        total = sum((each for each, _ in self.covariances()), np.zeros((masks, masks)))
+        total = sum((each for each, _ in self._covariances()), np.zeros((masks, masks)))
         values, vectors = np.linalg.eigh(total)
         result: Floats = (vectors * values.clip(0)) @ vectors.T
         return result
@@ -190,7 +190,7 @@ def seed_error(values: Sequence[float], tick: float = 0.0) -> ErrorPart:
     return ErrorPart(max(float(np.var(values, ddof=1)), tick**2) / len(values), len(values) - 1)
 
 
-def half_width(parts: Sequence[ErrorPart], level: float) -> float:
+def _half_width(parts: Sequence[ErrorPart], level: float) -> float:
     """Half the width of a mean's interval: `sqrt(sum of t(df)^2 * variance)`.
 
     With one part it is Student's. With several the interval covers with at least `level`
@@ -204,7 +204,7 @@ def half_width(parts: Sequence[ErrorPart], level: float) -> float:
     )
 
 
-def two_sided_p(mean: float, parts: Sequence[ErrorPart]) -> float:
+def _two_sided_p(mean: float, parts: Sequence[ErrorPart]) -> float:
     """The p-value of a true mean of 0: 1 - the level of the widest interval without 0."""
     if len(parts) == 1:
         return 2 * float(stats.t.sf(abs(mean) / math.sqrt(parts[0].variance), parts[0].df))
@@ -231,7 +231,7 @@ def estimate(
     """Mean over seeds with Student's t-interval `mean -+ t(n - 1) * sd / sqrt(n)`.
 
     Where scores row by row are known, the interval covers other rows as well as other seeds
-    (`half_width`); that of a single seed covers other rows alone.
+    (`_half_width`); that of a single seed covers other rows alone.
 
     Args:
         values: One finite score per seed, in any unit.
@@ -262,7 +262,7 @@ def estimate(
         parts.append(seed_error(values, max([tick, *ticks])))
     if not parts:
         return Interval(mean, n=len(values))
-    half = half_width(parts, level)
+    half = _half_width(parts, level)
     return Interval(mean, mean - half, mean + half, len(values))
 
 
@@ -280,7 +280,7 @@ def paired_difference(
 
     The same seed gives both masks the same initial weights and batches, so that the
     difference varies less than either score. Where scores row by row are known, interval and
-    test allow for other rows as well as other seeds (`half_width`).
+    test allow for other rows as well as other seeds (`_half_width`).
 
     Args:
         a: Seed -> score.
@@ -324,8 +324,8 @@ def paired_difference(
         parts = [over_seeds, *over_rows] if decides else []
     p_value = low = high = math.nan
     if parts:
-        half = half_width(parts, level)
-        low, high, p_value = mean - half, mean + half, two_sided_p(mean, parts)
+        half = _half_width(parts, level)
+        low, high, p_value = mean - half, mean + half, _two_sided_p(mean, parts)
     return PairedDifference(
         *(mean, low, high, 1 if seedless else len(seeds), p_value, level),
         n_rows=tables.n_rows if tables and has_rows else 0,

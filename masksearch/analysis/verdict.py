@@ -61,24 +61,24 @@ def verdict_text(
         name = next((n for n, e in entries.items() if e.kind == "hand-designed"), "NAME")
         lines.append(
             "No searched mask and no candidate is in this comparison, so there is nothing to "
-            f"decide. {how_to_say(name)}"
+            f"decide. {_how_to_say(name)}"
         )
     for entry in tested:
         of_mask = [finding for finding in findings if finding.mask == entry.name]
-        lines.append(outcome_line(comparison, entry, of_mask + mirrored(entry, findings)))
-        details = detail_lines(comparison, entry, of_mask, findings, verbose)
+        lines.append(_outcome_line(comparison, entry, of_mask + mirrored(entry, findings)))
+        details = _detail_lines(comparison, entry, of_mask, findings, verbose)
         lines.extend(INDENT + line for line in details)
-    lines += rule_lines(comparison, findings, reference)
+    lines += _rule_lines(comparison, findings, reference)
     if tested and all(entry.kind == "candidate" for entry in tested):
         lines.append(
             "No mask is said to come from a search, so these are outcomes of candidates. "
-            f"{how_to_say(tested[0].name)}"
+            f"{_how_to_say(tested[0].name)}"
         )
     if tested and reference not in entries:
         lines.append(f"{reference} was not run, so nothing is said about it.")
     elif tested and not entries[reference].scores:
         lines.append(f"{reference} has no finished run, so nothing is said about it.")
-    return "\n".join([*lines, *warning_lines(comparison)])
+    return "\n".join([*lines, *_warning_lines(comparison)])
 
 
 def plan_of_tests(pairs: Sequence[Pair], seeds: int, comparison: ComparedRuns) -> str:
@@ -107,7 +107,7 @@ def plan_of_tests(pairs: Sequence[Pair], seeds: int, comparison: ComparedRuns) -
     )
 
 
-def rule_lines(comparison: ComparedRuns, findings: list[Finding], reference: str) -> list[str]:
+def _rule_lines(comparison: ComparedRuns, findings: list[Finding], reference: str) -> list[str]:
     """By which rules the outcomes were found."""
     over = "rows: every seed gives the same scores" if comparison.seedless else "common seeds"
     score, lines = comparison.title, []
@@ -134,7 +134,7 @@ def rule_lines(comparison: ComparedRuns, findings: list[Finding], reference: str
     return lines
 
 
-def how_to_say(name: str) -> str:
+def _how_to_say(name: str) -> str:
     """How a caller says that a mask comes from a search."""
     return (
         f'Say so of one that does: kinds={{{json.dumps(name)}: "searched"}}, or compare the '
@@ -142,7 +142,7 @@ def how_to_say(name: str) -> str:
     )
 
 
-def outcome_line(comparison: ComparedRuns, entry: MaskRuns, findings: list[Finding]) -> str:
+def _outcome_line(comparison: ComparedRuns, entry: MaskRuns, findings: list[Finding]) -> str:
     """One line: better than, worse than, not distinguishable from."""
     name = entry.name + (" (candidate)" if entry.kind == "candidate" else "")
     if not entry.scores:
@@ -150,12 +150,12 @@ def outcome_line(comparison: ComparedRuns, entry: MaskRuns, findings: list[Findi
         failed = ": ".join([f"{entry.failed} failed", *[*filter(None, reasons)][:1]])
         return f"{name}: no finished run ({failed}), so nothing is known."
     verdict = outcome_words(comparison, findings) or "nothing to compare it with"
-    sparsity = "" if math.isnan(entry.sparsity) else f"{describe_sparsity(entry)}, "
+    sparsity = "" if math.isnan(entry.sparsity) else f"{_describe_sparsity(entry)}, "
     lost = f", {len(entry.diverged)} of them diverged" if entry.diverged else ""
     return f"{name}: {verdict} ({sparsity}{comparison.title} {entry.shown}{lost})."
 
 
-def describe_sparsity(entry: MaskRuns) -> str:
+def _describe_sparsity(entry: MaskRuns) -> str:
     """A mask's sparsity, with that of the whole table where padding or the future differ."""
     text = f"{100 * entry.sparsity:.1f}% sparse"
     if abs(entry.table_sparsity - entry.sparsity) < 0.0005 or math.isnan(entry.table_sparsity):
@@ -189,10 +189,10 @@ def outcome_words(comparison: ComparedRuns, findings: list[Finding]) -> str:
             names.append(f"{finding.against} {score}")
         elif finding is families[0]:
             names.append(f"all {len(families)} hand-designed families")
-    return ", ".join(f"{word} {join_names(names)}" for word, names in outcomes.items())
+    return ", ".join(f"{word} {_join_names(names)}" for word, names in outcomes.items())
 
 
-def join_names(names: list[str]) -> str:
+def _join_names(names: list[str]) -> str:
     """'a', 'a and b', 'a, b and c'."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
@@ -202,7 +202,7 @@ def count(number: int, thing: str) -> str:
     return f"{number} {thing}" + ("s" if number != 1 else "")
 
 
-def detail_lines(
+def _detail_lines(
     comparison: ComparedRuns,
     entry: MaskRuns,
     of_mask: list[Finding],
@@ -215,7 +215,7 @@ def detail_lines(
     together = Counter(finding.margin for finding in findings)  # corrected together
     beside = [e for e in of_mask if e.role != "named" and e.fair and e.difference.n and not e.same]
     whole = of_mask if verbose else [each for each in of_mask if each not in beside]
-    lines = [describe_finding(comparison, each, together[each.margin]) for each in whole]
+    lines = [_describe_finding(comparison, each, together[each.margin]) for each in whole]
     if beside and not verbose:
         shown = [f"{each.against} {each.difference.text(signed=True)}" for each in beside]
         lines.append(f"hand-designed and control (--verbose says more): {', '.join(shown)}")
@@ -247,7 +247,7 @@ def beyond_budgets(comparison: ComparedRuns, entry: MaskRuns) -> str:
         return ""
     pairs = math.isclose(entry.cost, 1 - entry.sparsity)
     what = "the pairs" if pairs else f"dense {comparison.objectives[1].name}"
-    limits = join_names([f"{each:g}" for each in sorted(smaller)])
+    limits = _join_names([f"{each:g}" for each in sorted(smaller)])
     return f"{100 * entry.cost:.1f} % of {what}, beyond {limits}: it is no opponent there"
 
 
@@ -260,7 +260,7 @@ def sparser(gap: float) -> str:
     return f"{abs(100 * gap):.1f} points {'sparser' if gap > 0 else 'denser'}"
 
 
-def describe_finding(comparison: ComparedRuns, finding: Finding, family: int) -> str:
+def _describe_finding(comparison: ComparedRuns, finding: Finding, family: int) -> str:
     """One comparison in a line: with which mask, the difference, the outcome.
 
     Args:
@@ -271,7 +271,7 @@ def describe_finding(comparison: ComparedRuns, finding: Finding, family: int) ->
     difference, other = finding.difference, comparison.entries[finding.against]
     name = f"{finding.against} ({finding.role}, {sparser(-finding.gap)})"
     if not math.isnan(other.sparsity):
-        name = f"{name[:-1]}: {describe_sparsity(other)})"
+        name = f"{name[:-1]}: {_describe_sparsity(other)})"
     if finding.same:
         return f"{name}: the same mask, so no difference can be claimed"
     if difference.n == 0:
@@ -321,11 +321,11 @@ def needed(comparison: ComparedRuns, finding: Finding, family: int) -> str:
     return f"{more}; {shown}" if shown else f"{more}, more rows that of the seeds: it takes both"
 
 
-def warning_lines(comparison: ComparedRuns) -> list[str]:
+def _warning_lines(comparison: ComparedRuns) -> list[str]:
     """Warnings for a reader, before the scores are believed."""
     entries = list(comparison.entries.values())
     searched = [entry for entry in entries if entry.kind == "searched" and entry.scores]
-    lines = row_lines(comparison, searched)
+    lines = _row_lines(comparison, searched)
     if comparison.read_out:
         lines.append(f"Judged with heads of read_out={comparison.read_out!r}.")
     nothing = [entry.name for entry in entries if entry.learned_nothing]
@@ -389,7 +389,7 @@ ROWS_THAT_JUDGE = {
 }
 
 
-def row_lines(comparison: ComparedRuns, searched: list[MaskRuns]) -> list[str]:
+def _row_lines(comparison: ComparedRuns, searched: list[MaskRuns]) -> list[str]:
     """On which rows and seeds searched masks are judged, and which of them had found them."""
     if not searched:
         return []
@@ -403,7 +403,7 @@ def row_lines(comparison: ComparedRuns, searched: list[MaskRuns]) -> list[str]:
     unknown = [entry.name for entry in searched if entry.name not in comparison.found_with]
     if unknown:
         lines.append(
-            f"Which seeds and rows found {join_names(unknown)} is not known here: compare the "
+            f"Which seeds and rows found {_join_names(unknown)} is not known here: compare the "
             "record of the search (study.best(), 'RUN#7'), not its mask alone."
         )
     return lines
