@@ -180,7 +180,7 @@ def attach(
     else:
         targets = [(find_part(model, parts, part), mask)]
     for one, value in targets:
-        check_counts(model, one, value)
+        _check_counts(model, one, value)
         if isinstance(value, Mask) and value.needs_tokens:
             receiver(model, one)
     models = [m for one, _ in targets for m in models_of(model, one)]
@@ -191,10 +191,10 @@ def attach(
         packs=packs,
         floats=not packs and forms == {"eager"},
     )
-    states = states_for(model, targets, backend, positions)
-    refuse_others(model, states, [own_config(module) for module in (*models, *states)])
+    states = _states_for(model, targets, backend, positions)
+    _refuse_others(model, states, [own_config(module) for module in (*models, *states)])
     take_off(model)  # only now: a refused mask leaves the earlier one in force
-    configs = copied_configs(model)
+    configs = _copied_configs(model)
     ours = {id(own_config(module)) for module in (*models, *states)}
     previous = {
         id(copied): (copied, implementation(copied))
@@ -262,7 +262,7 @@ def in_force(model: nn.Module) -> Attachment | None:
     return attachment
 
 
-def copied_configs(
+def _copied_configs(
     model: nn.Module,
 ) -> list[tuple[nn.Module, PreTrainedConfig, PreTrainedConfig]]:
     """Modules that hold a configuration, each with a copy and the object itself.
@@ -277,13 +277,13 @@ def copied_configs(
     return list(zip(inside, copies, configs, strict=True))
 
 
-def configs_of(model: nn.Module, attachment: Attachment) -> list[PreTrainedConfig]:
+def _configs_of(model: nn.Module, attachment: Attachment) -> list[PreTrainedConfig]:
     """The configurations that are saved with a model, and those of its layers with a mask."""
     saved = [cast(PreTrainedConfig, root.config) for root in pretrained_models(model)]
     return [*saved, *(config for config, _ in attachment.previous)]
 
 
-def describe_masks(masks: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_masks(masks: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration's note on the masks, for whoever opens it without masksearch."""
     named = {
         part: {"mask": f"{mask!s:.200}", "digest": mask.digest}
@@ -293,7 +293,7 @@ def describe_masks(masks: Mapping[str, Any]) -> dict[str, Any]:
     return {"masks": named, "open_with": "masksearch.load_pretrained(folder)"}
 
 
-def same_entries(one: Any, other: Any) -> bool:
+def _same_entries(one: Any, other: Any) -> bool:
     """Whether two configurations, and those inside, have equal entries and implementations.
 
     By == they are not compared: those that differ by layer refuse it.
@@ -305,7 +305,7 @@ def same_entries(one: Any, other: Any) -> bool:
         for each in (one, other)
     )
     same = mine.keys() == theirs.keys() and implementation(one) == implementation(other)
-    return same and all(same_entries(value, theirs[name]) for name, value in mine.items())
+    return same and all(_same_entries(value, theirs[name]) for name, value in mine.items())
 
 
 def put_on(model: nn.Module, attachment: Attachment) -> None:
@@ -313,8 +313,8 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     for module, copied, _ in attachment.configs:
         module.__dict__["config"] = copied
     parts = [what for what in attachment.what.values() if isinstance(what, Mask)]
-    for config in configs_of(model, attachment) if parts else []:  # whatever saves it says so
-        setattr(config, ENTRY, describe_masks(attachment.what))
+    for config in _configs_of(model, attachment) if parts else []:  # whatever saves it says so
+        setattr(config, ENTRY, _describe_masks(attachment.what))
         setattr(config, KEY, NAME)
     banks = list(attachment.banks)
     if banks:
@@ -357,10 +357,10 @@ def take_off(model: nn.Module) -> Attachment | None:
     for config, name in attachment.previous:
         if implementation(config) == NAME:  # what the user has set since then stays
             set_implementation(config, name)
-    for config in configs_of(model, attachment):
+    for config in _configs_of(model, attachment):
         vars(config).pop(ENTRY, None)
         vars(config).pop(KEY, None)
-    if all(same_entries(copied, before) for _, copied, before in attachment.configs):
+    if all(_same_entries(copied, before) for _, copied, before in attachment.configs):
         for module, _, before in attachment.configs:
             module.__dict__["config"] = before
     if GATES in model._modules:
@@ -368,7 +368,7 @@ def take_off(model: nn.Module) -> Attachment | None:
     return attachment
 
 
-def states_for(
+def _states_for(
     model: nn.Module, targets: list[tuple[Part, Any]], backend: str, positions: SequencePositions
 ) -> dict[nn.Module, LayerState]:
     """A state for each attention module of those parts; equal masks are lowered once."""
@@ -421,7 +421,7 @@ def check_module(name: str, model: nn.Module) -> None:
         raise TypeError(f"{name} takes a model (torch.nn.Module) first, got {got}")
 
 
-def check_counts(model: nn.Module, part: Part, value: Any) -> None:
+def _check_counts(model: nn.Module, part: Part, value: Any) -> None:
     """Whether mask or gates fit the part, its layers and heads."""
     for call in part.calls:
         if call.problem:
@@ -459,7 +459,7 @@ def check_counts(model: nn.Module, part: Part, value: Any) -> None:
         raise HeadCountError(f"the gates have {value.heads} heads, {named} {heads}")
 
 
-def refuse_others(model: nn.Module, states: Iterable[nn.Module], configs: list[Any]) -> None:
+def _refuse_others(model: nn.Module, states: Iterable[nn.Module], configs: list[Any]) -> None:
     """Refuses layers that carry a mask of another module, and models asked for weights."""
     attachment = model.__dict__.get(ATTACHMENT)
     for module in states:
@@ -483,7 +483,7 @@ def draw_gates(bank: GateBank, model: nn.Module, inputs: Any) -> None:
         return
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         trained = any(each.requires_grad for each in cast(nn.Module, bank).parameters())
-        if trained and any(map(is_reentrant, model.modules())):
+        if trained and any(map(_is_reentrant, model.modules())):
             raise AttachError(
                 f"{type(model).__name__} has trainable gates, drawn once per forward pass, "
                 "and re-entrant gradient checkpoints, which go backward through them once a "
@@ -493,7 +493,7 @@ def draw_gates(bank: GateBank, model: nn.Module, inputs: Any) -> None:
     bank.draw()
 
 
-def is_reentrant(layer: nn.Module) -> bool:
+def _is_reentrant(layer: nn.Module) -> bool:
     """Whether a layer's checkpoints go backward by a call of their own, torch's default."""
     if not isinstance(layer, GradientCheckpointingLayer) or not layer.training:
         return False

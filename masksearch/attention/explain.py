@@ -136,7 +136,7 @@ def explain(
         check_length(length)
     trains = model.training if trains is None else trains
     states = list(attachment.states.values())
-    lengths = [int(length)] if length is not None else known_lengths(model, states)
+    lengths = [int(length)] if length is not None else _known_lengths(model, states)
     weight = next(model.parameters())
     device, dtype = weight.device, computed_type(weight.device, weight.dtype)
     rows: list[ExplainedLayers] = []
@@ -147,9 +147,9 @@ def explain(
             if state.lowered is not None and state.lowered not in choices:
                 choice = state.lowered.choose(at, device, trains, dtype)
                 choices[state.lowered] = choice
-                if note := note_length(state.lowered, choice, device):
+                if note := _note_length(state.lowered, choice, device):
                     notes.setdefault(note, {})[str(state.lowered.given)] = None
-            rows.append(explain_layer(state, choices))
+            rows.append(_explain_layer(state, choices))
     block = block_on(device, BLOCK)
     title = (
         f"{type(model).__name__} on {device}, {'forward and backward' if trains else 'forward'}"
@@ -159,10 +159,10 @@ def explain(
         f"{min(of) if len(of) == 1 else f'these {len(of)} masks'}: {note}"
         for note, of in notes.items()
     )
-    return Explanation(title, tuple(group_layers(rows)), tuple(lines))
+    return Explanation(title, tuple(_group_layers(rows)), tuple(lines))
 
 
-def known_lengths(model: nn.Module, states: list[LayerState]) -> list[int]:
+def _known_lengths(model: nn.Module, states: list[LayerState]) -> list[int]:
     """Lengths that the model has been run at, else the only one that its masks have."""
     run = {n for state in states if state.lowered is not None for n in state.lowered.lowered}
     fixed = {state.mask.length for state in states if isinstance(state.mask, Mask)}
@@ -176,7 +176,7 @@ def known_lengths(model: nn.Module, states: list[LayerState]) -> list[int]:
     )
 
 
-def explain_layer(state: LayerState, choices: dict[LayerMask, KernelChoice]) -> ExplainedLayers:
+def _explain_layer(state: LayerState, choices: dict[LayerMask, KernelChoice]) -> ExplainedLayers:
     """The row of one layer."""
     mask = "gates" if state.mask is None else str(state.mask)
     first = (state.part, str(state.layer), (state.name,), mask)
@@ -196,7 +196,7 @@ def explain_layer(state: LayerState, choices: dict[LayerMask, KernelChoice]) -> 
     return ExplainedLayers(*first, choice.length, *shares, choice.backend, reason)
 
 
-def group_layers(rows: list[ExplainedLayers]) -> Iterator[ExplainedLayers]:
+def _group_layers(rows: list[ExplainedLayers]) -> Iterator[ExplainedLayers]:
     """One row for layers that differ in nothing else."""
     groups: dict[ExplainedLayers, list[ExplainedLayers]] = {}
     for row in rows:
@@ -206,7 +206,7 @@ def group_layers(rows: list[ExplainedLayers]) -> Iterator[ExplainedLayers]:
         yield replace(common, layers=ranges(int(row.layers) for row in several), names=names)
 
 
-def note_length(lowered: LayerMask, choice: KernelChoice, device: torch.device) -> str:
+def _note_length(lowered: LayerMask, choice: KernelChoice, device: torch.device) -> str:
     """From which length on `"auto"` takes block gather, where SDPA computes now; empty where
     there is nothing to say."""
     if choice.backend != "sdpa" or device.type != "cpu" or not lowered.plain:

@@ -2,7 +2,7 @@
 
 The only file that knows transformers' attention interface. Transformers looks up two functions
 under the name in a configuration: one makes the model's own mask, once per forward pass
-(`model_mask`), the other computes attention, once per layer (`masked_attention`).
+(`_model_mask`), the other computes attention, once per layer (`_masked_attention`).
 
 The normal path, an encoder under a mask:
 
@@ -62,7 +62,7 @@ BIAS = (
 )
 
 
-def masked_attention(
+def _masked_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -80,7 +80,7 @@ def masked_attention(
         query: `[batch, heads, queries, head_dim]`.
         key: `[batch, KV heads, keys, head_dim]`.
         value: The same shape.
-        attention_mask: As `model_mask` made it, or the model changed it: None, bool or float
+        attention_mask: As `_model_mask` made it, or the model changed it: None, bool or float
             `[batch, 1, queries, keys]`, or packed padding.
         dropout: Probability of dropping an attention weight.
         scaling: Factor of the scores; None = 1 / sqrt(head_dim).
@@ -92,7 +92,7 @@ def masked_attention(
     """
     state: LayerState | None = module.__dict__.get(STATE)
     if state is None and hasattr(config := getattr(module, "config", None), ENTRY):
-        refuse_maskless(type(module).__name__, config)
+        _refuse_maskless(type(module).__name__, config)
     queries, keys = query.shape[2], key.shape[2]
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     visible = attention_mask
@@ -124,7 +124,7 @@ def masked_attention(
             return out.transpose(1, 2).contiguous(), None
         kept = state.kept(query.shape[0], queries, keys, key.device, attention_mask)
     if visible is not None and visible.ndim > 4:
-        visible = write_out(visible, queries)
+        visible = _write_out(visible, queries)
     settings = {"dropout": dropout, "scaling": scaling, **rest}
     if state is None or (kept is None and state.bank is None):  # everything is kept
         return sdpa(module, query, key, value, visible, is_causal=is_causal, **settings)
@@ -133,7 +133,7 @@ def masked_attention(
         visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
         visible = visible.tril(int(start))[None, None]
     if state.bank is not None:
-        return gated_attention(state, module, replace(call, visible=visible)), None
+        return _gated_attention(state, module, replace(call, visible=visible)), None
     assert kept is not None
     if visible is None:
         combined = kept
@@ -195,7 +195,7 @@ def sparse_attention(
     length, device = call.query.shape[2], call.query.device
     if lowered is None or not lowered.may_be_sparse(length):
         return None
-    state.fallback = reason = why_only_sdpa(state, call, causal, rest)
+    state.fallback = reason = _why_only_sdpa(state, call, causal, rest)
     if reason:
         return None
     states: tuple[Tensor, ...] = (call.query, call.key, call.value)
@@ -237,11 +237,11 @@ def sparse_attention(
     return out
 
 
-def why_only_sdpa(
+def _why_only_sdpa(
     state: LayerState, call: AttentionCall, causal: bool, rest: dict[str, Any]
 ) -> str:
     """Why only SDPA can compute a call; empty where a sparse kernel can."""
-    if reason := left_to_sdpa():
+    if reason := _left_to_sdpa():
         return reason
     if state.cross:
         return "cross-attention: SDPA computes"
@@ -260,7 +260,7 @@ def why_only_sdpa(
     return ""
 
 
-def left_to_sdpa() -> str:
+def _left_to_sdpa() -> str:
     """Why SDPA must compute because of what is done with the model; empty where it need not.
 
     A graph that leaves this process, or that only torch reads, cannot find a plan.
@@ -275,7 +275,7 @@ def left_to_sdpa() -> str:
 
 
 # -- the model's own mask ----------------------------------------------------------------------
-def model_mask(*args: Any, **rest: Any) -> Any:
+def _model_mask(*args: Any, **rest: Any) -> Any:
     """SDPA's padding and causal mask; notes where queries and keys stand (caches).
 
     One configuration object may serve an encoder, a decoder and their cross-attention. Only
@@ -287,7 +287,7 @@ def model_mask(*args: Any, **rest: Any) -> Any:
     if rest.get("mask_function") is not bidirectional_mask_function:
         offset, skipped = rest.get("q_offset", 0), int(rest.get("kv_offset", 0))
         positions.note(rest["q_length"], rest["kv_length"], offset, skipped)
-    mask = padding_mask(positions, args, rest)
+    mask = _padding_mask(positions, args, rest)
     if not positions.token_masks or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return mask
     if mask is None:
@@ -298,7 +298,7 @@ def model_mask(*args: Any, **rest: Any) -> Any:
     return carry(mask, positions.token_masks)
 
 
-def padding_mask(positions: SequencePositions, args: tuple[Any, ...], rest: Any) -> Any:
+def _padding_mask(positions: SequencePositions, args: tuple[Any, ...], rest: Any) -> Any:
     """The model's mask, or packed padding where a sparse kernel may compute."""
     types = getattr(rest.get("config"), "layer_types", None)
     function, padding = rest.get("mask_function"), rest.get("attention_mask")
@@ -323,7 +323,7 @@ def padding_mask(positions: SequencePositions, args: tuple[Any, ...], rest: Any)
         lowered.plain and lowered.causal == causal and lowered.may_be_sparse(queries)
         for lowered in positions.masks
     )
-    if not sparse or left_to_sdpa():
+    if not sparse or _left_to_sdpa():
         return sdpa_mask(*args, **rest)
     if skips and not compiling and padding.all():
         return None  # as sdpa_mask does
@@ -339,7 +339,7 @@ def pack(padding: Tensor, causal: bool) -> Tensor:
     return padding.view(len(padding), *[1] * ((CAUSAL if causal else BIDIRECTIONAL) - 2), -1)
 
 
-def write_out(mask: Tensor, queries: int) -> Tensor:
+def _write_out(mask: Tensor, queries: int) -> Tensor:
     """Packed padding as SDPA takes it, bool `[batch, 1, queries, keys]`."""
     padding = mask.flatten(1)[:, None, None]
     visible = padding.expand(-1, -1, queries, -1)
@@ -349,7 +349,7 @@ def write_out(mask: Tensor, queries: int) -> Tensor:
 
 
 # -- gates -------------------------------------------------------------------------------------
-def gated_attention(state: LayerState, module: nn.Module, call: AttentionCall) -> Tensor:
+def _gated_attention(state: LayerState, module: nn.Module, call: AttentionCall) -> Tensor:
     """One layer's attention under trainable gates, `[batch, queries, heads, head_dim]`."""
     assert state.bank is not None
     groups = getattr(module, "num_key_value_groups", 1)
@@ -441,7 +441,7 @@ def refuse_other(title: str, name: str) -> None:
     )
 
 
-def refuse_maskless(title: str, config: Any) -> None:
+def _refuse_maskless(title: str, config: Any) -> None:
     """Refuses a model that was read from a folder with a mask, and has been given none."""
     if hasattr(config, KEY):
         return
@@ -462,7 +462,7 @@ def refuse_weights(title: str) -> None:
     )
 
 
-AttentionInterface.register(NAME, masked_attention)
-AttentionMaskInterface.register(NAME, model_mask)  # without it padding silently vanishes
+AttentionInterface.register(NAME, _masked_attention)
+AttentionMaskInterface.register(NAME, _model_mask)  # without it padding silently vanishes
 AttentionInterface.register(PROBE, probing_attention)
 AttentionMaskInterface.register(PROBE, probing_mask)

@@ -7,7 +7,7 @@ one `LayerMask`.
 
 The rest serves what is not the normal path: generation, where queries and keys come with a cache
 (`SequencePositions`), cross-attention, of whose table a corner is taken, and graphs that
-torch.compile or torch.export make, in which a table is a constant (`graph_function`).
+torch.compile or torch.export make, in which a table is a constant (`_graph_function`).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class LayerMask:
         self.lowered: dict[int, dict[tuple[Any, ...], Any]] = {}
         self.key = str(next(NUMBERS))
         SOURCES[self.key] = self
-        self.in_graph = graph_function(self.key)
+        self.in_graph = _graph_function(self.key)
 
     @property
     def seen(self) -> Mask:
@@ -118,7 +118,7 @@ class LayerMask:
         """
 
         def make() -> Tensor | None:
-            self.refuse_empty_rows(length)
+            self._refuse_empty_rows(length)
             table = self.mask.dense(length)[0]
             return None if table.all() else table[None].to(device)
 
@@ -136,7 +136,7 @@ class LayerMask:
         tables = [self.mask.allows(Points(query, key, length, 0, head)) for head in heads]
         return torch.stack([one.expand(len(query), key.shape[1]) for one in tables])[None]
 
-    def refuse_empty_rows(self, length: int) -> None:
+    def _refuse_empty_rows(self, length: int) -> None:
         """Raises EmptyRowError where a query keeps no key, without a table of all cells."""
         mask = self.mask
         if isinstance(mask, Cropped):  # its rows are judged at its own length
@@ -192,7 +192,7 @@ class LayerMask:
         """
 
         def make() -> GatherPlan | FlexPlan:
-            self.refuse_empty_rows(length)
+            self._refuse_empty_rows(length)
             if backend == "gather":
                 return GatherPlan.of_mask(self.seen, length, BLOCK).to(device)
             return FlexPlan.of_mask(self.seen, length, BLOCK, device, self.heads)
@@ -246,7 +246,7 @@ def depends_on_length(mask: Mask) -> bool:
 
 
 # -- graphs ------------------------------------------------------------------------------------
-def graph_function(key: str) -> Callable[..., Any]:
+def _graph_function(key: str) -> Callable[..., Any]:
     """Calls a method of the `LayerMask` with that key; its result is a constant of a graph.
 
     A function of its own for each mask: Dynamo tells constants apart by the name of their code.
@@ -481,7 +481,7 @@ class LayerState:
             return table
         start, first_key = self.start(queries, keys)
         if self.cross and not isinstance(start, Tensor):
-            return self.kept_across(lowered, queries, keys, start, device)
+            return self._kept_across(lowered, queries, keys, start, device)
         if lowered.by_length:
             raise AttachError(
                 f"{lowered.where}: {lowered.mask} keeps other keys at every length, so that a "
@@ -550,7 +550,7 @@ class LayerState:
             return visible & kept
         return visible.masked_fill(~kept, -torch.inf)
 
-    def kept_across(
+    def _kept_across(
         self, lowered: LayerMask, queries: int, keys: int, start: int, device: torch.device
     ) -> Tensor | None:
         """The cells of a cross-attention call: a corner of the table of the longer side."""

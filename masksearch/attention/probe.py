@@ -120,11 +120,11 @@ def probe(
             "load its weights first, or model.to_empty(device=...)"
         )
     called = model
-    if inputs is None and len(roots) == 1 and passes_on(model):
+    if inputs is None and len(roots) == 1 and _passes_on(model):
         called = roots[0]  # within DataParallel, torch.compile, an adapter
     if inputs is None and getattr(getattr(called, "config", None), "is_encoder_decoder", False):
         called = cast(PreTrainedModel, called).base_model  # heads may ask for equal lengths
-    arguments = dict(inputs) if inputs is not None else example_inputs(called, roots[0], device)
+    arguments = dict(inputs) if inputs is not None else _example_inputs(called, roots[0], device)
     try:
         eager = torch.compiler.set_stance("force_eager")  # a graph would not record its calls
         with recording(model, roots, before or {}) as calls, torch.no_grad(), eager:
@@ -152,7 +152,7 @@ def judged(calls: list[Call], inputs: Mapping[str, Any], made_up: bool) -> list[
     Args:
         calls: Of one pass.
         inputs: Its arguments.
-        made_up: Whether they are `example_inputs`: one text of each length, or one image.
+        made_up: Whether they are `_example_inputs`: one text of each length, or one image.
     """
     tensors = [
         each
@@ -239,13 +239,13 @@ def offloaded(model: nn.Module) -> torch.device | None:
     return None
 
 
-def passes_on(model: nn.Module) -> bool:
+def _passes_on(model: nn.Module) -> bool:
     """Whether a module names none of its inputs, because it hands them to a model inside."""
     kinds = {each.kind for each in inspect.signature(model.forward).parameters.values()}
     return kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
-def example_inputs(
+def _example_inputs(
     model: nn.Module, root: PreTrainedModel, device: torch.device
 ) -> dict[str, Tensor]:
     """A few tokens or one empty image, by the names of the model's inputs."""
@@ -466,7 +466,7 @@ def unwrapped(model: nn.Module, adapters: bool = True) -> nn.Module:
     """
     while isinstance(model, nn.Module):
         inner = model._modules.get("_orig_mod")
-        if inner is None and passes_on(model):
+        if inner is None and _passes_on(model):
             inner = model._modules.get("module")
         if inner is None and adapters and type(model).__module__.startswith("peft."):
             inner = getattr(model, "get_base_model", lambda: None)()

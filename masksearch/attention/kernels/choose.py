@@ -277,17 +277,17 @@ def _(
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
-def save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Keeps what the backward pass needs."""
     ctx.save_for_backward(*inputs[:4])
     ctx.settings = inputs[4:]
 
 
-def differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """The backward pass of `attention`."""
     operator: Callable[..., Any] = torch.ops.masksearch.attention_backward
     grads = operator(gradient, *ctx.saved_tensors, *ctx.settings)
     return (*grads, None, None, None, None)
 
 
-attention.register_autograd(differentiate, setup_context=save_inputs)
+attention.register_autograd(_differentiate, setup_context=_save_inputs)

@@ -102,7 +102,7 @@ class FlexPlan:
         clean = seen.view(-1, self.block).all(1)
         whole = self.whole & clean
         partial = self.partial | (self.whole & ~clean)
-        predicate = with_padding(self.predicate, visible.to(torch.int8))
+        predicate = _with_padding(self.predicate, visible.to(torch.int8))
         blocks = block_mask_of(partial, whole, self.length, self.block, predicate)
         return FlexPlan(self.length, self.block, partial, whole, predicate, blocks)
 
@@ -114,7 +114,7 @@ def block_on(device: torch.device | str, block: int) -> int:
     return -(-block // CUDA_ROWS) * CUDA_ROWS
 
 
-def with_padding(predicate: Predicate, visible: Tensor) -> Predicate:
+def _with_padding(predicate: Predicate, visible: Tensor) -> Predicate:
     """The predicate, and the key is no padding (int8 `[batch, n]`: inductor takes no bools)."""
 
     def both(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

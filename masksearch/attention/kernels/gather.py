@@ -101,7 +101,7 @@ def gather_attention(
     if kind == "cpu" and dropout == 0 and not torch.compiler.is_compiling():
         result: Tensor = InCache.apply(query, key, value, seen, plan, scaling, sink)  # type: ignore[no-untyped-call]
     else:
-        result = composed(query, key, value, seen, plan, scaling, dropout, sink)
+        result = _composed(query, key, value, seen, plan, scaling, dropout, sink)
     return result.reshape(batch, heads, -1, head_dim)[:, :, :length]
 
 
@@ -129,7 +129,7 @@ def add(states: Tensor, part: GatherPart, units: Tensor, results: Tensor) -> Non
     target.index_add_(1, units, results.reshape(target.shape[0], -1, target.shape[2]))
 
 
-def bias_of(part: GatherPart, seen: Tensor | None, unit: int, like: Tensor) -> Tensor | None:
+def _bias_of(part: GatherPart, seen: Tensor | None, unit: int, like: Tensor) -> Tensor | None:
     """The bias on the scores of one part of the work.
 
     Args:
@@ -159,7 +159,7 @@ def bias_of(part: GatherPart, seen: Tensor | None, unit: int, like: Tensor) -> T
     return bias.expand(-1, -1, like.shape[2], -1)
 
 
-def composed(
+def _composed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -177,7 +177,7 @@ def composed(
     for part in parts_of(plan, query, most):
         q = gathered(query, part, part.queries, plan.unit)
         k, v = (gathered(states, part, part.keys, plan.unit) for states in (key, value))
-        bias = bias_of(part, seen, plan.unit, q)
+        bias = _bias_of(part, seen, plan.unit, q)
         if sink is not None:
             bias = q.new_zeros(*q.shape[:3], k.shape[2]) if bias is None else bias
             column = gathered(sink, part, part.queries, plan.unit)
@@ -270,7 +270,7 @@ def attend(
     query, *others = states
     q = read(part, unit, query)
     k, v = (read(part, unit, each, keys=True) for each in others)
-    bias = bias_of(part, seen, unit, q)
+    bias = _bias_of(part, seen, unit, q)
     few = k.shape[2] <= FEW and bias is None and sink is None
     if few and not trains and q.dtype.itemsize >= 4:
         rows, columns, weighed = (some.flatten(0, 1) for some in (q, k, v))
@@ -288,7 +288,7 @@ def attend(
     return total if trains else None
 
 
-def attend_backward(
+def _attend_backward(
     part: GatherPart,
     unit: int,
     queries: list[Tensor],
@@ -317,7 +317,7 @@ def attend_backward(
     """
     up, q, output = (read(part, unit, each) for each in queries)
     k, v = (read(part, unit, each, keys=True) for each in keys)
-    bias = bias_of(part, seen, unit, q)
+    bias = _bias_of(part, seen, unit, q)
     some = CPU._scaled_dot_product_flash_attention_for_cpu_backward(
         up, q, k, v, output, total, 0.0, False, attn_mask=bias, scale=scaling
     )
@@ -377,5 +377,5 @@ class InCache(torch.autograd.Function):
         parts = parts_of(plan, query, most, keeps=True, trains=True)
         queries, keys = [grad, query, result], [key, value]
         for part, total in zip(parts, sums, strict=True):
-            attend_backward(part, plan.unit, queries, keys, seen, total, ctx.scaling, grads, sink)
+            _attend_backward(part, plan.unit, queries, keys, seen, total, ctx.scaling, grads, sink)
         return (*grads[:3], None, None, None, *grads[3:], *[None] * (sink is None))

@@ -290,7 +290,7 @@ class Planner:
         for group in groups.values():
             names = None if (group[0].names == KEPT).all() else group[0].names[None]
             rest = []
-            for pieces in even_runs(group):
+            for pieces in _even_runs(group):
                 if len(pieces) >= SHARED_BY:
                     yield self.bundle(pieces, names, run_of(pieces))
                 else:
@@ -334,7 +334,7 @@ def filled(piece: Piece, most: int) -> Piece:
     return Piece(piece.queries, keys, np.append(piece.names, np.repeat(DROPPED, more)), False)
 
 
-def even_runs(pieces: list[Piece]) -> Iterator[list[Piece]]:
+def _even_runs(pieces: list[Piece]) -> Iterator[list[Piece]]:
     """Pieces of one shape, in order, cut into evenly spaced sequences of neighbours."""
     current: list[Piece] = []
     for piece in pieces:
@@ -404,7 +404,7 @@ def parts_of(
     shape = (len(states), states.shape[2], states.dtype, most, trains)
     parts: Iterable[GatherPart] | None = plan.kept.get(shape) if keeps else None
     if parts is None:
-        parts = cut_parts(plan, states, most, runs=keeps, trains=trains)
+        parts = _cut_parts(plan, states, most, runs=keeps, trains=trains)
         if keeps:
             if len(plan.kept) >= SHAPES:
                 plan.kept.clear()
@@ -420,7 +420,7 @@ def parts_of(
         yield part._replace(bias=bias)
 
 
-def cut_parts(
+def _cut_parts(
     plan: GatherPlan, states: Tensor, most: int, *, runs: bool, trains: bool
 ) -> Iterator[GatherPart]:
     """The parts of `parts_of`, without a bias where each piece has cells of its own."""
