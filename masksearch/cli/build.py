@@ -61,7 +61,7 @@ def build_evaluator(options: EvaluatorOptions, prefixes: Collection[str] | None 
             "`masksearch pretrain`: use --slots, or --executor ray"
         )
     settings = split_settings(options.set or (), prefixes)
-    evaluator = judging_evaluator(options, settings.get("", {}))
+    evaluator = _judging_evaluator(options, settings.get("", {}))
     if options.reuse is not None:
         from masksearch.evaluators.wrappers import Cached
 
@@ -74,7 +74,7 @@ def split_names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evaluator:
+def _judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evaluator:
     """The evaluator itself: the user's own, a decoder's, an embedding model's, GLUE's, that of
     masked language modelling on a corpus, or the planted one."""
     judging = ("corpus", *TASK, "decoder", "evaluator", "preset", *FIELDS)
@@ -96,7 +96,7 @@ def judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Ev
         from masksearch.evaluators.embedding import embeds_texts
 
         if embeds_texts(values["weights"], *task["tasks"]):
-            return embedding_evaluator(options, texts)
+            return _embedding_evaluator(options, texts)
     tuned = "weights" in values and task
     if "adapt" in values and ("corpus" in values or not tuned):
         raise OptionsError(
@@ -104,7 +104,7 @@ def judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Ev
             "are put on a fine-tuned checkpoint"
         )
     if "corpus" not in values and not tuned:
-        return planted_evaluator(values, texts)
+        return _planted_evaluator(values, texts)
     from masksearch.evaluators.glue import GlueEvaluator
     from masksearch.evaluators.mlm import MlmEvaluator
 
@@ -120,12 +120,12 @@ def judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Ev
     return made
 
 
-def embedding_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evaluator:
+def _embedding_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evaluator:
     """That of an embedding model, on texts without labels."""
     from masksearch.evaluators.embedding import EmbeddingEvaluator as Kind
 
     values = {n: value for n in FIELDS if (value := getattr(options, n)) is not None}
-    if stray := sorted(values.keys() - setting_hints(Kind)):
+    if stray := sorted(values.keys() - _setting_hints(Kind)):
         raise unknown_setting(Kind, stray[0])
     values |= further_settings(Kind, texts)
     return Kind(options.data or "", columns=options.text or (), **values)
@@ -166,7 +166,7 @@ def own_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Evalua
             f"evaluators; an argument of yours is given by --set {others[0]}=VALUE"
         )
     function = load_function(values["evaluator"])
-    hints = plain_hints(function) if texts else {}
+    hints = _plain_hints(function) if texts else {}
     for name in texts:
         check_name(f"argument of {function.__name__}", name, hints)
     arguments = {name: read_setting(name, text, hints[name]) for name, text in texts.items()}
@@ -175,7 +175,7 @@ def own_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Evalua
     return evaluator
 
 
-def plain_hints(function: Callable[..., Any]) -> dict[str, Any]:
+def _plain_hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Argument of a user's function or class -> its type, where that is a number, a word or a
     switch, by its annotation or its default; else Any."""
     try:
@@ -192,7 +192,7 @@ def plain_hints(function: Callable[..., Any]) -> dict[str, Any]:
     return types
 
 
-def planted_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Evaluator:
+def _planted_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> Evaluator:
     """The embedded corpus, which needs no file."""
     from masksearch.evaluators.planted import PlantedEvaluator
 
@@ -218,7 +218,7 @@ def further_settings(kind: Any, texts: Mapping[str, str]) -> dict[str, Any]:
         OptionsError: If the setting has an option, or the value is not of its type.
         UnknownNameError: If the evaluator has no such setting; names the nearest.
     """
-    options, hints = (*FIELDS, *TASK, "corpus"), setting_hints(kind)
+    options, hints = (*FIELDS, *TASK, "corpus"), _setting_hints(kind)
     settings: dict[str, Any] = {}
     for name, text in texts.items():
         if name in options:
@@ -229,7 +229,7 @@ def further_settings(kind: Any, texts: Mapping[str, str]) -> dict[str, Any]:
     return settings
 
 
-def setting_hints(kind: Any) -> dict[str, Any]:
+def _setting_hints(kind: Any) -> dict[str, Any]:
     """Name -> type of what `--set` gives an evaluator."""
     without = ("glue", "corpus", "process", "texts", "columns")
     return {name: hint for name, hint in hints_of(kind).items() if name not in without}
@@ -448,7 +448,7 @@ def read_setting(name: str, text: str, hint: Any) -> Any:
     Raises:
         OptionsError: If the text is none.
     """
-    value = read_value(text)
+    value = _read_value(text)
     if is_dataclass(hint) and isinstance(value, dict):
         texts = {key: str(each) for key, each in value.items()}
         made: Any = hint
@@ -472,7 +472,7 @@ def read_setting(name: str, text: str, hint: Any) -> Any:
     raise OptionsError(f"--set {name} takes {expected}, got {text!r}")
 
 
-def read_value(text: str) -> Any:
+def _read_value(text: str) -> Any:
     """The value that a text is in JSON or in Python, or else the text itself.
 
     >>> read_value("true"), read_value(".2"), read_value("[.1, 1_000]"), read_value("flip")
@@ -504,7 +504,7 @@ def strategy_options(strategy: str, settings: Mapping[str, Mapping[str, str]]) -
     texts = settings.get(spec.prefix, {}) if spec.prefix else {}
     options: dict[str, Any] = {}
     if spec.options is None:
-        options = {name: read_value(text) for name, text in texts.items()}
+        options = {name: _read_value(text) for name, text in texts.items()}
     elif spec.prefix != GATES:
         options = read_settings(texts, spec.options, strategy, spec.prefix)
     gated = spec.gated is not None and spec.gated(options)
@@ -514,10 +514,10 @@ def strategy_options(strategy: str, settings: Mapping[str, Mapping[str, str]]) -
                 f"--set {prefix}.{next(iter(settings[prefix]))} belongs to strategy {owner}; the "
                 f"strategy is {strategy!r}"
             )
-    return gate_options(settings.get(GATES, {}), strategy) | options if gated else options
+    return _gate_options(settings.get(GATES, {}), strategy) | options if gated else options
 
 
-def gate_options(texts: Mapping[str, str], strategy: str) -> dict[str, Any]:
+def _gate_options(texts: Mapping[str, str], strategy: str) -> dict[str, Any]:
     """`gates`, `config` and what else a strategy has that trains gates (`densities`, ..).
 
     Raises:

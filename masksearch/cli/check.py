@@ -62,7 +62,7 @@ def check(options: CheckOptions) -> None:
         if inspect.isclass(made) and hasattr(made, "ask"):
             if given:
                 raise OptionsError(f"--{given[0]} names an evaluator, and a strategy takes none")
-            lines, use = check_strategy(target, Path(folder)), f"SPACE --strategy {target}"
+            lines, use = _check_strategy(target, Path(folder)), f"SPACE --strategy {target}"
         elif len(needed) == 1 and not inspect.isclass(made):
             lines, use = check_space(made, build_evaluator(options) if given else None), target
         else:
@@ -71,14 +71,14 @@ def check(options: CheckOptions) -> None:
             if isinstance(made, Mask):
                 typer.echo("\n".join(mask_lines(facts_of_mask(made, LENGTH, BLOCK))))
                 return
-            lines, use = try_evaluator(made, Path(folder)), f"SPACE --evaluator {target}"
+            lines, use = _try_evaluator(made, Path(folder)), f"SPACE --evaluator {target}"
     typer.echo("\n".join(lines))
     if lines[-1] != SAME or any(line.startswith(FAILS) for line in lines):
         raise typer.Exit(2)
     typer.echo(f"use it: masksearch search {use}")
 
 
-def try_evaluator(made: object, folder: Path) -> list[str]:
+def _try_evaluator(made: object, folder: Path) -> list[str]:
     """Lets an evaluator judge two masks.
 
     Raises:
@@ -142,7 +142,7 @@ def check_space(space: Callable[..., Any], evaluator: Evaluator | None) -> list[
         numbers = all(isinstance(each, int | float) for each in values)
         lines.append(f"  {name}: {', '.join(map(str, sorted(values) if numbers else values))}")
     lines += [f"{FAILS}{reason.splitlines()[-1]}" for reason in dict.fromkeys(reasons)]
-    agree = say_equal(sum(a == b for a, b in zip(first, second, strict=True)), len(first))
+    agree = _say_equal(sum(a == b for a, b in zip(first, second, strict=True)), len(first))
     return [*lines, agree]
 
 
@@ -161,7 +161,7 @@ def draws(space: Callable[..., Any], told: Shape) -> list[tuple[Job, dict[str, A
         return [draw_job(space, study.ask(), parameters, number) for number in range(DRAWS)]
 
 
-def check_strategy(target: str, folder: Path) -> list[str]:
+def _check_strategy(target: str, folder: Path) -> list[str]:
     """Lets a strategy propose masks of a small space, which is judged by sparsity and hops."""
     from masksearch import masks
     from masksearch.contracts import Evaluator, Objective, Report, Shape
@@ -194,7 +194,7 @@ def check_strategy(target: str, folder: Path) -> list[str]:
     return [*lines, agree]
 
 
-def say_equal(equal: int, count: int) -> str:
+def _say_equal(equal: int, count: int) -> str:
     """In words, how many results of a second run equal those of the first."""
     if equal == count:
         return SAME
@@ -212,4 +212,4 @@ def twice(run: Callable[[Path], Sequence[Record]], folder: Path) -> tuple[Sequen
         return record.params, record.fingerprint, record.values, record.status
 
     equal = sum(result(a) == result(b) for a, b in zip(first, second, strict=False))
-    return first, say_equal(equal, max(len(first), len(second)))
+    return first, _say_equal(equal, max(len(first), len(second)))

@@ -141,10 +141,10 @@ def run_demo(
         kinds={"oracle": "control"},
         executor=executor,
     )
-    lines = [*describe_reached(process, studies), *missing]
+    lines = [*_describe_reached(process, studies), *missing]
     notes = {
         "title": "Who comes near the true front?",
-        "about": introduce(evaluator, process, len(seeds)),
+        "about": _introduce(evaluator, process, len(seeds)),
         "verdicts": lines,
         "truth": [[point.sparsity, point.accuracy] for point in process.front],
         "facts": {"worker processes": str(slots)},
@@ -154,7 +154,7 @@ def run_demo(
     return report_on(run, run / "report.html", command=command), lines
 
 
-def introduce(evaluator: PlantedEvaluator, process: GradedProcess, seeds: int) -> list[str]:
+def _introduce(evaluator: PlantedEvaluator, process: GradedProcess, seeds: int) -> list[str]:
     """The question, who asks it, and what the figures mean, for someone who knows none of it."""
     shape = evaluator.shape
     return [
@@ -215,7 +215,7 @@ def choose(
     return chosen, missing
 
 
-def describe_reached(process: GradedProcess, studies: Mapping[str, Sequence[Study]]) -> list[str]:
+def _describe_reached(process: GradedProcess, studies: Mapping[str, Sequence[Study]]) -> list[str]:
     """How much of the true front the searches of each strategy cover, at what compute, and how
     much the families do."""
 
@@ -284,7 +284,7 @@ def write_data(folder: Path, *, steps: int = 500) -> list[str]:
     written = [
         f"{text}: {sum(LINES.values()):,} lines of planted text, for --corpus",
         f"{glue}: {' and '.join(HEADERS)} over the same pairs of words, for --glue",
-        write_bert(bert, text, steps),
+        _write_bert(bert, text, steps),
     ]
     if (write_llama := load_part("parts", "llama", "model")) is not None:
         [words] = spell(torch.arange(-1, SENTENCES.vocabulary)[None])
@@ -292,7 +292,7 @@ def write_data(folder: Path, *, steps: int = 500) -> list[str]:
     return written
 
 
-def write_bert(folder: Path, text: Path, steps: int) -> str:
+def _write_bert(folder: Path, text: Path, steps: int) -> str:
     """Trains a BERT of 2 layers on a text, and writes it with its tokenizer.
 
     Returns:

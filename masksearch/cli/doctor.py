@@ -49,7 +49,7 @@ def installed_version(name: str) -> str:
         return "(not installed)"
 
 
-def data_in(source: Path) -> str:
+def _data_in(source: Path) -> str:
     """The contents of a folder or file of data, as searches would read it."""
     if not source.exists():
         return "does not exist"
@@ -62,7 +62,7 @@ def data_in(source: Path) -> str:
     return "; ".join(parts) or "no .txt files, no TASK/train.tsv, no model's config.json"
 
 
-def read_machine(data: list[Path]) -> dict[str, dict[str, str]]:
+def _read_machine(data: list[Path]) -> dict[str, dict[str, str]]:
     """Heading -> what -> what was found."""
     import torch
 
@@ -84,7 +84,7 @@ def read_machine(data: list[Path]) -> dict[str, dict[str, str]]:
             "cache": f"{cache}{'' if os.access(there, os.W_OK) else ': cannot be written'}",
         },
         "Features": features,
-        "Data": {str(source): data_in(source) for source in data},
+        "Data": {str(source): _data_in(source) for source in data},
     }
 
 
@@ -98,7 +98,7 @@ def doctor(
         masksearch doctor
         masksearch doctor glue/ wikitext-2/
     """
-    machine = read_machine(data or [])
+    machine = _read_machine(data or [])
     if as_json:
         typer.echo(json.dumps(machine))
         return

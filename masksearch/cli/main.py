@@ -102,7 +102,7 @@ def command(group: str, name: str | None = None) -> Callable[[Command], Command]
     )
 
 
-def print_versions(asked: bool) -> None:
+def _print_versions(asked: bool) -> None:
     """Prints what a report of a mistake should say, without loading any of it."""
     if not asked:
         return
@@ -114,7 +114,7 @@ def print_versions(asked: bool) -> None:
 
 
 @app.callback()
-def load_user_files(
+def _load_user_files(
     load: Annotated[
         list[Path] | None,
         declare(
@@ -130,7 +130,7 @@ def load_user_files(
         typer.Option(
             "--version",
             help="Print the versions of masksearch, Python, torch, optuna and transformers.",
-            callback=print_versions,
+            callback=_print_versions,
             is_eager=True,
         ),
     ] = False,
@@ -216,7 +216,7 @@ def resume(
     changed: dict[str, Any] = {"trials": trials, "seconds": seconds}
     changed |= {"executor": executor, "slots": slots, "set": list(settings) or None}
     changed |= {"address": address, "storage": storage, "storage_path": storage_path}
-    command, stored = read_known_command(Path(run), changed)
+    command, stored = _read_known_command(Path(run), changed)
     if command == "search":
         return run_search(SearchOptions(**stored))
     if command == "compare":
@@ -252,7 +252,7 @@ def resume_command(options: ResumeOptions) -> None:
     """
     changed = dict(vars(options))
     run = changed.pop("run")
-    command, stored = read_known_command(run, changed)
+    command, stored = _read_known_command(run, changed)
     repeated(command)(**stored)
 
 
@@ -264,7 +264,7 @@ def repeated(command: str) -> Any:
     return REPEATED.get(command) or load_part("commands", command, "command")
 
 
-def read_known_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _read_known_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """As `read_command`; refuses a command and options that this version does not have."""
     command, options = read_command(run, changed)
     if (function := repeated(command)) is None:
@@ -305,7 +305,7 @@ def run_program(program: typer.Typer, words: Sequence[str]) -> NoReturn:
         words: What follows its name.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end is Ctrl-C
-    warnings.formatwarning = one_line
+    warnings.formatwarning = _one_line
     works = f"{program.info.name}: at work; it reads and prepares before the first result"
     soon = threading.Timer(SOON, typer.echo, [works], {"err": True})
     soon.start()
@@ -316,7 +316,7 @@ def run_program(program: typer.Typer, words: Sequence[str]) -> NoReturn:
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except ClickError as error:
-        fail(usage_mistake(error))
+        fail(_usage_mistake(error))
     except (MaskSearchError, ValueError, OSError) as error:
         if os.environ.get("MASKSEARCH_DEBUG"):
             traceback.print_exc()
@@ -329,7 +329,7 @@ def run_program(program: typer.Typer, words: Sequence[str]) -> NoReturn:
     sys.exit(code or 0)  # (typer answers Ctrl-C with 130)
 
 
-def usage_mistake(error: Any) -> str:
+def _usage_mistake(error: Any) -> str:
     """Typer's message on words that are no command line of ours; the nearest option first."""
     near = getattr(error, "possibilities", None)
     if getattr(error, "option_name", "") == "--run":  # which other commands have
@@ -348,6 +348,6 @@ def fail(message: str, code: int = MISTAKE) -> NoReturn:
     sys.exit(code)
 
 
-def one_line(message: Warning | str, *where: object, **line: object) -> str:
+def _one_line(message: Warning | str, *where: object, **line: object) -> str:
     """A warning as people read it: without the place in the code."""
     return f"warning: {cut_middle(' '.join(str(message).split()), LONGEST)}\n"

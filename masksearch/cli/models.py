@@ -108,7 +108,7 @@ def attach(options: AttachOptions) -> None:
         say(str(advice))
         masked, plan = advice.mask, None
     else:
-        masked, plan = read_mask_or_plan(mask, folder, model)
+        masked, plan = _read_mask_or_plan(mask, folder, model)
     whole = open_model(folder)
     longest, _ = count_positions(whole)
     check_positions(model, longest, max(lengths, default=1))
@@ -124,7 +124,7 @@ def attach(options: AttachOptions) -> None:
         written = save_pretrained(whole, options.out, found=plan)
         copy_tokenizer(folder, written)
         limit_length(written, whole)
-        use = how_to_use(written, min(longest, masked.longest or PAYS))
+        use = _how_to_use(written, min(longest, masked.longest or PAYS))
         say(f"model and mask: {written}\n{use}")
         if names_run(mask) and options.budget is None:
             from masksearch.study.references import rival_note
@@ -138,7 +138,7 @@ def attach(options: AttachOptions) -> None:
             )
 
 
-def how_to_use(folder: Path, longest: int) -> str:
+def _how_to_use(folder: Path, longest: int) -> str:
     """The last words of a command that has written a model with its mask.
 
     Args:
@@ -164,7 +164,7 @@ def find_folder(model: str) -> Path:
     return find_checkpoint(model)[1]
 
 
-def read_mask_or_plan(text: str, folder: Path, model: str) -> tuple[Mask, Account | None]:
+def _read_mask_or_plan(text: str, folder: Path, model: str) -> tuple[Mask, Account | None]:
     """A mask, or that of a plan for this model, and the plan.
 
     Raises:
@@ -214,7 +214,7 @@ def export(options: ExportOptions) -> None:
     if out.suffix == ".npy":
         if block is None or length is None:
             raise OptionsError("a block layout needs --block and --length, such as 64 and 512")
-        note = save_layout(chosen, out, block, length)
+        note = _save_layout(chosen, out, block, length)
         use = f"masks.from_block_layout(numpy.load({str(out)!r}), {block})"
     else:
         if block is not None or length is not None:
@@ -227,7 +227,7 @@ def export(options: ExportOptions) -> None:
     typer.echo(f"{out}: {note}; use it: {use}")
 
 
-def save_layout(mask: Mask, out: Path, block: int, length: int) -> str:
+def _save_layout(mask: Mask, out: Path, block: int, length: int) -> str:
     """Writes which blocks of a mask hold a kept cell.
 
     Returns:
@@ -378,4 +378,6 @@ def sparsify(options: SparsifyOptions) -> None:
             print_comparison(found.comparison, as_json=False)
             typer.echo((f"budget {limit:g}: " if limit else "") + found.answer)
             typer.echo(f"  model and mask: {found.folder}   page: {found.folder / 'report.html'}")
-            typer.echo(how_to_use(found.folder, saved_masks(found.folder)["self"].longest or PAYS))
+            typer.echo(
+                _how_to_use(found.folder, saved_masks(found.folder)["self"].longest or PAYS)
+            )

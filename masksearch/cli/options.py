@@ -247,11 +247,11 @@ def read_arguments(path: str) -> dict[str, Argument]:
     >>> read_arguments("masksearch.executors.local:Local")["slots"].default
     '1'
     """
-    helps, declared = read_source(path)
-    return {n: read_argument(helps[n], each) for n, each in declared.items() if n in helps}
+    helps, declared = _read_source(path)
+    return {n: _read_argument(helps[n], each) for n, each in declared.items() if n in helps}
 
 
-def read_argument(described: str, default: str) -> Argument:
+def _read_argument(described: str, default: str) -> Argument:
     """An argument, of its docstring and its default as text ("" = none)."""
     text = " ".join(re.sub(r'`+"?([^`"]*)"?`+', r"\1", described).split())
     meaning = re.search(r"(?:None = |[Dd]efault: )(.+?)(?=[.;](?: |$)|$)", text)
@@ -263,7 +263,7 @@ def read_argument(described: str, default: str) -> Argument:
     return Argument(default, help)
 
 
-def read_helps(docstring: str) -> dict[str, str]:
+def _read_helps(docstring: str) -> dict[str, str]:
     """Name -> text of what a docstring describes under "Args"."""
     section = docstring.partition("Args:\n")[2]
     section = re.split(r"^\S", section, maxsplit=1, flags=re.M)[0]
@@ -271,7 +271,7 @@ def read_helps(docstring: str) -> dict[str, str]:
 
 
 @cache
-def read_source(path: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
+def _read_source(path: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
     """The arguments of a function or class, and of its bases in the package, by their names: their
     docstrings, and their defaults as written."""
     module, _, name = path.partition(":")
@@ -289,7 +289,7 @@ def read_source(path: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
         } | {n.name: module for n in tree.body if isinstance(n, ast.ClassDef)}
         for base in reversed(node.bases):
             if isinstance(base, ast.Name) and modules.get(base.id, "").startswith("masksearch."):
-                inherited = read_source(f"{modules[base.id]}:{base.id}")
+                inherited = _read_source(f"{modules[base.id]}:{base.id}")
                 helps |= inherited[0]
                 declared |= inherited[1]
         for item in node.body:
@@ -304,7 +304,7 @@ def read_source(path: str) -> tuple[Mapping[str, str], Mapping[str, str]]:
         padded = [None] * (len(args) - len(defaults)) + defaults
         for argument, value in zip(args, padded, strict=True):
             declared[argument.arg] = ast.unparse(value) if value else ""
-    helps |= read_helps(ast.get_docstring(node) or "")
+    helps |= _read_helps(ast.get_docstring(node) or "")
     return helps, declared
 
 

@@ -51,26 +51,26 @@ def print_front(study: Study, as_json: bool) -> None:
     front = front_table(by_origin(records), study.objectives).without("block density")
     if front.rows:
         print_table(front, f"Front of {study.run}")
-        print_masks(study.frontier(), study.shape)
+        _print_masks(study.frontier(), study.shape)
     for budget in json.loads(study.store.facts().get("budget") or "[]"):
         inside, score = study.within(budget), study.objectives[0].name
         title = score_title(score, inside)
         best = [f"best #{each.number}, {title} {each.value(score):.4f}" for each in inside[:1]]
         typer.echo("; ".join([f"masks judged within {budget:g}: {len(inside)}", *best]))
-    print_note(study.frontier(), study.shape)
+    _print_note(study.frontier(), study.shape)
     if nothing := nothing_learned(records):
         typer.echo(nothing)
     for caution in unlearned_gates(records):
         typer.echo(caution)
 
 
-def print_masks(records: Sequence[Record], shape: Shape | None) -> None:
+def _print_masks(records: Sequence[Record], shape: Shape | None) -> None:
     """Masks whole that a table has no room for, and on a terminal, unless `NO_COLOR` is set,
     drawings of some in block characters."""
     console = Console()
     for record in records:
         text = str(record.mask or "")
-        if table_room(console) < len(text) <= WHOLE:
+        if _table_room(console) < len(text) <= WHOLE:
             typer.echo(f"#{record.number}: {text}")
     if not console.is_terminal or console.no_color or console.is_dumb_terminal:
         return
@@ -91,12 +91,12 @@ def print_masks(records: Sequence[Record], shape: Shape | None) -> None:
         typer.echo("".join(text.ljust(apart) for text in row).rstrip())
 
 
-def table_room(console: Console) -> int:
+def _table_room(console: Console) -> int:
     """Characters of an expression in a table."""
     return max(24, min(console.width if console.is_terminal else 160, 120) - 56)
 
 
-def print_note(records: Sequence[Record], shape: Shape | None) -> None:
+def _print_note(records: Sequence[Record], shape: Shape | None) -> None:
     """Says what sparsities count, where there is something to say."""
     if sparsities_differ(records):
         typer.echo(OF_PAIRS)
@@ -115,7 +115,7 @@ def print_comparison(comparison: ComparedMasks, as_json: bool) -> None:
     none = [name for name in ("diverged", "failed") if not frame[name].any()]
     table = table.without("density", "block density", *none)
     print_table(table, width=100 if len(table.head) < 9 else 160)
-    print_note(comparison.records, comparison.shape)
+    _print_note(comparison.records, comparison.shape)
     if any(entry.at_majority for entry in comparison.entries.values()):
         typer.echo("= no better than a constant answer: the model has learned nothing there")
 
@@ -125,7 +125,7 @@ def print_table(table: TextTable, title: str | None = None, width: int = 160) ->
     console = Console()
     if not console.is_terminal:  # tables are not squeezed into 80 columns
         console = Console(width=width)
-    console.print(table.terminal(title, room=table_room(console)))
+    console.print(table.terminal(title, room=_table_room(console)))
 
 
 def print_proxy_card(card: ProxyCard) -> None:

@@ -97,29 +97,29 @@ def pretrain(options: PretrainOptions) -> None:
             "digest": chosen.digest,
             "protocol": evaluator.protocol,
             "seed": seed,
-            "settings": plain_settings(evaluator),
+            "settings": _plain_settings(evaluator),
         }
-        if holds_finished(out, run):
+        if _holds_finished(out, run):
             if group.first:
                 typer.echo(f"{out} holds this model already; --out ANOTHER trains it anew")
             return
         if group.first:  # what failed before it came to a checkpoint is no command to repeat
             (out / COMMAND).unlink(missing_ok=True)
         with resumable(out, "pretrain", vars(options)) if group.first else nullcontext():
-            last = train_and_save(evaluator, chosen, seed, out, run, writes=group.first)
+            last = _train_and_save(evaluator, chosen, seed, out, run, writes=group.first)
         if group.first:
             values = "  ".join(f"{name} {value:.4f}" for name, value in last.values.items())
             typer.echo(f"step {last.step}  held-out {values}")
             typer.echo(f"model: {out.resolve()}")
 
 
-def plain_settings(evaluator: MlmEvaluator) -> dict[str, Any]:
+def _plain_settings(evaluator: MlmEvaluator) -> dict[str, Any]:
     """The evaluator's settings as plain data."""
     settings = {name: value for name, value in read_settings(evaluator).items() if name != "split"}
     return {name: str(v) if isinstance(v, Path) else v for name, v in settings.items()}
 
 
-def holds_finished(out: Path, run: dict[str, Any]) -> bool:
+def _holds_finished(out: Path, run: dict[str, Any]) -> bool:
     """Whether a folder holds the finished run. What another one has left is no hindrance where
     that came to no checkpoint.
 
@@ -151,7 +151,7 @@ def holds_finished(out: Path, run: dict[str, Any]) -> bool:
     return finished
 
 
-def train_and_save(
+def _train_and_save(
     evaluator: MlmEvaluator, mask: Mask, seed: int, out: Path, run: dict[str, Any], *, writes: bool
 ) -> Report:
     """Trains, with everything written to the folder by the process that `writes`.

@@ -34,7 +34,7 @@ DOTS = 1024  # rows of tiles in the picture of a longer one
 A_MASK = "Of a mask"
 
 
-def read_verdict(
+def _read_verdict(
     comparison: ComparedMasks, run: Path, reference: str, against: str | None
 ) -> dict[str, Any]:
     """The sentences of a comparison's verdict, and the differences behind them."""
@@ -52,7 +52,7 @@ def read_verdict(
     return {"verdict": text.splitlines(), "findings": json.loads(rows)}
 
 
-def show_mask(text: str, options: ReportOptions) -> None:
+def _show_mask(text: str, options: ReportOptions) -> None:
     """Prints what a mask is, and draws it."""
     from masksearch.cli.build import read_mask
     from masksearch.cli.output import sketch
@@ -177,7 +177,7 @@ def report(options: ReportOptions) -> None:
     runs, out, storage, against = options.runs, options.out, options.storage, options.against
     folders = [Path(run) for run in runs if Path(run).is_dir()]
     if not folders and len(runs) == 1:
-        show_mask(runs[0], options)
+        _show_mask(runs[0], options)
         return
     if len(folders) < len(runs):
         stray = next(run for run in runs if not Path(run).is_dir())
@@ -195,7 +195,7 @@ def report(options: ReportOptions) -> None:
         judged = ComparedMasks.of(
             one.records, one.objectives, one.facts, run=one.run, shape=one.shape
         )
-        result |= read_verdict(judged, folders[0], options.reference, against)
+        result |= _read_verdict(judged, folders[0], options.reference, against)
     elif against is not None:
         raise OptionsError(
             "--against belongs to the verdict of one comparison; a search has none, since its "

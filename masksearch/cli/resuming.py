@@ -81,11 +81,11 @@ def remember(run: Path, command: str, options: Mapping[str, Any]) -> None:
             plain[name] = f"{Path(file).resolve()}{colon}{function}"
         elif name in MASKS:
             many = isinstance(value, list)
-            plain[name] = [absolute_mask(v) for v in value] if many else absolute_mask(value)
+            plain[name] = [_absolute_mask(v) for v in value] if many else _absolute_mask(value)
         elif name == "storage":
             plain[name] = storable_storage(value)
         elif name == "set":
-            plain[name] = hide_secrets([*map(absolute_setting, value)], passwords=passwords)
+            plain[name] = hide_secrets([*map(_absolute_setting, value)], passwords=passwords)
         else:
             plain[name] = hide_secrets(value, name)
     write_text_in_one_move(path, json.dumps({"command": command, "options": plain}, indent=1))
@@ -96,14 +96,14 @@ def absolute(path: Path | str) -> str:
     return str(Path(path).expanduser().resolve())
 
 
-def absolute_setting(text: str) -> str:
+def _absolute_setting(text: str) -> str:
     """`NAME=VALUE` of `--set`, with the path of a file absolute."""
     name, _, value = text.partition("=")
     named = "/" in value or name.rpartition(".")[2] in PLACES
     return f"{name}={absolute(value)}" if named and Path(value).expanduser().exists() else text
 
 
-def absolute_mask(text: str) -> str:
+def _absolute_mask(text: str) -> str:
     """`NAME=MASK` or `MASK`, with the path of a file or of a run absolute."""
     from masksearch.cli.build import split_name
     from masksearch.masks.text import names_place, names_run

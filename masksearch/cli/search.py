@@ -191,7 +191,7 @@ def run_search(options: SearchOptions) -> Study:
     halving = read_halving(options.halving, settings.get("halving", {}))
     if options.trials is None and options.seconds is None:
         options = replace(options, trials=spec.trials)
-    enqueued, budgets = read_enqueued(options.enqueue), read_budgets(options.budget)
+    enqueued, budgets = _read_enqueued(options.enqueue), read_budgets(options.budget)
     evaluator = build_evaluator(options, None)
     if halving is not None:
         goals = {objective.name: objective.goal for objective in evaluator.objectives}
@@ -242,7 +242,7 @@ def check_space(
         raise OptionsError(f"--local and --unit are a space of their own; drop {space}")
 
 
-def read_enqueued(path: Path | None) -> list[Any]:
+def _read_enqueued(path: Path | None) -> list[Any]:
     """Reads a file of `--enqueue`.
 
     Raises:
@@ -273,7 +273,7 @@ def run_compare(options: CompareOptions) -> Comparison:
 
     split: Any = options.split  # another name is refused
     evaluator = on_split(build_evaluator(options), split)
-    compared = masks_to_compare(options, evaluator)
+    compared = _masks_to_compare(options, evaluator)
     if options.seeds < CLAIM_SEEDS and not evaluator.seedless:
         typer.echo(
             f"fewer than {CLAIM_SEEDS} seeds decide nothing: take --seeds {CLAIM_SEEDS} or more",
@@ -289,7 +289,7 @@ def run_compare(options: CompareOptions) -> Comparison:
         )
 
 
-def named_masks(options: CompareOptions) -> dict[str, Candidate]:
+def _named_masks(options: CompareOptions) -> dict[str, Candidate]:
     """The masks that are given by `MASK`, by names; none stands for two masks."""
     from masksearch.cli.build import named_candidates
 
@@ -307,7 +307,7 @@ def named_masks(options: CompareOptions) -> dict[str, Candidate]:
     return named
 
 
-def masks_to_compare(options: CompareOptions, evaluator: Evaluator) -> dict[str, Any]:
+def _masks_to_compare(options: CompareOptions, evaluator: Evaluator) -> dict[str, Any]:
     """The masks, seeds and opponents that options name, as arguments of `compare`."""
     from masksearch.analysis.runs import draws_keys, masks_of_candidates, names_alike
     from masksearch.driver import Study
@@ -318,7 +318,7 @@ def masks_to_compare(options: CompareOptions, evaluator: Evaluator) -> dict[str,
     from masksearch.study.references import best_baselines, within_budgets
     from masksearch.study.store import StudyStore
 
-    named = named_masks(options)
+    named = _named_masks(options)
     budgets = read_budgets(options.budget)
     inside = within_budgets(named, budgets, options.storage)[0] if budgets else named
     mine = masks_of_candidates(inside) if inside else {}
@@ -368,7 +368,7 @@ def masks_to_compare(options: CompareOptions, evaluator: Evaluator) -> dict[str,
     }
 
 
-def say_cuts(study: Study) -> None:
+def _say_cuts(study: Study) -> None:
     """How sparse the gates of the published DAM became, and where their masks were cut."""
     from masksearch.strategies.dam import describe_cut, is_published_dam
 
@@ -377,7 +377,7 @@ def say_cuts(study: Study) -> None:
             typer.echo(describe_cut(record))
 
 
-def taken_within(comparison: Comparison, budget: float) -> str:
+def _taken_within(comparison: Comparison, budget: float) -> str:
     """Which mask a comparison recommends within a budget; or why none."""
     try:
         return f"within {budget:g}: {comparison.recommend(budget)} Attach it with:"
@@ -385,7 +385,7 @@ def taken_within(comparison: Comparison, budget: float) -> str:
         return f"within {budget:g}: {error}. Then:"
 
 
-def say_where(run: Path) -> None:
+def _say_where(run: Path) -> None:
     """Where the results lie, and what writes their page."""
     typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")
 
@@ -407,8 +407,8 @@ def search(options: SearchOptions) -> None:
     if failed and not any(record.scored for record in records):
         raise MaskSearchError(f"no trial of {study.run} has a score: {failed[0].reason}")
     if not options.as_json:
-        say_cuts(study)
-        say_where(study.run)
+        _say_cuts(study)
+        _say_where(study.run)
 
 
 @takes(TAKEN_FROM)
@@ -426,11 +426,11 @@ def compare(options: CompareOptions) -> None:
     print_comparison(comparison, options.as_json)
     if not options.as_json:
         typer.echo(comparison.verdict(verbose=options.verbose))
-        say_where(options.run)
+        _say_where(options.run)
         place = shlex.quote(str(options.run))
         attach = f"masksearch attach MODEL {place} --time --out FOLDER --budget"
         for budget in options.budget or ():
-            typer.echo(f"{taken_within(comparison, budget)} {attach} {budget:g}")
+            typer.echo(f"{_taken_within(comparison, budget)} {attach} {budget:g}")
         if not options.budget:
             typer.echo(f"put a mask on your model, and time it: {attach} SHARE")
     failed = [record for record in comparison.records if record.status == "failed"]
