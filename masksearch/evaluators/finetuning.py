@@ -258,7 +258,7 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
         return made
 
     @cached_property
-    def token_digest(self) -> str:
+    def _token_digest(self) -> str:
         """Hash of the tokenizer, and the length."""
         return str(self.held.get("digest") or self.source.digest)
 
@@ -273,7 +273,7 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
             return self
         tasks = {name: self.tokens(name) for name in self.downstream}
         if self.corpus is None:
-            return self.holding(tasks=tasks, start=self.start, digest=self.token_digest)
+            return self.holding(tasks=tasks, start=self.start, digest=self._token_digest)
         made = self.holding(tasks=tasks)
         made.__dict__["pretrainer"] = self.pretrainer.packed()
         return made
@@ -328,10 +328,10 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
     @property
     def weight_lr(self) -> float | None:
         """As of `MlmEvaluator`; without a corpus the rate of fine-tuning."""
-        return self.finetune_rate if self.corpus is None else super().weight_lr
+        return self._finetune_rate if self.corpus is None else super().weight_lr
 
     @property
-    def finetune_rate(self) -> float:
+    def _finetune_rate(self) -> float:
         """Peak learning rate of fine-tuning."""
         rate = self.finetune_lr
         return FINETUNE_RATES[not self.scratch] if rate is None else rate
@@ -339,7 +339,7 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
     def data_hashes(self) -> dict[str, str]:
         """Hashes of the text, of the checkpoint and of the tasks' rows."""
         if self.corpus is None:
-            named = {"tokenizer": self.token_digest, "weights": self.start.digest}
+            named = {"tokenizer": self._token_digest, "weights": self.start.digest}
         else:
             named = dict(self.pretrainer.data_hashes())
         for name, settings in self.task_settings().items():  # of one task, or of each by its name
@@ -353,14 +353,14 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
         if self.corpus is not None:
             settings = self.pretrainer.settings()
         else:
-            settings = {"data": self.token_digest, "size": self.start.digest}
+            settings = {"data": self._token_digest, "size": self.start.digest}
             settings |= dict.fromkeys(("train", "batch", "initializer_range", "probability"))
             settings |= {"held_out": None, "precision": self.precision}
             settings |= {} if dropout is None else {"dropout": dropout}
         if self.split != "all":
             settings["half"] = STORED_SPLITS[self.split]
         settings |= self.task_settings()
-        settings |= {"epochs": self.epochs, "finetune_lr": self.finetune_rate}
+        settings |= {"epochs": self.epochs, "finetune_lr": self._finetune_rate}
         settings["finetune_batch"] = self.finetune_batch
         later: dict[str, tuple[object, object]] = {  # hashed where they are not the default
             "finetune_seeds": (self.finetune_seeds, 1),
@@ -401,7 +401,7 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields pre-training reports `{"loss": ..}`, then one with every score. DataError, before
         any training, if a task cannot be read."""
-        table, key = self.as_table(mask), short_hash(self.protocol, mask.digest, str(seed))
+        table, key = self._as_table(mask), short_hash(self.protocol, mask.digest, str(seed))
         for name in self.downstream:
             self.tokens(name)
         steps, values = 0, dict[str, float]()
@@ -432,7 +432,7 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
                     kept.clear()
                 runs.append(scores[run])
             values |= mean_scores(runs)
-            steps += self.steps_under_mask(name)
+            steps += self._steps_under_mask(name)
         if group().first:
             join_rows(workdir, [(name, self.finetune_seeds) for name in self.downstream])
         yield Report(steps, values | self.summary(values))
@@ -459,7 +459,7 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
                 "a model that is pre-trained under the mask is not made again; leave "
                 "corpus out, or train it with MlmEvaluator and save that"
             )
-        name, table = task or self.downstream[0], self.as_table(mask)
+        name, table = task or self.downstream[0], self._as_table(mask)
         encoder = None if self.weights_frozen else self.start.encoder(dropout=self.dropout)
         with TemporaryDirectory() as folder:
             head = self.under(encoder, name, table, Checkpoints(Path(folder)), seed)
@@ -467,7 +467,7 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
         whole: nn.Module = getattr(head, "whole", head)
         return attach(whole, masks.cropped(table, self.length))
 
-    def as_table(self, mask: Mask) -> Mask:
+    def _as_table(self, mask: Mask) -> Mask:
         """The mask as it is judged: its table, unless it follows the tokens."""
         follows = mask.needs_tokens and self.shape.tokens is not None
         return mask if follows else masks.table(lower(mask, self.shape))
@@ -487,7 +487,7 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
         Raises:
             NonFiniteLossError: If a loss is NaN or infinite.
         """
-        stream, rate, loss = tuple[int, ...](), self.finetune_rate, None
+        stream, rate, loss = tuple[int, ...](), self._finetune_rate, None
         if encoder is not None:
             head = self.new_head(copy.deepcopy(encoder), name, seed)
         else:
@@ -496,7 +496,7 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
             if source != "labels" and self.adapt == "recover":
                 loss = self.trainer.imitating(frozen_copy(head), labels=source == "both")
         attach(head, masks.cropped(mask, self.length))
-        if not (steps := self.steps_under_mask(name)):
+        if not (steps := self._steps_under_mask(name)):
             return head
         order, noise = self.order(name, seed, *stream), mixed_seed(seed, DROPOUT, *stream)
         rows, config = self.tokens(name).train, TrainConfig(steps, rate)
@@ -504,7 +504,14 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
         if self.keep_recovered and self.adapt == "recover":
             model = self.dense_models.path(self.dense_recipe(name, seed), head).stem
             how = self.learn_from, self.finetune_batch, self.frozen, steps, rate, order, noise
-            parts = [model, self.row_hashes[name], self.dropout, mask.digest, *how, self.precision]
+            parts = [
+                model,
+                self._row_hashes[name],
+                self.dropout,
+                mask.digest,
+                *how,
+                self.precision,
+            ]
             key = short_hash("recovered-1", repr(parts))
             path = cache_folder(self.cache) / RECOVERED / f"{name}-{key}.safetensors"
             provide_dense(head, path, key, train)
@@ -512,7 +519,7 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
             train(replace(kept, key=short_hash(self.protocol, mask.digest, name, str(seed))))
         return head
 
-    def steps_under_mask(self, name: str) -> int:
+    def _steps_under_mask(self, name: str) -> int:
         """Optimiser steps under a mask, of a task."""
         if self.adapt == "train":
             return self.finetune_steps(name)
@@ -551,9 +558,9 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
 
     def dense_recipe(self, name: str, seed: int) -> DenseRecipe:
         """The recipe of a task's dense model for a seed."""
-        rows = None if self.is_tuned else self.row_hashes[name]
+        rows = None if self.is_tuned else self._row_hashes[name]
         seeds = seed, self.task_seed(name, seed), self.order(name, seed), mixed_seed(seed, DROPOUT)
-        how = self.epochs, self.finetune_steps(name), self.finetune_rate, self.dropout
+        how = self.epochs, self.finetune_steps(name), self._finetune_rate, self.dropout
         return DenseRecipe(name, rows, self.unit(name), *seeds, *how)
 
     def provide_models(self, seed: int) -> None:
@@ -564,7 +571,7 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
                     self.dense(name, self.run_seed(seed, number))
 
     @cached_property
-    def row_hashes(self) -> dict[str, str]:
+    def _row_hashes(self) -> dict[str, str]:
         """Task -> hash of its training rows as tensors, made once for all masks."""
         return {n: self.trainer.hash_rows(self.tokens(n).train) for n in self.downstream}
 

@@ -121,7 +121,7 @@ class GlueEvaluator(FineTuning):
         if self.split_seed:
             raise ValueError("GLUE's tasks come split, and so have no split_seed; leave it out")
         check_name("read-out", self.read_out, get_args(ReadOut))
-        single = [name for name in names if len(self.glue_task(name).texts) == 1]
+        single = [name for name in names if len(self._glue_task(name).texts) == 1]
         if self.read_out == "pair" and single:
             raise ValueError(
                 f"read_out='pair' compares two texts, and {', '.join(single)} has one; leave it "
@@ -155,7 +155,7 @@ class GlueEvaluator(FineTuning):
     @property
     def keeps_answers(self) -> bool:
         """Whether the labels are the dense model's own answers."""
-        return any(task.label == ANSWER for task in self.glue_tasks)
+        return any(task.label == ANSWER for task in self._glue_tasks)
 
     @cached_property
     def constant_score(self) -> float:
@@ -163,28 +163,28 @@ class GlueEvaluator(FineTuning):
         values: dict[str, float] = {}
         for name in self.downstream:
             for part, rows in self.tokens(name).dev.items():
-                constant = constant_scores(self.glue_task(name), rows.labels.tolist())
+                constant = constant_scores(self._glue_task(name), rows.labels.tolist())
                 values |= reported(part, constant)
         return self.summary(values)["glue"]
 
     @property
     def downstream(self) -> tuple[str, ...]:
         """Names of the tasks."""
-        return tuple(task.name for task in self.glue_tasks)
+        return tuple(task.name for task in self._glue_tasks)
 
     @cached_property
-    def glue_tasks(self) -> tuple[GlueTask, ...]:
+    def _glue_tasks(self) -> tuple[GlueTask, ...]:
         """The tasks."""
         return tuple(task_named(task) for task in self.tasks if not isinstance(task, Columns))
 
-    def glue_task(self, name: str) -> GlueTask:
+    def _glue_task(self, name: str) -> GlueTask:
         """The task of that name among `tasks`."""
-        return self.glue_tasks[self.downstream.index(name)]
+        return self._glue_tasks[self.downstream.index(name)]
 
     def describe(self, name: str) -> str:
         """How the labels of a task's rows were understood."""
         whose = "the model's own answers, " if self.keeps_answers else ""
-        return f"{name}: {whose}{describe_rows(self.glue_task(name), self.data(name).train)}"
+        return f"{name}: {whose}{describe_rows(self._glue_task(name), self.data(name).train)}"
 
     def task_settings(self) -> dict[str, object]:
         """Hashes of the tasks' data and row limits."""
@@ -206,12 +206,12 @@ class GlueEvaluator(FineTuning):
 
     def data(self, name: str) -> GlueData:
         """A task's rows as text, read once a process."""
-        task = self.glue_task(name)
+        task = self._glue_task(name)
         return read_glue(self.glue, task, self.rows, dev_rows=self.dev_rows, split=self.split)
 
     def tokenize(self, name: str) -> GlueTokens:
         """A task's tokenized rows."""
-        rows = (self.glue, self.glue_task(name), self.rows, self.dev_rows, self.split)
+        rows = (self.glue, self._glue_task(name), self.rows, self.dev_rows, self.split)
         made = read_tokens(self.source, *rows, floor=self.weights_frozen)
         if self.read_out == "pair" and (made.train.firsts == made.train.ids.lengths).any():
             raise DataError(
@@ -227,7 +227,7 @@ class GlueEvaluator(FineTuning):
 
     def task_seed(self, name: str, seed: int) -> int:
         """Every task has its own numbers, whichever others there are."""
-        return mixed_seed(seed, task_number(self.glue_task(name)))
+        return mixed_seed(seed, task_number(self._glue_task(name)))
 
     @property
     def own_head(self) -> str | None:  # type: ignore[override]
@@ -237,9 +237,9 @@ class GlueEvaluator(FineTuning):
     def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
         """A classifier, or a regression where the task has no classes: of recovery from both
         sources it begins at the mean of the training labels."""
-        labels = max(1, len(self.glue_task(name).labels))
+        labels = max(1, len(self._glue_task(name).labels))
         head = SequenceClassifier(encoder, labels, seed=seed, read_out=self.read_out)
-        if self.glue_task(name).regression and self.learn_from == "both":
+        if self._glue_task(name).regression and self.learn_from == "both":
             begin_at(head, float(self.tokens(name).train.labels.mean()))
         return head
 
@@ -248,7 +248,7 @@ class GlueEvaluator(FineTuning):
         then begins at the mean of the training labels."""
         if self.read_out != "own":
             return super().begin(name, seed)
-        labels, dropout = self.glue_task(name).labels, self.dropout
+        labels, dropout = self._glue_task(name).labels, self.dropout
         drawn = mixed_seed(self.task_seed(name, seed), self.streams[0])
         where = self.start.locate(), self.head_kind, labels
         head = begin_tuned(*where, seed=drawn, dropout=dropout)
@@ -258,7 +258,7 @@ class GlueEvaluator(FineTuning):
 
     def class_names(self, name: str) -> tuple[Sequence[str], Sequence[str]]:
         """The labels as the task's files spell them, and as the Hub does."""
-        task = self.glue_task(name)
+        task = self._glue_task(name)
         return task.labels, () if task.hub is None else task.hub.names
 
     def inputs(self, rows: TokenRows, chosen: list[int]) -> Batch:
@@ -268,7 +268,7 @@ class GlueEvaluator(FineTuning):
     def scores(self, head: nn.Module, name: str) -> TaskScores:
         """The metrics of every development set."""
         data, values = self.tokens(name), dict[str, float]()
-        task, weights = data.task, self.column_weights
+        task, weights = data.task, self._column_weights
         scores, predictions = dict[str, NDArray[Any]](), dict[str, NDArray[Any]]()
         for part, rows in data.dev.items():
             logits = torch.stack(self.trainer.predict(head, rows))
@@ -294,7 +294,7 @@ class GlueEvaluator(FineTuning):
         return TaskScores(values, RowScores(scores, part_weights, data.digests, predictions))
 
     @property
-    def column_weights(self) -> dict[str, float]:
+    def _column_weights(self) -> dict[str, float]:
         """Weight of each development set in the GLUE score: of the nine columns where all are
         there, else of the tasks' own sets."""
         parts = [part for name in self.downstream for part in self.tokens(name).dev]
@@ -309,7 +309,7 @@ class GlueEvaluator(FineTuning):
             assert score.without_rte is not None
             return {"glue": score.nine, "glue/without_rte": score.without_rte}
         columns = [
-            column_value(values, name, self.glue_task(name), self.convention)
+            column_value(values, name, self._glue_task(name), self.convention)
             for name in self.downstream
         ]
         return {"glue": math.fsum(columns) / len(columns)}

@@ -89,7 +89,7 @@ class MlmEvaluator(EncoderBase, Evaluator):
         super().__post_init__()
         if self.corpus is None:
             raise ValueError(NO_CORPUS)
-        if self.distils and self.scratch:
+        if self._distils and self.scratch:
             raise ValueError(
                 "pretraining='distil' imitates a checkpoint, and this evaluator trains from "
                 "scratch; give the checkpoint as weights=, or pretraining='mlm'"
@@ -98,7 +98,7 @@ class MlmEvaluator(EncoderBase, Evaluator):
             self.train_config  # noqa: B018  (checks the steps)
 
     @property
-    def distils(self) -> bool:
+    def _distils(self) -> bool:
         """Whether hidden states are imitated."""
         return self.pretraining == "distil"
 
@@ -115,7 +115,7 @@ class MlmEvaluator(EncoderBase, Evaluator):
         """Held-out loss in nats a token (worst: a uniform guess), of a distillation as a share
         (worst: zeros), and the mask's sparsity."""
         sparsity = Objective("sparsity", "max", 0.0)
-        if self.distils:
+        if self._distils:
             return Objective("loss", "min", 1.0), sparsity
         vocabulary = self.vocabulary if self.scratch else self.start.vocabulary
         return Objective("loss", "min", math.log(vocabulary), NATS), sparsity
@@ -165,7 +165,7 @@ class MlmEvaluator(EncoderBase, Evaluator):
 
     def task(self) -> MlmTask | SentencePairTask:
         """The pre-training task; the corpus is read once a process."""
-        corpus = self.held.get("corpus") or read_corpus(
+        corpus = self.held.get("corpus") or _read_corpus(
             cast("Path | str", self.corpus),
             None if self.scratch else self.start,
             tokenizer=self.tokenizer,
@@ -188,7 +188,7 @@ class MlmEvaluator(EncoderBase, Evaluator):
         """Batches where the training is; of a distillation the text as it was, with the hidden
         states of the checkpoint as `target`."""
         there = move_batches(batches, self.torch_device)
-        if not self.distils:
+        if not self._distils:
             yield from there
             return
         teacher = StateImitator(self.start.encoder(dropout=0.0)).to(self.torch_device).eval()
@@ -199,14 +199,14 @@ class MlmEvaluator(EncoderBase, Evaluator):
                 target = teacher.hidden(ids, None, None).float()
             yield {"input_ids": ids, "target": target}
 
-    def held_out_batches(self) -> list[Batch]:
+    def _held_out_batches(self) -> list[Batch]:
         """The held-out batches, where the training is."""
         return list(self.prepared(iter(self.task().held_out())))
 
     def build_model(self, seed: int) -> MaskedLanguageModel | StateImitator:
         """A fresh model without a mask: its weights drawn from `seed`, or the checkpoint's."""
         head, pairs = mixed_seed(seed, HEAD), self.pretraining in PAIRS
-        if self.distils:
+        if self._distils:
             return StateImitator(self.start.encoder(dropout=self.dropout)).to(self.torch_device)
         if not self.scratch:
             start = self.start.masked_language_model(head, pairs=pairs, dropout=self.dropout)
@@ -273,7 +273,7 @@ class MlmEvaluator(EncoderBase, Evaluator):
     def context_free_loss(self, batches: Sequence[Batch]) -> float:
         """Least loss of the held-out batches without context: see `MlmTask.context_free_loss`; of
         a distillation that of the best constant state."""
-        if not self.distils:
+        if not self._distils:
             return self.task().context_free_loss
         targets = [batch["target"].flatten(0, 1) for batch in batches]
         states = torch.cat(targets).double()
@@ -281,7 +281,7 @@ class MlmEvaluator(EncoderBase, Evaluator):
         best = (weights * states).sum(0) / weights.sum()
         return float((weights * (states - best).square()).sum(1).mean())
 
-    def sequence_scores(self, model: nn.Module, batches: Sequence[Batch]) -> RowScores:
+    def _sequence_scores(self, model: nn.Module, batches: Sequence[Batch]) -> RowScores:
         """The loss of held-out batches by sequence: the mean over them is that of a report.
 
         A sequence's score is its mean loss in nats, weighted by its number of masked tokens over
@@ -309,7 +309,7 @@ class MlmEvaluator(EncoderBase, Evaluator):
         return Differentiable(
             self.build_model(seed),
             self.prepared(self.task().batches(mixed_seed(seed, DATA))),
-            self.held_out_batches(),
+            self._held_out_batches(),
             self.steps or None,
             self.peak_lr,
         )
@@ -329,7 +329,7 @@ class MlmEvaluator(EncoderBase, Evaluator):
             Reports with the held-out loss; the last one at `steps`. A run that goes on from a
             checkpoint yields the earlier reports again first.
         """
-        task, held_out = self.task(), self.held_out_batches()
+        task, held_out = self.task(), self._held_out_batches()
         attach(model, mask, inputs={"input_ids": held_out[0]["input_ids"][:1]})
         if self.steps == 0:
             yield Report(0, self.held_out_values(model, held_out))
@@ -403,8 +403,8 @@ class MlmEvaluator(EncoderBase, Evaluator):
         model = self.build_model(seed)
         for report in self.pretrain(model, mask, seed=seed, workdir=workdir):
             if report.step == self.steps and group().first:
-                held_out = self.held_out_batches()
-                rows = self.sequence_scores(model, held_out)
+                held_out = self._held_out_batches()
+                rows = self._sequence_scores(model, held_out)
                 rows.save(workdir)
                 if self.split != "all":
                     losses = rows.scores["text"]
@@ -417,7 +417,7 @@ class MlmEvaluator(EncoderBase, Evaluator):
 
 
 @lru_cache(maxsize=4)
-def read_corpus(
+def _read_corpus(
     corpus: Path | str,
     start: Pretrained | None,
     *,

@@ -144,7 +144,7 @@ class PlantedEvaluator(TrainingBase, Evaluator):
         return (Objective("score", "max", worst, POINT), Objective("sparsity", "max", 0.0))
 
     @property
-    def downstream_config(self) -> TrainConfig:
+    def _downstream_config(self) -> TrainConfig:
         """Settings of each downstream task."""
         return TrainConfig(steps=self.downstream_steps, lr=self.downstream_lr)
 
@@ -173,7 +173,7 @@ class PlantedEvaluator(TrainingBase, Evaluator):
             self.process.digest,
             asdict(find_size(self.size)),
             self.train_config.identity,
-            self.downstream_config.identity,
+            self._downstream_config.identity,
             self.batch,
             self.downstream_batch,
             self.initializer_range,
@@ -252,7 +252,7 @@ class PlantedEvaluator(TrainingBase, Evaluator):
         pretrained = {name: value.clone() for name, value in model.state_dict().items()}
         for task in self.downstream_tasks:
             model.load_state_dict(pretrained)
-            predictions[task.name], right[task.name] = self.fine_tuned(model, task, seed)
+            predictions[task.name], right[task.name] = self._fine_tuned(model, task, seed)
         if not right:
             right, chance = {PARTS: rows}, self.process.chance
         scores = {name: float(hits.sum()) / len(hits) for name, hits in right.items()}
@@ -288,7 +288,7 @@ class PlantedEvaluator(TrainingBase, Evaluator):
         values = {"accuracy": int(right.sum()) / among, "loss": total / tokens}
         return values, (right.double() * len(right) / among).numpy()
 
-    def fine_tuned(
+    def _fine_tuned(
         self, model: MaskedLanguageModel, task: PlantedLabelTask, seed: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Fine-tunes the model on the task; what it says of every held-out sequence, and whether
@@ -297,7 +297,7 @@ class PlantedEvaluator(TrainingBase, Evaluator):
         hidden[task.process.pair_positions[:, 1]] = True
         classifier = LikelihoodClassifier(model, hidden, self.process.mask_id)
         batches = task.batches(mixed_seed(seed, DOWNSTREAM))
-        for _ in train(classifier, batches, self.downstream_config):
+        for _ in train(classifier, batches, self._downstream_config):
             pass
         classifier.eval()
         (batch,) = task.held_out()

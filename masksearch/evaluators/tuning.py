@@ -336,18 +336,18 @@ def train_together(
     streams, held_out = list[Iterator[Batch]](), list[list[Batch]]()
     for number, (head, (rows, order)) in enumerate(zip(heads, tasks, strict=True)):
         teacher = frozen_copy(head) if imitate else None
-        lengths, (learnt, aside) = rows.lengths, deal_rows(len(rows))
+        lengths, (learnt, aside) = rows.lengths, _deal_rows(len(rows))
         buckets = bucket_batches([lengths[row] for row in learnt], training.batch, order)
-        streams.append(task_batches(training, rows, learnt, buckets, number, teacher))
+        streams.append(_task_batches(training, rows, learnt, buckets, number, teacher))
         parts = (range(len(aside))[at : at + HELD_OUT] for at in range(0, len(aside), HELD_OUT))
-        held_out.append(list(task_batches(training, rows, aside, parts, number, teacher)))
+        held_out.append(list(_task_batches(training, rows, aside, parts, number, teacher)))
     model = TaskModels(heads).to(training.device)
     whole = chain.from_iterable(zip(*streams, strict=False))
     in_turn = chain.from_iterable(zip_longest(*held_out))
     return Differentiable(model, whole, [b for b in in_turn if b is not None])
 
 
-def task_batches(
+def _task_batches(
     training: TaskTraining,
     rows: Any,
     among: Sequence[int],
@@ -375,7 +375,7 @@ def task_batches(
         yield {**batch, "task": task}
 
 
-def deal_rows(count: int) -> tuple[list[int], list[int]]:
+def _deal_rows(count: int) -> tuple[list[int], list[int]]:
     """Numbers of the training rows that gates learn on, and of those that are held out.
 
     >>> deal_rows(11)

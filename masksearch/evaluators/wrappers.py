@@ -113,9 +113,9 @@ class Cached(EvaluatorWrapper):
             workdir: The inner evaluator's.
         """
         path = self.path_of(mask, seed)
-        kept = read_reports(path)
+        kept = _read_reports(path)
         if kept is not None:
-            copy_rows(path.with_suffix(".safetensors"), workdir / ROWS)
+            _copy_rows(path.with_suffix(".safetensors"), workdir / ROWS)
             yield from kept
             return
         history: list[Report] = []
@@ -130,20 +130,20 @@ class Cached(EvaluatorWrapper):
         """Keeps a finished run; a folder that cannot be written to costs a warning."""
         text = json.dumps({"reports": [[report.step, dict(report.values)] for report in reports]})
         try:
-            copy_rows(rows, path.with_suffix(".safetensors"))
+            _copy_rows(rows, path.with_suffix(".safetensors"))
             write_text_in_one_move(path, text + "\n")
         except OSError as error:
             log.warning("cannot keep the result in %s: %s", path.parent, error)
 
 
-def copy_rows(source: Path, target: Path) -> None:
+def _copy_rows(source: Path, target: Path) -> None:
     """Copies the scores row by row, where there are any."""
     if source.is_file():
         with write_in_one_move(target) as beside:
             shutil.copyfile(source, beside)
 
 
-def read_reports(path: Path) -> list[Report] | None:
+def _read_reports(path: Path) -> list[Report] | None:
     """The reports of a file; None where there is none, or (with a warning) it is damaged."""
     if not path.is_file():
         return None
