@@ -79,12 +79,12 @@ class JobRun:
             report = next(self.reports, None)
             if report is not None:
                 if not isinstance(report, Report):
-                    raise no_report(self.evaluator, "yields", report)
-                check_report(report, len(self.curve) + 1)
+                    raise _no_report(self.evaluator, "yields", report)
+                _check_report(report, len(self.curve) + 1)
                 self.curve.append(report)
                 return report
             if isinstance(self.proposal.job, Evaluate):
-                check_complete(self.curve, self.evaluator)
+                _check_complete(self.curve, self.evaluator)
         except OSError as problem:
             if problem.errno in FULL:  # no fault of the mask's: it will run again
                 raise SearchError(
@@ -111,13 +111,13 @@ class JobRun:
     def start(self) -> Iterator[Report]:
         """The job's generator."""
         self.path.mkdir(parents=True, exist_ok=True)
-        take_over_files(self.workdir / trial_folder(replace(self.proposal, starts=0)), self.path)
+        _take_over_files(self.workdir / trial_folder(replace(self.proposal, starts=0)), self.path)
         seed, job = self.proposal.seed or 0, self.proposal.job
         match job:
             case Evaluate(mask=mask):
                 reports = self.evaluator(mask, seed=seed, workdir=self.path)
                 if not hasattr(reports, "__next__"):
-                    raise no_report(self.evaluator, "returns", reports)
+                    raise _no_report(self.evaluator, "returns", reports)
                 return reports
             case OneShot():  # imported here: a trial that does not train needs no transformers
                 from masksearch.gates.dam import run_one_shot
@@ -212,7 +212,7 @@ def trial_folder(proposal: Proposal, losses: int = 0) -> str:
     return f"trials/{proposal.number}" + ("" if first else f"/{proposal.starts}-{losses}")
 
 
-def take_over_files(home: Path, new: Path) -> None:
+def _take_over_files(home: Path, new: Path) -> None:
     """Moves what earlier attempts at a trial have left into the folder of this one.
 
     File by file, as copies: an attempt that was given up and lives on, such as in a cut-off node,
@@ -240,7 +240,7 @@ def idle_strategy_error() -> SearchError:
     return SearchError("the strategy waits although no job is running")
 
 
-def no_report(evaluator: Evaluator, does: str, answer: object) -> EvaluatorError:
+def _no_report(evaluator: Evaluator, does: str, answer: object) -> EvaluatorError:
     """The error for an evaluator that gives something else than reports."""
     return EvaluatorError(
         f"{type(evaluator).__name__} {does} {type(answer).__name__}: yield "
@@ -248,7 +248,7 @@ def no_report(evaluator: Evaluator, does: str, answer: object) -> EvaluatorError
     )
 
 
-def check_report(report: Report, number: int) -> None:
+def _check_report(report: Report, number: int) -> None:
     """A NaN or infinite figure is a failure, never a result; and all are kept, so they are few."""
     if number > MOST_REPORTS or len(report.values) > MOST_VALUES:
         raise EvaluatorError(
@@ -263,7 +263,7 @@ def check_report(report: Report, number: int) -> None:
             )
 
 
-def check_complete(curve: list[Report], evaluator: Evaluator) -> None:
+def _check_complete(curve: list[Report], evaluator: Evaluator) -> None:
     """The last report must hold every objective that is not a measure of the mask."""
     name, where = type(evaluator).__name__, place_of(type(evaluator).__call__)
     if not curve:

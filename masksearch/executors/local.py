@@ -98,7 +98,7 @@ class Local:
                 f"memory_gb must be at least {LEAST_GB:g} (10^9 bytes; libraries alone take 0.4), "
                 f"got {memory!r}"
             )
-        if self.isolate is False and self.in_workers:
+        if self.isolate is False and self._in_workers:
             raise ValueError(
                 "isolate=False runs jobs in this process, one at a time and without limits; leave "
                 "slots, limit_seconds, memory_gb and gpus away"
@@ -106,7 +106,7 @@ class Local:
         self.deal_cards()
 
     @property
-    def in_workers(self) -> bool:
+    def _in_workers(self) -> bool:
         """Whether it takes worker processes whatever the evaluator is."""
         limits = (self.limit_seconds, self.memory_gb, self.gpus)
         return self.slots > 1 or any(limit is not None for limit in limits)
@@ -116,7 +116,7 @@ class Local:
         isolate = self.isolate
         if isolate is None:
             isolate = os.name == "posix" and not is_own(work.evaluator)
-        if self.threads is not None and not self.in_workers:
+        if self.threads is not None and not self._in_workers:
             torch.set_num_threads(self.threads)
         if self.gpus is None and self.slots > 1 and torch.cuda.device_count():
             warn(
@@ -125,8 +125,8 @@ class Local:
             )
         for seed in work.seeds:
             work.evaluator.provide_models(seed)  # in this process, which shows it
-        if isolate or self.in_workers:
-            self.run_in_workers(work)
+        if isolate or self._in_workers:
+            self._run_in_workers(work)
             return
         while (proposal := work.ask()) != "done":
             if proposal == "wait":
@@ -135,9 +135,9 @@ class Local:
                 work.tell(JobRun(proposal, work.evaluator, work.workdir).run(work.report))
             else:
                 alone = itertools.chain([proposal], itertools.repeat("done"))
-                self.run_in_workers(work, alone.__next__)  # type: ignore[arg-type]
+                self._run_in_workers(work, alone.__next__)  # type: ignore[arg-type]
 
-    def run_in_workers(self, work: Trials, ask: Ask | None = None) -> None:
+    def _run_in_workers(self, work: Trials, ask: Ask | None = None) -> None:
         """Keeps every slot busy with a worker process; one that dies takes only its own job."""
         threads = max(1, (os.cpu_count() or 1) // self.slots) if self.slots > 1 else None
         pool = Pool(work, max_failures=MAX_FAILURES, limit_seconds=self.limit_seconds, ask=ask)
@@ -153,17 +153,17 @@ class Local:
             )
             workers: list[WorkerProcess] = []
             try:
-                while self.fill_slots(pool, workers, config):
+                while self._fill_slots(pool, workers, config):
                     pipes = {worker.pipe: worker for worker in workers}
                     for pipe in wait(list(pipes), WATCH):
-                        take_message(pool, workers, pipes[pipe])  # type: ignore[index]
+                        _take_message(pool, workers, pipes[pipe])  # type: ignore[index]
                     for worker in [each for each in workers if each.attempt]:
                         self.watch(pool, workers, worker)
             finally:
                 for worker in workers:
                     worker.kill()
 
-    def fill_slots(self, pool: Pool, workers: list[WorkerProcess], config: WorkerConfig) -> bool:
+    def _fill_slots(self, pool: Pool, workers: list[WorkerProcess], config: WorkerConfig) -> bool:
         """Gives every free slot a trial, while there are some; False = no slot is busy."""
         while len(pool.running) < self.slots:
             name = f"attempt {next(ATTEMPTS)}"
@@ -195,7 +195,7 @@ class Local:
         check_gpus(self.gpus)
         if self.gpus == 0:
             return [""] * self.slots
-        cards, whole = list_cards(), max(1, int(self.gpus))
+        cards, whole = _list_cards(), max(1, int(self.gpus))
         hands = [",".join(cards[at : at + whole]) for at in range(0, len(cards), whole)]
         hands = hands[: len(cards) // whole]
         room = len(hands) * (trials_a_card(self.gpus) if self.gpus < 1 else 1)
@@ -210,7 +210,7 @@ class Local:
     def watch(self, pool: Pool, workers: list[WorkerProcess], worker: WorkerProcess) -> None:
         """Ends a trial that takes too much memory; speaks of one that has long been silent."""
         now, trial = time.monotonic(), pool.running[worker.attempt]
-        cut_output(worker.output)
+        _cut_output(worker.output)
         if self.memory_gb is not None and (memory := worker.memory_gb()) > self.memory_gb:
             workers.remove(worker)
             worker.kill()
@@ -233,7 +233,7 @@ if sys.platform != "win32":
     FORKS.set_forkserver_preload([serve.__module__, "masksearch.strategies.prune"])
 
 
-def list_cards() -> list[str]:
+def _list_cards() -> list[str]:
     """The cards that this process sees, by their names in `CUDA_VISIBLE_DEVICES`.
 
     Raises:
@@ -259,7 +259,7 @@ def is_own(evaluator: Evaluator) -> bool:
     return ours and (not isinstance(inner, Evaluator) or is_own(inner))
 
 
-def cut_output(path: Path) -> None:
+def _cut_output(path: Path) -> None:
     """Leaves the beginning and the end of what a trial has printed so far."""
     size = path.stat().st_size if path.is_file() else 0
     if size <= 4 * KEPT:
@@ -301,8 +301,8 @@ class WorkerProcess:
             with suppress(ProcessLookupError, PermissionError):
                 end(self.process.pid or 0, signal.SIGKILL)
         self.process.join()
-        cut_output(self.output)
-        return name_exit(self.process.exitcode or 0)
+        _cut_output(self.output)
+        return _name_exit(self.process.exitcode or 0)
 
     def memory_gb(self) -> float:
         """Main memory that it holds, in 10^9 bytes; 0 where no /proc says so."""
@@ -329,7 +329,7 @@ def start_worker(config: WorkerConfig, slot: int, cards: Sequence[str]) -> Worke
     """
     if os.name != "posix":
         raise SearchError("workers need a POSIX system; use Local(isolate=False) or WSL")
-    choose_socket_folder()
+    _choose_socket_folder()
     ours, theirs = FORKS.Pipe()
     process = FORKS.Process(target=serve, args=(theirs,))
     script, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
@@ -349,7 +349,7 @@ def start_worker(config: WorkerConfig, slot: int, cards: Sequence[str]) -> Worke
     return worker
 
 
-def choose_socket_folder() -> None:
+def _choose_socket_folder() -> None:
     """Keeps multiprocessing's sockets in /tmp where TMPDIR is too long for their addresses."""
     chosen = tempfile.gettempdir()
     if len(os.fsencode(chosen)) > LONGEST_TMPDIR:
@@ -360,7 +360,7 @@ def choose_socket_folder() -> None:
             tempfile.tempdir = chosen
 
 
-def take_message(pool: Pool, workers: list[WorkerProcess], worker: WorkerProcess) -> None:
+def _take_message(pool: Pool, workers: list[WorkerProcess], worker: WorkerProcess) -> None:
     """Hands one message of a worker, or its death, to the pool.
 
     Raises:
@@ -388,14 +388,14 @@ def take_message(pool: Pool, workers: list[WorkerProcess], worker: WorkerProcess
     if message.report is not None:
         worker.send(goes_on)
     if not goes_on:
-        cut_output(worker.output)
+        _cut_output(worker.output)
         worker.attempt = ""
     if message.error or (not goes_on and worker.has_grown()):  # unsound: see `TrialRunner`
         workers.remove(worker)
         worker.kill()
 
 
-def name_exit(code: int) -> str:
+def _name_exit(code: int) -> str:
     """An exit code in words.
 
     >>> name_exit(-11)

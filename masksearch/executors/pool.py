@@ -100,7 +100,7 @@ class Pool:
         if not self.answer:
             proposal = self.ask()
             if isinstance(proposal, Proposal):
-                spec = self.make_spec(proposal)
+                spec = self._make_spec(proposal)
                 self.running[name] = RunningTrial(proposal, spec)
                 return spec
             self.answer = proposal
@@ -155,13 +155,13 @@ class Pool:
             return
         checkpoint = loss.checkpoint or trial.spec.checkpoint
         trial.spec.empty()
-        trial.spec = self.make_spec(trial.proposal, trial.losses)
+        trial.spec = self._make_spec(trial.proposal, trial.losses)
         trial.spec.checkpoint = checkpoint
         trial.curve.clear()
         self.waiting.append(self.running.pop(name))
 
     # -- inside --------------------------------------------------------------------------------
-    def make_spec(self, proposal: Proposal, losses: int = 0) -> TrialSpec:
+    def _make_spec(self, proposal: Proposal, losses: int = 0) -> TrialSpec:
         """A proposal made ready to travel."""
         data = pickle_for_workers(proposal, f"trial {proposal.number}")
         name = f"{proposal.number}.{proposal.starts + losses}"

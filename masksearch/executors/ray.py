@@ -156,15 +156,15 @@ class RayTune:
         if MISSING:
             raise SearchError(MISSING)
         with pickle_by_value():  # before a cluster is started
-            shared = self.worker_config(work)
+            shared = self._worker_config(work)
         least = 1 if ray.is_initialized() else self.slots  # what was joined before may grow
         with (
             set_environment(TUNE_SETTINGS, "RAY_", "TUNE_"),
             pickle_by_value(),
-            silence_ray(self.quiet),
+            _silence_ray(self.quiet),
             tolerate_losses(),
-            keep_starting_workers(),
-            join_cluster(self),
+            _keep_starting_workers(),
+            _join_cluster(self),
             temporary_storage(self.storage_path) as (folder, name),
         ):
             nodes = self.check_room(least)
@@ -183,7 +183,7 @@ class RayTune:
                 )
             )
             with catch_interrupt(guard.interrupt):
-                self.make_tuner(guard, folder, name).fit()
+                self._make_tuner(guard, folder, name).fit()
         if guard.error is not None:
             raise guard.error
 
@@ -201,7 +201,7 @@ class RayTune:
         options: dict[str, Any] = {"max_retries": self.max_failures}
         for name, option in (("cpu", "num_cpus"), ("gpu", "num_gpus"), ("memory", "memory")):
             options[option] = needs.pop(name, needs.pop(name.upper(), 0))
-        provide = ray.remote(**options, resources=needs)(provide_shared_models)
+        provide = ray.remote(**options, resources=needs)(_provide_shared_models)
         steps = Queue(actor_options={"num_cpus": 0})
         for first in range(0, len(seeds), self.slots):
             some = seeds[first : first + self.slots]
@@ -219,7 +219,7 @@ class RayTune:
             if refused:
                 raise SearchError(refused[0])
 
-    def worker_config(self, work: Trials) -> WorkerConfig:
+    def _worker_config(self, work: Trials) -> WorkerConfig:
         """The setup of all trials. An evaluator travels with its data, where it offers that, so
         that no node has to see its files."""
         return WorkerConfig(
@@ -232,7 +232,7 @@ class RayTune:
             paths=tuple(sys.path),
         )
 
-    def make_tuner(self, guard: FirstError, folder: str, name: str) -> tune.Tuner:
+    def _make_tuner(self, guard: FirstError, folder: str, name: str) -> tune.Tuner:
         """A fresh Tuner whose searcher, scheduler and stopper speak for the pool."""
         scheduler = TuneScheduler(guard, ClusterWatch(guard.pool, self.slots))
         return tune.Tuner(
@@ -288,7 +288,7 @@ class RayTune:
         return [node for node, trials in room.items() if trials]
 
 
-def provide_shared_models(config: WorkerConfig, seed: int, steps: Any) -> str:
+def _provide_shared_models(config: WorkerConfig, seed: int, steps: Any) -> str:
     """Provides the models of a seed in a process of Ray's; why it cannot, or nothing. A step a
     second of its trainings goes to the queue `steps`, where there is one."""
     due = 0.0
@@ -531,7 +531,7 @@ class TuneWorker(Trainable):
 
 # -- Ray itself --------------------------------------------------------------------------------
 @contextmanager
-def join_cluster(settings: RayTune) -> Iterator[None]:
+def _join_cluster(settings: RayTune) -> Iterator[None]:
     """A Ray that answers; what was started or joined here is left again at the end."""
     client: Any = ray.util.client.ray  # not typed in Ray
     if (settings.address or "").startswith("ray://") or client.is_connected():
@@ -559,7 +559,7 @@ def join_cluster(settings: RayTune) -> Iterator[None]:
         arguments |= {"log_to_driver": False, "logging_level": logging.CRITICAL}
     handler, main = signal.getsignal(signal.SIGTERM), in_main_thread()
     known = {n: os.environ.get(n, value) for n, value in (ALONE if alone else KEEPALIVE).items()}
-    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0"} | known | (own_token() if alone else {}))
+    os.environ.update({"RAY_USAGE_STATS_ENABLED": "0"} | known | (_own_token() if alone else {}))
     try:
         # a Ray of this machine alone listens on 127.0.0.1, as Ray itself does on macOS;
         # Ray reads its own variable for that once, when it is imported
@@ -670,7 +670,7 @@ def tolerate_losses() -> Iterator[None]:
 
 
 @contextmanager
-def keep_starting_workers() -> Iterator[None]:
+def _keep_starting_workers() -> Iterator[None]:
     """Lets a worker that has room on a node start, whichever worker becomes free meanwhile.
 
     Tune gives the free worker to the trial whose own one is starting, and ends that one. Where
@@ -689,7 +689,7 @@ def keep_starting_workers() -> Iterator[None]:
 
 
 @contextmanager
-def silence_ray(quiet: bool) -> Iterator[None]:
+def _silence_ray(quiet: bool) -> Iterator[None]:
     """Keeps Ray's loggers away, and what it prints on this process's output: a report of every
     lost worker, on the standard output, which Ray has no public setting for."""
     if not quiet:
@@ -727,7 +727,7 @@ def temporary_storage(storage_path: str | None) -> Iterator[tuple[str, str]]:
             files.delete_dir(f"{path}/{name}")
 
 
-def own_token() -> dict[str, str]:
+def _own_token() -> dict[str, str]:
     """Environment of a Ray that starts here, where its token cannot be kept in the home folder.
 
     Ray asks every process for a token, which it keeps in `~/.ray/auth_token`; where that cannot

@@ -56,7 +56,7 @@ def pickle_for_workers(thing: Any, name: str) -> bytes:
         stream = io.BytesIO()
         Pickler(stream).dump(thing)
     except Exception as error:  # pickling may raise anything
-        path, part = unpicklable_part(thing, type(thing).__name__)
+        path, part = _unpicklable_part(thing, type(thing).__name__)
         raise SearchError(
             f"{name} cannot travel to the worker processes: {path} is a "
             f"{type(part).__module__}.{type(part).__qualname__}, which cannot be pickled "
@@ -66,7 +66,7 @@ def pickle_for_workers(thing: Any, name: str) -> bytes:
     return stream.getvalue()
 
 
-def reduce_code(code: CodeType) -> tuple[Any, tuple[Any, ...]]:
+def _reduce_code(code: CodeType) -> tuple[Any, tuple[Any, ...]]:
     """As cloudpickle does, with the name of its file, which since 3.1.3 it leaves out."""
     make, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
     return make, tuple(code.co_filename if part == "<dynamic-code>" else part for part in parts)
@@ -76,7 +76,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's, but a traceback in a worker names the user's file."""
 
     dispatch_table: ClassVar[Any] = ChainMap(
-        {CodeType: reduce_code}, cloudpickle.Pickler.dispatch_table
+        {CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table
     )
 
 
@@ -112,7 +112,7 @@ def pickle_by_value() -> Iterator[None]:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def unpicklable_part(thing: Any, path: str) -> tuple[str, Any]:
+def _unpicklable_part(thing: Any, path: str) -> tuple[str, Any]:
     """The innermost part of a thing that cannot be pickled, and how to get there."""
     parts: dict[str, Any] = {f".{n}": part for n, part in getattr(thing, "__dict__", {}).items()}
     if isinstance(thing, Mapping):
@@ -123,7 +123,7 @@ def unpicklable_part(thing: Any, path: str) -> tuple[str, Any]:
         try:
             cloudpickle.dumps(part)
         except Exception:  # as above
-            return unpicklable_part(part, path + name)
+            return _unpicklable_part(part, path + name)
     return path, thing
 
 
@@ -208,7 +208,7 @@ class TrialRunner:
 
     def close(self) -> None:
         """Ends the trial, wherever it stands."""
-        self.clear_time_limit()
+        self._clear_time_limit()
         if self.job is not None:
             self.job.stop()
             if self.travels:
@@ -229,7 +229,7 @@ class TrialRunner:
             reason = f"a worker process cannot load the evaluator: {describe_error(error)}"
             return StepResult(self.seconds, error=reason, fatal=True)
         try:
-            self.job = self.job or self.start_job(evaluator)
+            self.job = self.job or self._start_job(evaluator)
         except Exception:  # the record keeps it: no disk, a mask that cannot be loaded, ...
             return self.end(StepResult(self.seconds, error=traceback.format_exc()))
         try:
@@ -253,7 +253,7 @@ class TrialRunner:
             return False
         if time.monotonic() - self.saved < self.config.checkpoint_seconds:
             return False
-        before, self.files = self.files, list_files(self.job.path)
+        before, self.files = self.files, _list_files(self.job.path)
         return bool(self.files - before)
 
     def save_checkpoint(self, folder: Path) -> None:
@@ -287,10 +287,10 @@ class TrialRunner:
         share = self.config.gpu or 0.0
         if 0 < share < 1 and torch.cuda.is_available():
             total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(memory_fraction(share, total))
+            torch.cuda.set_per_process_memory_fraction(_memory_fraction(share, total))
         return evaluator
 
-    def start_job(self, evaluator: Evaluator) -> JobRun:
+    def _start_job(self, evaluator: Evaluator) -> JobRun:
         """The trial's job, with what an earlier attempt has left."""
         self.began = self.saved = time.monotonic()
         proposal = cloudpickle.loads(self.spec.proposal)
@@ -300,9 +300,9 @@ class TrialRunner:
         if self.spec.checkpoint is not None:
             with self.spec.checkpoint.as_directory() as saved:
                 shutil.copytree(saved, job.path, dirs_exist_ok=True)
-        self.files = list_files(job.path)
+        self.files = _list_files(job.path)
         if self.config.keeps_output:
-            print_to(job.path / OUTPUT)
+            _print_to(job.path / OUTPUT)
         if self.config.limit_seconds is not None:
             self.note = (job.path / TIME_LIMIT_NOTE).open("w", encoding="utf-8")
             faulthandler.dump_traceback_later(self.config.limit_seconds, exit=True, file=self.note)
@@ -310,11 +310,11 @@ class TrialRunner:
 
     def end(self, result: StepResult) -> StepResult:
         """The last result of a trial."""
-        self.clear_time_limit()
+        self._clear_time_limit()
         self.failed = bool(result.error)
         return result
 
-    def clear_time_limit(self) -> None:
+    def _clear_time_limit(self) -> None:
         """Lets the process live on."""
         if self.note is not None:
             faulthandler.cancel_dump_traceback_later()
@@ -338,7 +338,7 @@ def read_time_limit_note(folder: Path) -> str | None:
     return text
 
 
-def list_files(folder: Path) -> frozenset[tuple[str, int]]:
+def _list_files(folder: Path) -> frozenset[tuple[str, int]]:
     """Every file of a folder with the time of its last change."""
     files = (p for p in folder.rglob("*") if p.is_file() and p.name != TIME_LIMIT_NOTE)
     return frozenset((str(path), path.stat().st_mtime_ns) for path in files)
@@ -358,7 +358,7 @@ def trials_a_card(share: float) -> int:
     return int(1 / share + 1e-6)
 
 
-def memory_fraction(share: float, total: int) -> float:
+def _memory_fraction(share: float, total: int) -> float:
     """The part of a card's memory that the tensors of a trial may take.
 
     The contexts of its trials, and of a process that has provided models, are taken off first.
@@ -396,26 +396,26 @@ def serve(pipe: Connection) -> None:
     os.setsid()  # a terminal's Ctrl-C reaches the driver alone
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # of `start_worker`
-    threading.Thread(target=die_with, args=(pipe.fileno(),), daemon=True).start()
+    threading.Thread(target=_die_with, args=(pipe.fileno(),), daemon=True).start()
     faulthandler.enable()
     send(pipe, READY)
-    environment, config = receive(pipe)
+    environment, config = _receive(pipe)
     os.environ.clear()
     os.environ.update(environment)
     runner = TrialRunner(config)
     while True:
-        runner.take(receive(pipe))
+        runner.take(_receive(pipe))
         goes_on = True
         while goes_on:
             result = runner.step()
             sys.stdout.flush()
             send(pipe, result)
-            goes_on = result.report is not None and receive(pipe)
+            goes_on = result.report is not None and _receive(pipe)
         runner.close()
-        end_children()
+        _end_children()
 
 
-def print_to(path: Path) -> None:
+def _print_to(path: Path) -> None:
     """Sends what this process and those that it starts print into a file."""
     output = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
     for standard in (1, 2):
@@ -425,19 +425,19 @@ def print_to(path: Path) -> None:
         sys.stdout.reconfigure(line_buffering=True)  # what stands in it is lost in a crash
 
 
-def end_children() -> None:
+def _end_children() -> None:
     """Ends the other processes of this session."""
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.killpg(0, signal.SIGTERM)
     signal.signal(signal.SIGTERM, before)
 
 
-def receive(pipe: Connection) -> Any:
+def _receive(pipe: Connection) -> Any:
     """The driver's next message; a driver that is gone ends the worker."""
     try:
         return cloudpickle.loads(pipe.recv_bytes())
     except (EOFError, OSError):
-        end_session()
+        _end_session()
 
 
 def send(pipe: Connection, message: StepResult | str) -> None:
@@ -445,10 +445,10 @@ def send(pipe: Connection, message: StepResult | str) -> None:
     try:
         pipe.send_bytes(cloudpickle.dumps(message))
     except OSError:
-        end_session()
+        _end_session()
 
 
-def die_with(pipe: int) -> None:
+def _die_with(pipe: int) -> None:
     """Ends the session when the driver is gone, so that nobody writes to a resumed run.
 
     The driver's end of the pipe says so. The parent does not: it is the process that forks
@@ -460,10 +460,10 @@ def die_with(pipe: int) -> None:
     watch = select.poll()
     watch.register(pipe, 0)  # nothing but its being hung up
     watch.poll()
-    end_session()
+    _end_session()
 
 
-def end_session() -> NoReturn:
+def _end_session() -> NoReturn:
     """Ends this process, and those that it has started."""
     os.killpg(0, signal.SIGKILL)
     os._exit(0)
