@@ -199,11 +199,11 @@ def dam_reports(
         The result (`result = yield from dam_reports(..)`).
     """
     refuse_unreachable(config, gates)
-    if not trained_weights(model, gates):
+    if not _trained_weights(model, gates):
         config = replace(config, train="gates")
     if isinstance(batches, Task) and not held_out:
         held_out = batches.held_out()
-    with gates_on(model, gates, config):
+    with _gates_on(model, gates, config):
         run = JointTraining(model, gates, config, held_out)
         first = gates.whole_density().item()
         frozen = config.train == "gates"
@@ -224,13 +224,13 @@ def dam_reports(
 
 
 @contextmanager
-def gates_on(model: nn.Module, gates: Gates, config: DamConfig) -> Iterator[None]:
+def _gates_on(model: nn.Module, gates: Gates, config: DamConfig) -> Iterator[None]:
     """Attaches the gates (unless they are part of the model) and sets modes and what is frozen;
     afterwards all that is as it was."""
     from masksearch.attention.attach import attach, detach  # loads transformers
 
     gates.to(next(model.parameters()).device)
-    frozen = trained_weights(model, gates) if config.train == "gates" else []
+    frozen = _trained_weights(model, gates) if config.train == "gates" else []
     ours = all(module is not gates for module in model.modules())
     if ours:
         attach(model, gates)
@@ -249,7 +249,7 @@ def gates_on(model: nn.Module, gates: Gates, config: DamConfig) -> Iterator[None
                 parameter.requires_grad_(True)
 
 
-def trained_weights(model: nn.Module, gates: Gates) -> list[nn.Parameter]:
+def _trained_weights(model: nn.Module, gates: Gates) -> list[nn.Parameter]:
     """The model's parameters that require a gradient, without those of the gates."""
     return [p for p in model.parameters() if p.requires_grad and p is not gates.logits]
 
@@ -285,12 +285,12 @@ class JointTraining:
         self.model, self.gates, self.config, self.held_out = model, gates, config, held_out
         self.device = next(model.parameters()).device
         self.weights: list[Tensor] = []  # those that are trained
-        self.optimisers = self.build_optimisers()
+        self.optimisers = self._build_optimisers()
         self.control = DensityControl(config, gates)
         self.warmup = WarmupWatch(config)
         if config.waits:
             self.control.pause(0)  # until pruning begins
-        self.tested = few_rows(held_out, TEST_ROWS)  # batches for the tests of attention
+        self.tested = _few_rows(held_out, TEST_ROWS)  # batches for the tests of attention
         self.latest: Batch = {}  # that the weights were trained on
         self.step = 0  # optimiser steps that are done
         self.losses: list[float] = []  # since the last report
@@ -299,7 +299,7 @@ class JointTraining:
         self.terms: list[Tensor] = []  # what the density control added to the step's losses
         self.curve: list[Report] = []
 
-    def build_optimisers(self) -> dict[str, torch.optim.Optimizer]:
+    def _build_optimisers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimisers by name: `both` for LAMB, otherwise `weights` (if any) and `gates`."""
         config, logits = self.config, self.gates.logits
         groups: list[dict[str, Any]] = []
@@ -341,7 +341,7 @@ class JointTraining:
         """One optimiser step of the weights and, after the warm-up, of the gates."""
         config, gates, step = self.config, self.gates, self.step
         if step == 0 and self.tested:
-            self.follow(self.warmup.at_start(self.attention_loss))
+            self.follow(self.warmup.at_start(self._attention_loss))
         gates.enabled = self.warmup.acts(step)
         gates.cooling = config.temperature_factor(step, self.warmup.begin)
         self.set_rates(config.lr_factor(step))
@@ -354,7 +354,7 @@ class JointTraining:
             if name != "gates" or gates.enabled:
                 optimiser.step()
         self.step += 1
-        self.follow(self.warmup.look(self.step, losses, self.attention_loss))
+        self.follow(self.warmup.look(self.step, losses, self._attention_loss))
         if not reports:
             return None
         self.curve.append(self.report(push))
@@ -370,7 +370,7 @@ class JointTraining:
             self.control.go_on(self.step)
 
     @torch.no_grad()
-    def attention_loss(self) -> AttentionLoss:
+    def _attention_loss(self) -> AttentionLoss:
         """The model's loss where every query sees itself alone, in eval mode; on the held-out
         batches, or where there are none on the latest training batch."""
         model, gates, before = self.model, self.gates, self.gates.enabled
@@ -379,9 +379,9 @@ class JointTraining:
             model.eval()
             gates.enabled = False
             try:
-                dense = self.mean_loss(batches)
+                dense = self._mean_loss(batches)
                 gates.alone = True
-                return dense, self.mean_loss(batches)
+                return dense, self._mean_loss(batches)
             finally:
                 gates.alone, gates.enabled = False, before
 
@@ -451,7 +451,7 @@ class JointTraining:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             return model_loss(self.model, on_device(self.model, batch))
 
-    def mean_loss(self, batches: Sequence[Batch]) -> float:
+    def _mean_loss(self, batches: Sequence[Batch]) -> float:
         """Mean over the batches."""
         return sum(self.loss(batch).item() for batch in batches) / len(batches)
 
@@ -495,15 +495,15 @@ class JointTraining:
                 gates.fixed = probabilities[..., :: gates.block[0], :: gates.block[1]]
                 if gates.form == "flip":  # which rounds
                     gates.form = "log"
-                losses["relaxed"] = self.mean_loss(self.held_out)
+                losses["relaxed"] = self._mean_loss(self.held_out)
                 gates.form, gates.fixed = form, None
                 gates.train()
-                samples = [self.mean_loss(self.held_out) for _ in range(SAMPLES)]
+                samples = [self._mean_loss(self.held_out) for _ in range(SAMPLES)]
                 losses["sampled"] = sum(samples) / SAMPLES
                 gates.deterministic = True
-                losses["held_out"] = self.mean_loss(self.held_out)
+                losses["held_out"] = self._mean_loss(self.held_out)
                 gates.fixed = self.cut(probabilities.cpu()).to(probabilities)
-                losses["discretised"] = self.mean_loss(self.held_out)
+                losses["discretised"] = self._mean_loss(self.held_out)
             finally:
                 gates.fixed, gates.deterministic = None, False
                 gates.form, gates.enabled = form, enabled
@@ -571,7 +571,7 @@ class JointTraining:
         self.step = stored.step
 
 
-def few_rows(batches: Sequence[Batch], rows: int) -> list[Batch]:
+def _few_rows(batches: Sequence[Batch], rows: int) -> list[Batch]:
     """The first batches with about so many rows (the first axis of all but scalars)."""
     shorter: list[Batch] = []
     for batch in batches:

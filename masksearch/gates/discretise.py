@@ -66,7 +66,7 @@ class Tiles:
         return torch.ones_like(self.own) if self.weights is None else (self.weights > 0) | self.own
 
 
-def lay_out_tiles(length: int, weights: Tensor | None = None, block: Block = EDGE) -> Tiles:
+def _lay_out_tiles(length: int, weights: Tensor | None = None, block: Block = EDGE) -> Tiles:
     """The tiles of a table.
 
     Args:
@@ -103,7 +103,7 @@ def least_density(length: int, weights: Tensor | None = None, block: Block = EDG
     tiles that of each row's `own`."""
     if weights is None and block == EDGE:
         return 1 / length
-    tiles = lay_out_tiles(length, weights, block)
+    tiles = _lay_out_tiles(length, weights, block)
     assert tiles.weights is not None
     return (tiles.weights[..., tiles.own].sum() / tiles.weights.sum()).item()
 
@@ -117,7 +117,7 @@ def ranking(chances: Tensor, tiles: Tiles, per: Per = "mask") -> Tensor:
 
     Args:
         chances: float `[layers, heads, rows, columns]`; any scores do, if none is NaN.
-        tiles: Of `lay_out_tiles`.
+        tiles: Of `_lay_out_tiles`.
         per: Among which: those of the whole `"mask"`, of each `"layer"` or each `"head"`.
 
     Returns:
@@ -185,7 +185,7 @@ def at_sparsity(
     if not 0 <= sparsity <= 1:
         raise ValueError(f"sparsity must lie in [0, 1], got {sparsity}")
     length, density = probabilities.shape[-1], 1 - sparsity
-    tiles = lay_out_tiles(length, weights, block)
+    tiles = _lay_out_tiles(length, weights, block)
     ranks = ranking(probabilities[..., :: block[0], :: block[1]], tiles, per)
     count, least = int(ranks.max()) + 1, least_density(length, weights, block)
     rows = count // ranks.shape[-1]
@@ -193,7 +193,7 @@ def at_sparsity(
         asked = density * count
         kept = torch.tensor([[int(asked + 1e-6) if within else round(asked)]])
     else:
-        kept = kept_by_weight(ranks, count, density, tiles, within)
+        kept = _kept_by_weight(ranks, count, density, tiles, within)
         own_share = per != "mask" and tiles.weights.ndim > 2
         if own_share or (block != EDGE and not within and density >= least):
             kept = kept.clamp(min=rows)  # one in each row may be more than that share
@@ -204,7 +204,7 @@ def at_sparsity(
     return spread_tiles(mask, length, block)
 
 
-def kept_by_weight(
+def _kept_by_weight(
     ranks: Tensor, count: int, density: float, tiles: Tiles, within: bool
 ) -> Tensor:
     """How many tiles in the order of `ranks` have that share of the weight.
@@ -258,7 +258,7 @@ def at_threshold(
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
     length = probabilities.shape[-1]
-    tiles = lay_out_tiles(length, weights, block)
+    tiles = _lay_out_tiles(length, weights, block)
     chances = probabilities.detach().cpu()[..., :: block[0], :: block[1]]
     kept = (chances >= threshold) & tiles.possible
     best = ranking(chances, tiles) < chances[..., 0].numel()

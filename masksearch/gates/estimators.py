@@ -37,17 +37,17 @@ Form = Callable[[AttentionCall, Tensor], Tensor]
 `[heads | 1, queries, keys]` with values in [0, 1]."""
 
 
-def with_own_keys(kept: Tensor) -> Tensor:
+def _with_own_keys(kept: Tensor) -> Tensor:
     """Adds to every empty row of a mask, bool `[.., queries, keys]`, the query's own key."""
     last = kept.shape[-1] - kept.shape[-2]  # the queries are the last positions
     own = kept.new_ones(kept.shape[-2:]).triu(last).tril(last)
     return kept | (own & ~kept.any(-1, keepdim=True))
 
 
-def open_empty_rows(gate: Tensor) -> Tensor:
+def _open_empty_rows(gate: Tensor) -> Tensor:
     """Opens the own key of hard-closed rows in value; the gradient stays that of the gate."""
     kept = gate.detach() > 0
-    return gate + (with_own_keys(kept) & ~kept).to(gate.dtype)
+    return gate + (_with_own_keys(kept) & ~kept).to(gate.dtype)
 
 
 class Flip(torch.autograd.Function):
@@ -72,7 +72,7 @@ class Flip(torch.autograd.Function):
         bias: Tensor | None,
         sinks: Tensor | None,
     ) -> Tensor:
-        kept = with_own_keys(gate > 0.5)
+        kept = _with_own_keys(gate > 0.5)
         scores = AttentionCall(query, key, value, scaling=scaling, bias=bias).scores()
         sign = torch.where(kept, -1.0, 1.0)  # [heads | 1, queries, keys]
         if visible is not None:
@@ -145,7 +145,7 @@ def flip(call: AttentionCall, gate: Tensor) -> Tensor:
 
 def log(call: AttentionCall, gate: Tensor) -> Tensor:
     """softmax(score + log gate): right for soft gates; a hard-closed edge learns nothing."""
-    gate = open_empty_rows(gate)
+    gate = _open_empty_rows(gate)
     closed = gate.clamp_min(1e-6).log().masked_fill(gate <= 0, -torch.inf)
     return add_to_scores(call, closed).attend()
 
@@ -155,7 +155,7 @@ def additive(call: AttentionCall, gate: Tensor) -> Tensor:
 
     Reference: SparseBERT, arXiv 2102.12871.
     """
-    return add_to_scores(call, (1 - open_empty_rows(gate)) * -1e4).attend()
+    return add_to_scores(call, (1 - _open_empty_rows(gate)) * -1e4).attend()
 
 
 def add_to_scores(call: AttentionCall, added: Tensor) -> AttentionCall:

@@ -144,7 +144,7 @@ class Gates(nn.Module):
         self.temperature, self.cooling, self.seed = temperature, 1.0, seed
         self.initial = initial
         self.global_count = global_count
-        self.block = read_block(block, length) if structure == "block" else EDGE
+        self.block = _read_block(block, length) if structure == "block" else EDGE
         self.refuse_arguments(levels)
         self.enabled = True
         self.alone = False
@@ -462,7 +462,7 @@ class Gates(nn.Module):
         return {**self.__dict__, "drawn": None}
 
 
-def read_block(block: int | Sequence[int] | None, length: int) -> Block:
+def _read_block(block: int | Sequence[int] | None, length: int) -> Block:
     """Queries and keys of a tile; None = the grain of this machine's kernel.
 
     Raises:

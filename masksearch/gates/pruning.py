@@ -136,7 +136,7 @@ class WarmupWatch:
         self.means.append(fmean(self.losses))
         self.losses = []
         if self.begin is not None:
-            return self.watch_steps(step)
+            return self._watch_steps(step)
         self.measure(test)
         if self.tests == 1 and self.worth > TRAINED * abs(self.without):
             return self.prune(step)
@@ -152,7 +152,7 @@ class WarmupWatch:
             return self.prune(step, settled=quiet)
         return "wait"
 
-    def watch_steps(self, step: int) -> Verdict:
+    def _watch_steps(self, step: int) -> Verdict:
         """Whether pruning pauses at a look because the loss steps down, or goes on."""
         now, late = self.means[-1], step > self.deadline
         if self.paused:

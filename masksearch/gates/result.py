@@ -305,7 +305,7 @@ class DamResult:
         table = self.probabilities
         if merge_heads:
             table = table.amax(1, keepdim=True)
-        how: dict[str, Any] = {"weights": self.weights, "block": block_of(self.gates)}
+        how: dict[str, Any] = {"weights": self.weights, "block": _block_of(self.gates)}
         if sparsity is not None:
             kept = at_sparsity(table, sparsity, per, within=within, **how)
         elif threshold is not None:
@@ -354,8 +354,8 @@ class DamResult:
         else:
             by_head = mean_of_edges(p, weights, (-2, -1))
             undecided = mean_of_edges(((p > 0.1) & (p < 0.9)).float(), weights).item()
-            least = least_density(p.shape[-1], weights, block_of(self.gates))
-            by_offset = mean_by_offset(p, weights)
+            least = least_density(p.shape[-1], weights, _block_of(self.gates))
+            by_offset = _mean_by_offset(p, weights)
             diagonal = by_offset[0]
             nearest = sorted(by_offset, key=lambda at: (-round(by_offset[at], 6), abs(at), at))
             offsets = [(at, by_offset[at]) for at in nearest[:STRONGEST]]
@@ -364,7 +364,7 @@ class DamResult:
         losses = {name: values[name] for name in LOSSES if name in values}
         aims = self.config.get("control", "hinge") == "hinge"
         target = self.target if aims else density
-        problems, texts = self.judge_course(density, target)
+        problems, texts = self._judge_course(density, target)
         tables = [p, *(other.probabilities for other in others)]
         return Health(
             density=density,
@@ -378,11 +378,11 @@ class DamResult:
             if others
             else None,
             problems=problems,
-            notes=large_rises(losses, undecided, cut_cause(density, target, least, undecided)),
+            notes=_large_rises(losses, undecided, _cut_cause(density, target, least, undecided)),
             warnings=texts,
         )
 
-    def judge_course(self, density: float, target: float) -> tuple[dict[str, str], list[str]]:
+    def _judge_course(self, density: float, target: float) -> tuple[dict[str, str], list[str]]:
         """Problems of the health card, and its warnings."""
         first = self.curve[0].values["density"] if self.curve else 1.0
         last = self.curve[-1] if self.curve else Report(self.warmup_steps, {"loss": math.nan})
@@ -432,7 +432,7 @@ class DamResult:
 
 
 # -- the figures of a health card ----------------------------------------------------------------
-def block_of(gates: Mapping[str, Any]) -> Block:
+def _block_of(gates: Mapping[str, Any]) -> Block:
     """Queries and keys of the tiles of gates, by their arguments; (1, 1) = edges alone."""
     if gates.get("structure") != "block":
         return EDGE
@@ -440,7 +440,7 @@ def block_of(gates: Mapping[str, Any]) -> Block:
     return (block, block) if isinstance(block, int) else tuple(block)
 
 
-def mean_by_offset(probabilities: Tensor, weights: Tensor | None = None) -> dict[int, float]:
+def _mean_by_offset(probabilities: Tensor, weights: Tensor | None = None) -> dict[int, float]:
     """Mean probability of every offset (key minus query), edges by their weight; 0 where none
     counts."""
     cells = probabilities.double()
@@ -452,7 +452,7 @@ def mean_by_offset(probabilities: Tensor, weights: Tensor | None = None) -> dict
     }
 
 
-def cut_cause(density: float, target: float, least: float, undecided: float) -> str:
+def _cut_cause(density: float, target: float, least: float, undecided: float) -> str:
     """The likeliest reason why a mask cut at the target density is worse than the gates; `least`
     is the density of one key in every row."""
     rows = least / target
@@ -468,7 +468,7 @@ def cut_cause(density: float, target: float, least: float, undecided: float) -> 
     return "the order of the gates near the cut says little; train longer"
 
 
-def large_rises(losses: Mapping[str, float], undecided: float, cause: str) -> list[str]:
+def _large_rises(losses: Mapping[str, float], undecided: float, cause: str) -> list[str]:
     """One sentence for every large rise from one loss to the next; `cause`: why a cut may cost.
 
     Large is more than 0.05 nats and more than 5% of the loss before.
@@ -492,7 +492,7 @@ def large_rises(losses: Mapping[str, float], undecided: float, cause: str) -> li
     return notes
 
 
-def pair_scores(tables: Sequence[Tensor]) -> tuple[list[float], list[float]]:
+def _pair_scores(tables: Sequence[Tensor]) -> tuple[list[float], list[float]]:
     """IoU of every pair of bool `[layers, heads, n, n]`: as they stand, and with heads matched.
 
     Heads of one layer may change places without changing the model, so two seeds that found
@@ -538,11 +538,11 @@ def agreement(
             "with other seeds"
         )
     (shape,) = shapes
-    how: dict[str, Any] = {"weights": weights, "block": block_of(gates or {})}
+    how: dict[str, Any] = {"weights": weights, "block": _block_of(gates or {})}
     sparsity = 1 - max(density, least_density(shape[-1], **how))
 
     def scores(tables: Sequence[Tensor]) -> tuple[list[float], list[float]]:
-        return pair_scores([at_sparsity(table, sparsity, **how) for table in tables])
+        return _pair_scores([at_sparsity(table, sparsity, **how) for table in tables])
 
     plain, matched = scores(probabilities)
     named = ("structure", "signed", "global_count", "block")

@@ -116,12 +116,12 @@ class Units:
             raise ValueError(
                 f"a unit has two masks or more, the cheapest first; got {len(self.levels)}"
             )
-        self.refuse_order([0] * self.top, "the first mask of a unit keeps less than any other")
+        self._refuse_order([0] * self.top, "the first mask of a unit keeps less than any other")
 
-    def refuse_order(self, below: Sequence[int], rule: str) -> None:
+    def _refuse_order(self, below: Sequence[int], rule: str) -> None:
         """Raises ValueError, with the rule, where one of the levels 1, 2, .. costs no more than
         the level that is to be below it."""
-        costs = self.cost_table[:, : len(self.names)]
+        costs = self._cost_table[:, : len(self.names)]
         for level, lower_one in enumerate(below, start=1):
             rises = costs[level] > costs[lower_one] * (1 + ROUNDING)
             if not bool(rises.all()):
@@ -136,7 +136,7 @@ class Units:
     def refuse_unordered(self) -> None:
         """Raises ValueError unless the levels are `rising`."""
         rule = "gates and spaces take masks of a unit each of which keeps more than the one before"
-        self.refuse_order(range(self.top), rule)
+        self._refuse_order(range(self.top), rule)
 
     @cached_property
     def rising(self) -> bool:
@@ -163,11 +163,11 @@ class Units:
         `[levels, units]`, whose sum over the units is the `density` of a mask."""
         count, spared = len(self.names), 0.0
         if self.spared is not None:
-            spared = float(self.cost_table[self.spared, count:].sum())
-        return (self.cost_table[:, :count] + spared / count) / self.cost_table.shape[1]
+            spared = float(self._cost_table[self.spared, count:].sum())
+        return (self._cost_table[:, :count] + spared / count) / self._cost_table.shape[1]
 
     @cached_property
-    def cost_table(self) -> Tensor:
+    def _cost_table(self) -> Tensor:
         """The cost of every level of every unit, float64 `[levels, layers * units of a layer]`:
         `costs`, or kept non-padding query-key pairs in units of the mean over units of the pairs
         that full attention keeps. A last layer without units has its columns, too; where only
@@ -184,14 +184,14 @@ class Units:
                     f"{' x '.join(map(str, table.shape))}"
                 )
             return table * size[1]
-        table = costs_of_heads(self.levels, self.shape)
+        table = _costs_of_heads(self.levels, self.shape)
         return torch.stack([self.pool(heads) / self.planes for heads in table])
 
     @property
     def costs_by_layer(self) -> Tensor:
-        """`cost_table` as float64 `[layers, units of a layer, levels]`; where a last layer has
+        """`_cost_table` as float64 `[layers, units of a layer, levels]`; where a last layer has
         no units, all levels cost what it keeps."""
-        costs = self.cost_table.clone()
+        costs = self._cost_table.clone()
         if self.spared is not None:
             costs[:, len(self.names) :] = costs[self.spared, len(self.names) :]
         return costs.T.reshape(self.shape.layers, -1, len(self.levels))
@@ -199,10 +199,10 @@ class Units:
     def density(self, allocation: Sequence[int]) -> float:
         """Kept share of the non-padding query-key pairs, of all units and a layer without
         units."""
-        levels = self.with_spared(allocation)
-        return self.cost_table[levels, range(len(levels))].mean().item()
+        levels = self._with_spared(allocation)
+        return self._cost_table[levels, range(len(levels))].mean().item()
 
-    def with_spared(self, allocation: Sequence[int]) -> list[int]:
+    def _with_spared(self, allocation: Sequence[int]) -> list[int]:
         """The level of each unit, those of a layer without units too."""
         spared = [] if self.spared is None else [self.spared] * self.units_per_layer
         return [*allocation, *spared]
@@ -229,7 +229,7 @@ class Units:
     def spared(self) -> int | None:
         """The level of a last layer without units: the lowest that keeps all; None = it has
         units."""
-        last = self.cost_table[:, -self.units_per_layer :]
+        last = self._cost_table[:, -self.units_per_layer :]
         if self.shape.read is None or self.shape.layers == 1 or bool((last.diff(dim=0) > 0).all()):
             return None
         return int((last == last[-1]).all(1).int().argmax())
@@ -257,10 +257,10 @@ class Units:
 
     def mask(self, allocation: Sequence[int]) -> Mask:
         """The mask in which each unit has its level."""
-        levels = [self.levels[level] for level in self.with_spared(allocation)]
+        levels = [self.levels[level] for level in self._with_spared(allocation)]
         if self.unit != "layer":
             return join_heads([each for each in levels for _ in range(self.planes)], self.shape)
-        return join_layers([each.of_layer(layer) for layer, each in enumerate(levels)])
+        return _join_layers([each.of_layer(layer) for layer, each in enumerate(levels)])
 
     def params(self, allocation: Sequence[int]) -> dict[str, int]:
         """The units above level 0, each with its level."""
@@ -378,7 +378,7 @@ def trim(trial: BaseTrial, *levels: Mask, shape: Shape | None = None) -> Mask:
     if shape is None:
         raise ValueError("a FixedTrial knows no lengths to count pairs at: give trim shape=..")
     levels = (*levels, masks.window(0))
-    cost, *sparser = costs_of_heads(levels, shape)
+    cost, *sparser = _costs_of_heads(levels, shape)
     most = budget * cost.numel() * (1 + ROUNDING)
     chosen = torch.zeros_like(cost, dtype=torch.int64)
     for level, less in enumerate(sparser, start=1):
@@ -394,7 +394,7 @@ def trim(trial: BaseTrial, *levels: Mask, shape: Shape | None = None) -> Mask:
     return join_heads([levels[level] for level in chosen.flatten().tolist()], shape)
 
 
-def costs_of_heads(levels: Sequence[Mask], shape: Shape) -> Tensor:
+def _costs_of_heads(levels: Sequence[Mask], shape: Shape) -> Tensor:
     """Kept non-padding query-key pairs, as a multiple of those that a head can keep on average:
     float64 `[levels, layers, heads]`."""
     of_whole, of_last = layer_pairs(shape)
@@ -413,10 +413,10 @@ def join_heads(levels: Sequence[Mask], shape: Shape) -> Mask:
             mask = masks.table(lower(mask, replace(shape, layers=1, read=None))[0, head])
         parts.append(mask)
     rows = (parts[at : at + shape.heads] for at in range(0, len(parts), shape.heads))
-    return join_layers([row[0] if len({*row}) == 1 else masks.per_head(row) for row in rows])
+    return _join_layers([row[0] if len({*row}) == 1 else masks.per_head(row) for row in rows])
 
 
-def join_layers(layers: Sequence[Mask]) -> Mask:
+def _join_layers(layers: Sequence[Mask]) -> Mask:
     """The mask of those of all layers."""
     return layers[0] if len({*layers}) == 1 else masks.per_layer(layers)
 
