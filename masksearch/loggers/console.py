@@ -84,7 +84,7 @@ class Display:
         elif (
             self.console.is_terminal
             and not self.console.is_dumb_terminal
-            and not (self.own and has_other_display())
+            and not (self.own and _has_other_display())
         ):
             live = Live(
                 get_renderable=self.render,
@@ -132,7 +132,7 @@ class Display:
         """A line as it is."""
         if self.live is not None:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        elif self.own and tqdm_bars():
+        elif self.own and _tqdm_bars():
             sys.modules["tqdm"].tqdm.write(line, file=sys.stderr)
         elif not self.own or sys.stderr is not None:  # (a program without a console has none)
             print(line, file=sys.stderr if self.own else self.console.file, flush=True)
@@ -178,7 +178,7 @@ class StepBar:
             self.tokens += step.tokens * (step.number - self.number)
         self.number = step.number
         if step.value.__class__ is float:
-            self.smooth(step.loss, STEPS)
+            self._smooth(step.loss, STEPS)
         if step.number == config.steps:
             self.end()
         elif now >= self.due:
@@ -195,7 +195,7 @@ class StepBar:
         if not self.display.alive and step.title:
             self.display.print(f"{step.title}: {config.steps} steps")
 
-    def smooth(self, value: float, weight: float) -> None:
+    def _smooth(self, value: float, weight: float) -> None:
         """Takes a loss into the shown one: a plain mean at first, then an exponential one."""
         self.losses += 1
         share = max(weight, 1 / self.losses)
@@ -206,7 +206,7 @@ class StepBar:
         self.due = now + (TICK if self.display.alive else SILENCE)
         if step.value.__class__ is not float:
             if self.sampled is not None:
-                self.smooth(self.sampled.loss, SAMPLES)
+                self._smooth(self.sampled.loss, SAMPLES)
             self.sampled = step
         gone = max(now - self.started, 1e-9)
         rate = (step.number - self.first) / gone
@@ -496,13 +496,13 @@ def clipped(line: str, room: int = LONGEST) -> str:
     return line if len(line) <= room else f"{line[: room - 3]}..."
 
 
-def has_other_display() -> bool:
+def _has_other_display() -> bool:
     """Whether a live display of rich or a bar of tqdm has the terminal already."""
     proxied = any(hasattr(stream, "rich_proxied_file") for stream in (sys.stdout, sys.stderr))
-    return proxied or tqdm_bars()
+    return proxied or _tqdm_bars()
 
 
-def tqdm_bars() -> bool:
+def _tqdm_bars() -> bool:
     """Whether tqdm shows a bar."""
     return bool(getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", None))
 

@@ -132,29 +132,29 @@ class RecordLogger:
         self.state = Snapshot(self.objectives)
         for record in records:
             self.enqueue(record)
-        self.attempt(self.write_waiting)
+        self.attempt(self._write_waiting)
 
     def reported(self, number: int, report: Report) -> None:
         """Takes a running trial's report. A sink that failed is not asked before the record."""
         if self.started and not self.gone:
-            self.attempt(lambda: self.add_steps(number, [report]))
+            self.attempt(lambda: self._add_steps(number, [report]))
 
     def __call__(self, record: Record) -> None:
         """Takes one finished record."""
         self.enqueue(record)
-        self.attempt(self.write_waiting)
+        self.attempt(self._write_waiting)
 
     def enqueue(self, record: Record) -> None:
         """Puts a record behind those that the sink has not taken yet."""
         self.state = self.state.after(record)
         self.waiting.append(LoggedRecord(record, self.state))
 
-    def write_waiting(self) -> None:
+    def _write_waiting(self) -> None:
         """Writes the records that the sink lacks."""
         while self.waiting:
             entry, number = self.waiting[0], self.waiting[0].record.number
             if entry.key not in self.known:
-                self.add_steps(number, entry.record.curve)
+                self._add_steps(number, entry.record.curve)
                 self.write(entry)
                 self.known.add(entry.key)
                 if self.memory is not None:
@@ -163,7 +163,7 @@ class RecordLogger:
             self.steps.pop(number, None)
             del self.waiting[0]
 
-    def add_steps(self, number: int, reports: Sequence[Report]) -> None:
+    def _add_steps(self, number: int, reports: Sequence[Report]) -> None:
         """Writes those of a trial's reports that came after its last written step."""
         new = [report for report in reports if report.step > self.steps.get(number, -1)]
         if new:
@@ -182,7 +182,7 @@ class RecordLogger:
             self.gone = False
         except OSError as problem:
             self.gone = True
-            self.warn_once("does not take records now", problem)
+            self._warn_once("does not take records now", problem)
 
     def close(self) -> None:
         """Closes the sink; a second call does nothing."""
@@ -191,7 +191,7 @@ class RecordLogger:
             try:
                 self.stop()
             except OSError as problem:
-                self.warn_once("could not be closed", problem)
+                self._warn_once("could not be closed", problem)
 
     def __enter__(self) -> Self:
         return self
@@ -199,7 +199,7 @@ class RecordLogger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def warn_once(self, text: str, problem: BaseException) -> None:
+    def _warn_once(self, text: str, problem: BaseException) -> None:
         """One warning for all failures of this sink."""
         lines = str(problem).strip().splitlines() or [""]
         if not self.failed:
@@ -249,7 +249,7 @@ class CsvLogger(RecordLogger):
         for path, columns in ((self.path, self.columns), (self.curves, self.curve_columns)):
             if not path.is_file() or path.stat().st_size == 0:
                 self.append(path, columns)
-        cut_to_whole_lines(self.path)
+        _cut_to_whole_lines(self.path)
         with self.path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             have = rows.fieldnames or ()
@@ -288,14 +288,14 @@ class CsvLogger(RecordLogger):
 
     def append(self, path: Path, cells: Sequence[object]) -> None:
         """One line, on disk when this returns; line breaks within a cell become spaces."""
-        cut_to_whole_lines(path)
+        _cut_to_whole_lines(path)
         with path.open("a", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             lines = (" ".join(c.splitlines()) if isinstance(c, str) else c for c in cells)
             writer.writerow(map(cell_text, lines))
 
 
-def cut_to_whole_lines(path: Path) -> None:
+def _cut_to_whole_lines(path: Path) -> None:
     """Removes a last line without its end, which a kill or a full disk may leave."""
     if not path.is_file() or path.stat().st_size == 0:
         return

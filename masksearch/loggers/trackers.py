@@ -78,7 +78,7 @@ class TensorBoardLogger(RecordLogger):
             f"params.{n}": v for n, v in record.params.items() if isinstance(v, int | float)
         }
         finals = {f"final/{name}": value for name, value in entry.figures.items()}
-        with self.writer_of(record.number) as writer:
+        with self._writer_of(record.number) as writer:
             for summary in self.hparams({**entry.texts, **numbers}, finals):
                 writer.file_writer.add_summary(summary)
             for name, value in finals.items():
@@ -87,13 +87,13 @@ class TensorBoardLogger(RecordLogger):
 
     def write_steps(self, number: int, reports: Sequence[Report]) -> None:
         """Points of the trial's own curve, on disk when this returns."""
-        writer = self.writer_of(number)
+        writer = self._writer_of(number)
         for report in reports:
             for name, value in report.values.items():
                 writer.add_scalar(name, value, report.step)
         writer.flush()
 
-    def writer_of(self, number: int) -> Any:
+    def _writer_of(self, number: int) -> Any:
         """The event file of a trial that runs."""
         if number not in self.trials:
             folder = self.folder / "trials" / str(number)
