@@ -103,7 +103,7 @@ def equal_cost_baselines(
             decoder or no such tile.
     """
     if block is not None:
-        return drawn_in_tiles(limit, shape, cost, order, block)
+        return _drawn_in_tiles(limit, shape, cost, order, block)
     price = cost or (lambda mask: effective_density(mask, shape))
     layers, reaches = shape.layers, range(shape.length)
     drawn: dict[str, Mask | None] = {}
@@ -118,8 +118,8 @@ def equal_cost_baselines(
             drawn[name] = densest(limit, price, made.__getitem__, range(layers - 1))
         return {name: mask for name, mask in drawn.items() if mask is not None}
     ends = LAST if cost is None and layers > 1 and shape.read == 1 else LAST[1:]
-    drawn |= families_within(limit, price, shape, ends)
-    special = outer_tokens(shape) if special is None else special
+    drawn |= _families_within(limit, price, shape, ends)
+    special = _outer_tokens(shape) if special is None else special
     beside: dict[str, tuple[Mask, Sequence[int]]] = {}
     if special:
         beside[f"{WIDEST} and special tokens"] = SpecialTokens(*special), reaches
@@ -127,13 +127,13 @@ def equal_cost_baselines(
         words = SameToken(special) | Columns(1)
         beside |= {"same token": (words, [0]), f"same token, {WIDEST}": (words, reaches)}
     for name, (tokens, sizes) in beside.items():
-        make = partial(neighbours_and, tokens)
+        make = partial(_neighbours_and, tokens)
         drawn[name] = fullest(limit, price, make, sizes, layers, ends)
     drawn |= heads_within(limit, price, shape, order, ends)
     return {name: mask for name, mask in drawn.items() if mask is not None}
 
 
-def families_within(
+def _families_within(
     limit: float, cost: Callable[[Mask], float], shape: Shape, ends: Sequence[Layers]
 ) -> dict[str, Mask | None]:
     """The densest member of each hand-designed family; the arguments are those of `fullest`."""
@@ -147,7 +147,7 @@ def families_within(
     return drawn
 
 
-def drawn_in_tiles(
+def _drawn_in_tiles(
     limit: float,
     shape: Shape,
     cost: Callable[[Mask], float] | None,
@@ -177,12 +177,12 @@ def drawn_in_tiles(
     ends = ROW_LAST if shape.layers > 1 and shape.read == 1 else LAST[1:]
     reaches = range(shape.length)
     for name, beside in {WIDEST: Window(0), f"{WIDEST} and first column": Columns(1)}.items():
-        make = partial(neighbours_and, beside)
+        make = partial(_neighbours_and, beside)
         drawn[name] = fullest(limit, price, make, reaches, shape.layers, ends)
     if shape.layers > 1:
         named = "local layers, last full"
         drawn[named] = fullest(limit, price, Window, reaches, shape.layers, LAST[:1])
-    drawn |= families_within(limit, price, shape, ends)
+    drawn |= _families_within(limit, price, shape, ends)
     drawn |= heads_within(limit, price, shape, order, ends)
     once: dict[str, Mask] = {}
     for name, mask in drawn.items():
@@ -220,7 +220,7 @@ def heads_within(
                     most = (layers if where else 1) * (shape.heads // len(ways))
                     counts = range(1, most + (kind != "full heads"))  # all full is dense attention
                     make = partial(
-                        whole_head_mask, shape, ways, PLACES.get(where), other, order, end
+                        _whole_head_mask, shape, ways, PLACES.get(where), other, order, end
                     )
                     if count := within(limit, cost, make, counts):
                         break
@@ -311,7 +311,7 @@ def fullest(
     return None
 
 
-def neighbours_and(tokens: Mask, reach: int) -> Mask:
+def _neighbours_and(tokens: Mask, reach: int) -> Mask:
     """A window beside what else is kept."""
     return Window(reach) | tokens
 
@@ -327,11 +327,11 @@ def widest_window(
         length: Positions that a window may reach back, at most.
         local: Its sinks are kept.
     """
-    sinks = sinks_of(local)
+    sinks = _sinks_of(local)
     return densest(limit, cost, lambda reach: reduce(or_, [*sinks, Window(reach)]), range(length))
 
 
-def outer_tokens(shape: Shape) -> list[int]:
+def _outer_tokens(shape: Shape) -> list[int]:
     """The ids with which all rows of the data begin and end, such as those of [CLS] and [SEP]."""
     if shape.tokens is None:
         return []
@@ -361,7 +361,7 @@ def full_layers(full: frozenset[int], layers: int, local: Mask) -> Mask:
     return PerLayer([Full() if layer in full else local for layer in range(layers)])
 
 
-def whole_head_mask(
+def _whole_head_mask(
     shape: Shape,
     ways: Sequence[Mask],
     where: str | None,
@@ -401,7 +401,7 @@ def whole_head_mask(
     return made[0] if alike else PerLayer([*made, *end])
 
 
-def sinks_of(mask: Mask) -> list[Mask]:
+def _sinks_of(mask: Mask) -> list[Mask]:
     """The tokens of fixed positions that the mask of one layer keeps."""
     parts = mask.of if isinstance(mask, Either) else (mask,)
     return [part for part in parts if isinstance(part, Columns)]

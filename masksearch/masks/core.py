@@ -113,7 +113,7 @@ class Mask:
         several = [value if isinstance(value, tuple) else (value,) for value in values]
         return tuple(one for value in several for one in value if isinstance(one, Mask))
 
-    def map_parts(self, change: Callable[[Mask], Mask]) -> Mask:
+    def _map_parts(self, change: Callable[[Mask], Mask]) -> Mask:
         """The same combination of changed parts; a leaf is returned as it is."""
         changed: dict[str, Any] = {}
         for name in field_names(self):
@@ -198,7 +198,7 @@ class Mask:
         """As `of_layer`, of a mask that tells layers apart; a leaf that does says how."""
         if not self.parts:
             raise TypeError(f"{self.kind} tells layers apart and has no method single_layer")
-        return self.map_parts(lambda part: part.of_layer(layer))
+        return self._map_parts(lambda part: part.of_layer(layer))
 
     def of_head(self, head: int) -> Mask:
         """The mask of one head, as far as the expression says it; a leaf with heads of its own
@@ -210,11 +210,11 @@ class Mask:
         """
         if self.heads is None or not self.parts:
             return self
-        return self.map_parts(lambda part: part.of_head(head))
+        return self._map_parts(lambda part: part.of_head(head))
 
     def resolve(self, length: int) -> Mask:
         """The same mask with every random leaf replaced by the keys that it draws there."""
-        return self.map_parts(lambda part: part.resolve(length))
+        return self._map_parts(lambda part: part.resolve(length))
 
     # -- algebra -----------------------------------------------------------------------------
     def __or__(self, other: Mask) -> Mask:
@@ -250,7 +250,7 @@ class Mask:
         Args:
             tensors: Where bits are put under a name; None = they are packed into the data.
         """
-        fields = {name: to_plain(getattr(self, name), tensors) for name in field_names(self)}
+        fields = {name: _to_plain(getattr(self, name), tensors) for name in field_names(self)}
         return {"kind": self.kind} | fields
 
     def to_json(self) -> str:
@@ -293,7 +293,7 @@ class Mask:
                 "the file was written by another version or edited"
             )
         try:
-            return cls(**{name: from_plain(value, tensors) for name, value in values.items()})
+            return cls(**{name: _from_plain(value, tensors) for name, value in values.items()})
         except MaskFormatError:
             raise
         except (TypeError, ValueError, OverflowError, RecursionError, zlib.error) as error:
@@ -334,7 +334,7 @@ class Mask:
                 words += [f"{name}=True"] if value else []
                 continue
             large |= isinstance(value, Tensor) and value.numel() > SHOWN
-            words.append(field_text(value))
+            words.append(_field_text(value))
         return f"{self.kind}({', '.join(words + [self.digest[:8]] * large)})"
 
     # -- lowering ----------------------------------------------------------------------------
@@ -493,7 +493,7 @@ class Mask:
 
     def on_device(self, device: torch.device | str) -> Mask:
         """The mask with its tensors on a device, as `mask_mod` captures them."""
-        moved = copy.copy(self.map_parts(lambda part: part.on_device(device)))
+        moved = copy.copy(self._map_parts(lambda part: part.on_device(device)))
         for name in field_names(self):
             if isinstance(value := getattr(moved, name), Tensor):
                 object.__setattr__(moved, name, value.to(device))
@@ -676,13 +676,13 @@ def family(function: Recipe) -> Recipe:
     return recipe(function)
 
 
-def field_text(value: Any) -> str:
+def _field_text(value: Any) -> str:
     """The text of a field in an expression: lists of 0 and 1 for bits, or their shape."""
     if isinstance(value, Tensor):
         if value.numel() > SHOWN:
             return "x".join(map(str, value.shape))
         return str(value.int().tolist()).replace(" ", "")
-    return f"[{', '.join(map(field_text, value))}]" if isinstance(value, tuple) else repr(value)
+    return f"[{', '.join(map(_field_text, value))}]" if isinstance(value, tuple) else repr(value)
 
 
 def family_name(mask: Mask) -> str:
@@ -698,12 +698,12 @@ def field_names(mask: Mask) -> list[str]:
     return [field.name for field in dataclasses.fields(mask)]
 
 
-def to_plain(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
+def _to_plain(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
     """JSON data of a mask's field."""
     if isinstance(value, Mask):
         return value.to_dict(tensors)
     if isinstance(value, tuple):
-        return [to_plain(item, tensors) for item in value]
+        return [_to_plain(item, tensors) for item in value]
     if isinstance(value, Tensor) and tensors is not None:
         name = f"table{len(tensors)}"
         tensors[name] = value.to(torch.uint8).contiguous()
@@ -713,12 +713,12 @@ def to_plain(value: Any, tensors: dict[str, Tensor] | None = None) -> Any:
     return value
 
 
-def from_plain(value: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
-    """Inverse of `to_plain`."""
+def _from_plain(value: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
+    """Inverse of `_to_plain`."""
     if isinstance(value, list):
         if len(value) > MOST_PLANES and isinstance(value[0], dict):
             raise MaskFormatError(f"a list of masks has at most {MOST_PLANES}, got {len(value)}")
-        return tuple(from_plain(item, tensors) for item in value)
+        return tuple(_from_plain(item, tensors) for item in value)
     if isinstance(value, dict) and set(value) == {"tensor"}:
         tensor = (tensors or {}).get(str(value["tensor"]))
         if tensor is None:

@@ -58,7 +58,7 @@ def from_block_layout(layout: Tensor | NDArray[Any], block: int) -> Mask:
     Raises:
         MaskFormatError: If the layout has other values or another shape.
     """
-    return block_layout(zeros_and_ones(layout, "a block layout"), block)
+    return block_layout(_zeros_and_ones(layout, "a block layout"), block)
 
 
 def to_numpy(mask: Mask, length: int, layers: int = 1, heads: int = 1) -> NDArray[np.bool_]:
@@ -75,7 +75,7 @@ def from_numpy(array: NDArray[Any]) -> Mask:
     Raises:
         MaskFormatError: If the array has other values or another shape.
     """
-    return table(zeros_and_ones(array, "a table"))
+    return table(_zeros_and_ones(array, "a table"))
 
 
 def to_4d(
@@ -171,7 +171,7 @@ def from_mask_mod(
     return table(create_mask(mask_mod, 1, heads, length, length, device=str(device))[0])
 
 
-def zeros_and_ones(values: Tensor | NDArray[Any], what: str) -> Tensor:
+def _zeros_and_ones(values: Tensor | NDArray[Any], what: str) -> Tensor:
     """A bool tensor from bools, or from numbers that are 0 and 1."""
     try:
         tensor = torch.as_tensor(np.array(values) if isinstance(values, np.ndarray) else values)

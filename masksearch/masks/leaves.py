@@ -15,7 +15,7 @@ from masksearch.masks.core import Mask, Points
 from masksearch.masks.tables import Drawn
 
 
-def hash_values(values: Tensor, seed: int, stream: int) -> Tensor:
+def _hash_values(values: Tensor, seed: int, stream: int) -> Tensor:
     """A 62-bit hash of each value, by SplitMix64 in wrapping int64 arithmetic."""
 
     def signed(number: int) -> int:
@@ -291,7 +291,7 @@ class GlobalTokens(Mask):
     positions: Collection[int] = field(default=(), kw_only=True)
 
     def __post_init__(self, count: int | None) -> None:
-        object.__setattr__(self, "positions", positions_of(self, count))
+        object.__setattr__(self, "positions", _positions_of(self, count))
 
     def allows(self, at: Points) -> Tensor:
         return stands_at(at.query, self.positions) | stands_at(at.key, self.positions)
@@ -325,7 +325,7 @@ class Columns(Mask):
     positions: Collection[int] = field(default=(), kw_only=True)
 
     def __post_init__(self, count: int | None) -> None:
-        object.__setattr__(self, "positions", positions_of(self, count))
+        object.__setattr__(self, "positions", _positions_of(self, count))
 
     def allows(self, at: Points) -> Tensor:
         return stands_at(at.key, self.positions) & (at.query >= 0)
@@ -341,7 +341,7 @@ def stands_at(index: Tensor, positions: Collection[int]) -> Tensor:
     return index < count if positions == tuple(range(count)) else member(index, positions)
 
 
-def positions_of(mask: GlobalTokens | Columns, count: int | None) -> tuple[int, ...]:
+def _positions_of(mask: GlobalTokens | Columns, count: int | None) -> tuple[int, ...]:
     """The first `count` positions, or the given ones."""
     positions = mask.positions
     if (count is None) == (positions is None or (isinstance(positions, tuple) and not positions)):
@@ -384,7 +384,7 @@ class RandomKeys(Mask):
         """The kept keys of those queries, int64 `[*query.shape, min(count, length)]`."""
         chosen: list[Tensor] = []
         for top in range(length - min(self.count, length), length):
-            drawn = hash_values(query, self.seed, len(chosen)) % (top + 1)
+            drawn = _hash_values(query, self.seed, len(chosen)) % (top + 1)
             for earlier in chosen:
                 drawn = torch.where(earlier == drawn, top, drawn)
             # a replaced value can only meet keys below `top`, so one pass is enough
@@ -434,7 +434,7 @@ class SpecialTokens(Mask):
         object.__setattr__(self, "ids", distinct("ids", numbers, 0))
 
     def allows(self, at: Points) -> Tensor:
-        special = member(known_tokens(self, at), self.ids)
+        special = member(_known_tokens(self, at), self.ids)
         return special[:, at.query] | special[:, at.key]
 
     def expression(self) -> str:
@@ -472,7 +472,7 @@ class SameToken(Mask):
         object.__setattr__(self, "except_ids", ids)
 
     def allows(self, at: Points) -> Tensor:
-        tokens = known_tokens(self, at)
+        tokens = _known_tokens(self, at)
         query, key = tokens[:, at.query], tokens[:, at.key]
         alone = member(query, (-1, *self.except_ids))
         return (at.query == at.key) | ((query == key) & ~alone)
@@ -482,7 +482,7 @@ class SameToken(Mask):
         return f"{self.kind}({f'except_ids={[*self.except_ids]}' if self.except_ids else ''})"
 
 
-def known_tokens(mask: Mask, at: Points) -> Tensor:
+def _known_tokens(mask: Mask, at: Points) -> Tensor:
     """The input ids, int `[batch, n]`; TokensNeededError where they are not known."""
     if at.tokens is None:
         mask.refuse_tokens()

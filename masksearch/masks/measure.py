@@ -85,7 +85,7 @@ def hash_rows(mask: Mask, shape: Shape) -> str:
     return digest.hexdigest()
 
 
-def sequences_at(shape: Shape) -> Tensor:
+def _sequences_at(shape: Shape) -> Tensor:
     """How many sequences of the data have a token at each position: int64 `[n]`, falling."""
     ends = torch.zeros(shape.length, dtype=torch.int64)
     for tokens, count in shape.histogram:
@@ -118,7 +118,7 @@ def pair_weights(shape: Shape) -> Tensor:
     [[[1.0, 1.0], [1.0, 1.0]], [[1.0, 1.0], [0.0, 0.0]]]
     """
     query, key = grid(shape.length)
-    present = sequences_at(shape).double()
+    present = _sequences_at(shape).double()
     weights = (present / present[0])[torch.maximum(query, key)]
     weights = weights.tril() if shape.causal else weights
     if shape.read is None:
@@ -156,7 +156,7 @@ def effective_density(mask: Mask, shape: Shape) -> float:
         mask.counts(shape.layers, shape.heads)
         layers, read = shape.layers, shape.read
     planes, index = distinct_planes(mask)
-    count = cache(lambda plane, rows: kept_pairs(planes[plane], shape, rows))
+    count = cache(lambda plane, rows: _kept_pairs(planes[plane], shape, rows))
     heads = mask.heads or 1
     others = index * (layers - 1) if mask.layers is None else index[:-heads]
     kept = sum(count(plane, size) for plane in others)
@@ -165,11 +165,11 @@ def effective_density(mask: Mask, shape: Shape) -> float:
     return kept / (heads * ((layers - 1) * of_whole + of_last))
 
 
-def kept_pairs(plane: Plane, shape: Shape, read: int) -> int:
+def _kept_pairs(plane: Plane, shape: Shape, read: int) -> int:
     """Non-padding query-key pairs that one layer and head keeps in its first rows, in all
     sequences."""
     query, key = grid(shape.length)
-    present, kept, first = sequences_at(shape), 0, 0
+    present, kept, first = _sequences_at(shape), 0, 0
     for rows in plane.mask.row_chunks(shape.length, head=plane.head):
         rows = rows[: max(0, read - first)]
         there = present[torch.maximum(query[first : first + len(rows)], key)]
@@ -194,14 +194,14 @@ def unit_densities(mask: Mask, shape: Shape) -> list[list[float]]:
     """
     mask.counts(shape.layers, shape.heads)
     if mask.needs_tokens and shape.tokens is not None:
-        return token_densities(mask, shape, shape.tokens)
+        return _token_densities(mask, shape, shape.tokens)
     size, heads = shape.length, mask.heads or 1
     planes, index = distinct_planes(mask)
     of_whole, of_last = layer_pairs(shape)
 
     @cache
     def share(plane: int, read: int, pairs: int) -> float:
-        return kept_pairs(planes[plane], shape, read) / pairs
+        return _kept_pairs(planes[plane], shape, read) / pairs
 
     densities = []
     for layer in range(shape.layers):
@@ -212,7 +212,7 @@ def unit_densities(mask: Mask, shape: Shape) -> list[list[float]]:
     return densities
 
 
-def token_densities(mask: Mask, shape: Shape, tokens: Tensor) -> list[list[float]]:
+def _token_densities(mask: Mask, shape: Shape, tokens: Tensor) -> list[list[float]]:
     """`unit_densities` of a mask that follows the tokens, counted in rows of the data.
 
     Args:
@@ -224,7 +224,7 @@ def token_densities(mask: Mask, shape: Shape, tokens: Tensor) -> list[list[float
         MaskSearchError: If the mask names a token that no row has.
         EmptyRowError: If a query keeps no key in one of the rows.
     """
-    if missing := token_ids(mask) - set(tokens.flatten().tolist()):
+    if missing := _token_ids(mask) - set(tokens.flatten().tolist()):
         raise MaskSearchError(
             f"{short_text(mask, 80)} follows the token {min(missing)}, which no row of the data "
             "has: take ids of the tokenizer that the evaluator uses, such as its [SEP]"
@@ -249,10 +249,10 @@ def token_densities(mask: Mask, shape: Shape, tokens: Tensor) -> list[list[float
     return [shares(mask.of_layer(layer), read) for layer, read in enumerate(reads)]
 
 
-def token_ids(mask: Mask) -> set[int]:
+def _token_ids(mask: Mask) -> set[int]:
     """The tokens that a mask names to follow them."""
     ids = mask.ids if isinstance(mask, SpecialTokens) else ()
-    return set(ids).union(*map(token_ids, mask.parts))
+    return set(ids).union(*map(_token_ids, mask.parts))
 
 
 def layer_pairs(shape: Shape) -> tuple[int, int]:

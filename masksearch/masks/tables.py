@@ -30,7 +30,7 @@ class BitMask(Mask):
     own: ClassVar[tuple[str, ...]]  # names of the last axes
     bits: Tensor
 
-    def check_bits(self) -> None:
+    def _check_bits(self) -> None:
         """Makes the bits a tensor of their own on the CPU.
 
         Raises:
@@ -55,33 +55,33 @@ class BitMask(Mask):
                 f"[layers, heads, {names}], got {list(bits.shape)}"
             )
         object.__setattr__(self, "bits", bits.detach().cpu().clone())
-        at_least("layers x heads", self.planes_of_bits.shape[:2].numel(), 1, MOST_PLANES)
+        at_least("layers x heads", self._planes_of_bits.shape[:2].numel(), 1, MOST_PLANES)
 
     @property
-    def planes_of_bits(self) -> Tensor:
+    def _planes_of_bits(self) -> Tensor:
         """The bits as `[layers | 1, heads | 1, .., own]`."""
         return self.bits.view((1,) * (len(self.own) + 2 - self.bits.ndim) + self.bits.shape)
 
     @cached_property
     def heads(self) -> int | None:
         """Number of heads that have bits of their own; None = one for all."""
-        count = self.planes_of_bits.shape[1]
+        count = self._planes_of_bits.shape[1]
         return count if count > 1 else None
 
     @cached_property
     def layers(self) -> int | None:
         """Number of layers that have bits of their own; None = one for all."""
-        count = len(self.planes_of_bits)
+        count = len(self._planes_of_bits)
         return count if count > 1 else None
 
     def single_layer(self, layer: int) -> Mask:
         """The bits of one layer."""
         return cast(Mask, replace(cast(Any, self), bits=self.bits[layer]))
 
-    def bits_at(self, at: Points, *index: Tensor) -> Tensor:
+    def _bits_at(self, at: Points, *index: Tensor) -> Tensor:
         """The bits of the layer and head that are asked for, at those indices."""
-        layer = self.planes_of_bits.select(0, at.layer if self.layers else 0)
-        layer = to_device_of(index[0], layer)
+        layer = self._planes_of_bits.select(0, at.layer if self.layers else 0)
+        layer = _to_device_of(index[0], layer)
         head = at.head if self.heads else 0
         if isinstance(head, int):
             kept = layer.select(0, head)[index]
@@ -96,7 +96,7 @@ class BitMask(Mask):
         return moved
 
 
-def to_device_of(index: Tensor, values: Tensor) -> Tensor:
+def _to_device_of(index: Tensor, values: Tensor) -> Tensor:
     """The values on the device of the indices. Values that are there are returned as they are:
     inductor cannot lower a copy inside a `mask_mod`."""
     return values if values.device == index.device else values.to(index.device)
@@ -121,7 +121,7 @@ class Table(BitMask):
     bits: Tensor
 
     def __post_init__(self) -> None:
-        self.check_bits()
+        self._check_bits()
 
     @property
     def length(self) -> int | None:
@@ -135,7 +135,7 @@ class Table(BitMask):
                 f"not stretch: use masks.cropped(mask, at={self.length}) for shorter inputs, "
                 "an expression for longer ones"
             )
-        return self.bits_at(at, at.query, at.key)
+        return self._bits_at(at, at.query, at.key)
 
     def expression(self) -> str:
         """Shape and digest; `parse` does not read them back."""
@@ -166,7 +166,7 @@ class Toeplitz(BitMask):
     def __post_init__(self) -> None:
         if not isinstance(self.signed, bool):
             raise MaskFormatError(f"signed is True or False, got {self.signed!r}")
-        self.check_bits()
+        self._check_bits()
         if self.signed and self.bits.shape[-1] % 2 == 0:
             size = self.bits.shape[-1]
             raise MaskFormatError(f"signed bits are 2n - 1, an odd number, got {size}")
@@ -187,7 +187,7 @@ class Toeplitz(BitMask):
                 f"Toeplitz bits reach {self.reach + 1} positions, asked for {at.length}; offsets "
                 "beyond were not searched: pad the bits with False, or search at that length"
             )
-        return self.bits_at(at, at.offset + self.reach if self.signed else at.offset.abs())
+        return self._bits_at(at, at.offset + self.reach if self.signed else at.offset.abs())
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -218,7 +218,7 @@ class BlockLayout(BitMask):
 
     def __post_init__(self) -> None:
         check_field(self, "block", 1)
-        self.check_bits()
+        self._check_bits()
 
     @property
     def longest(self) -> int | None:
@@ -233,7 +233,7 @@ class BlockLayout(BitMask):
                 f"{at.length} positions; searched layouts do not stretch: give inputs of at most "
                 f"{count * self.block}"
             )
-        return self.bits_at(at, at.query // self.block, at.key // self.block)
+        return self._bits_at(at, at.query // self.block, at.key // self.block)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -248,7 +248,7 @@ class Drawn(Mask, stored=False):
     keys: Tensor
 
     def allows(self, at: Points) -> Tensor:
-        keys = to_device_of(at.query, self.keys)
+        keys = _to_device_of(at.query, self.keys)
         result = (at.key == -1) & (at.query == -1)
         for column in keys.unbind(1):
             result = result | (at.key == column[at.query])

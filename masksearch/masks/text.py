@@ -73,7 +73,7 @@ def parse(text: str) -> Mask:
     try:
         stars = TIMES.sub(lambda found: f"*{found[1]}*" if found[1] else found[0], text.strip())
         tree = ast.parse(stars, mode="eval").body
-        if parts_in(tree) > MOST_NODES:
+        if _parts_in(tree) > MOST_NODES:
             raise MaskFormatError(f"a mask that is read has at most {MOST_NODES} parts")
         value = read(tree, stars)
     except (SyntaxError, RecursionError, MemoryError, ValueError) as error:
@@ -110,14 +110,14 @@ def short(text: str) -> str:
     return repr(text if len(text) <= 80 else f"{text[:40]}...{text[-37:]}")
 
 
-def parts_in(node: ast.AST) -> int:
+def _parts_in(node: ast.AST) -> int:
     """How many nodes a syntax tree has, repeated ones as often as they are to be read."""
     match node:
         case ast.BinOp(ast.Constant(int(count)), ast.Mult(), part):
-            return count * parts_in(part)
+            return count * _parts_in(part)
         case ast.BinOp(part, ast.Mult(), ast.Constant(int(count))):
-            return count * parts_in(part)
-    return 1 + sum(map(parts_in, ast.iter_child_nodes(node)))
+            return count * _parts_in(part)
+    return 1 + sum(map(_parts_in, ast.iter_child_nodes(node)))
 
 
 def read(node: ast.expr, text: str) -> Any:
@@ -204,7 +204,7 @@ def short_text(mask: Mask | str, width: int = 60) -> str:
     if len(short := folded(text)) <= width:
         return short
     end = f" [{mask.digest[:8]}]" if isinstance(mask, Mask) else ""
-    short, words = cut_operands(short, width - len(end)), heads_in_words(text)
+    short, words = _cut_operands(short, width - len(end)), _heads_in_words(text)
     if words and short in BARE and len(words + end) <= width:
         short = words
     return short + end
@@ -216,7 +216,7 @@ def folded(text: str) -> str:
     >>> folded("per_layer([star(), star(), per_head([full(), full()])]) | stride(2)")
     'per_layer([2 x star(), per_head([2 x full()])]) | stride(2)'
     """
-    start = re.search(r"\bper_(layer|head)\(\[", bare := without_texts(text))
+    start = re.search(r"\bper_(layer|head)\(\[", bare := _without_texts(text))
     if start is None:
         return text
     depth, end = 1, start.end()
@@ -232,7 +232,7 @@ def folded(text: str) -> str:
     return f"{text[: start.end()]}{body}{folded(text[end - 1 :])}"
 
 
-def heads_in_words(text: str) -> str:
+def _heads_in_words(text: str) -> str:
     """How many heads of a mask that tells them apart are full; empty for any other expression.
 
     >>> heads_in_words("per_layer([full(), per_head([window(2), full()])])")
@@ -257,7 +257,7 @@ def parts_of(text: str, name: str) -> list[str]:
     return [inside[a:b] for (_, a), (b, _) in itertools.pairwise(ends)]
 
 
-def cut_operands(text: str, room: int) -> str:
+def _cut_operands(text: str, room: int) -> str:
     """An expression of at most `room` characters: its first operands or arguments, then "..."."""
     if len(text) <= room:
         return text
@@ -267,7 +267,7 @@ def cut_operands(text: str, room: int) -> str:
             return text[:end] + "..."
     if breaks:  # the first operand is too long itself
         start, end = breaks[0]
-        head = cut_operands(text[:start], room - (end - start) - 3)
+        head = _cut_operands(text[:start], room - (end - start) - 3)
         return "..." if head == "..." else f"{head}{text[start:end]}..."
     call = re.match(r"(?:\d+ x )?[~\w.]*(\(\[|\()", text)
     if call is None:  # a name
@@ -281,7 +281,7 @@ def cut_operands(text: str, room: int) -> str:
     return short_call if len(short_call) <= room else "..."
 
 
-def without_texts(text: str) -> str:
+def _without_texts(text: str) -> str:
     """As long a text without what is in quotes: its brackets and commas are no expression's."""
     return re.sub(QUOTED, lambda quoted: "_" * len(quoted[0]), text)
 
@@ -289,7 +289,7 @@ def without_texts(text: str) -> str:
 def outermost(text: str, pattern: str) -> list[tuple[int, int]]:
     """Where a pattern stands outside of all brackets and quotes: starts and ends."""
     spans, depth = [], 0
-    for match in re.finditer(rf"[(\[]|[)\]]|{pattern}", without_texts(text)):
+    for match in re.finditer(rf"[(\[]|[)\]]|{pattern}", _without_texts(text)):
         if match[0] in "([":
             depth += 1
         elif match[0] in ")]":
