@@ -173,11 +173,11 @@ def hash_files(folder: Path) -> str:
 def hash_file(path: Path) -> str:
     """SHA-256 of a file in hex, read once for each size and time of its last change."""
     state = path.stat()
-    return hash_bytes(path, state.st_size, state.st_mtime_ns)
+    return _hash_bytes(path, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
-def hash_bytes(path: Path, size: int, changed: int) -> str:
+def _hash_bytes(path: Path, size: int, changed: int) -> str:
     """The same; size and time make it read again what has changed."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

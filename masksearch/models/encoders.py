@@ -369,14 +369,14 @@ class SequenceClassifier(Head):
         hidden = self.hidden(input_ids, attention_mask, token_type_ids)
         every = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if self.read_out == "pair":
-            u, v = text_means(hidden, every, token_type_ids)
+            u, v = _text_means(hidden, every, token_type_ids)
             read = [u, v, (u - v).abs()]
         else:
-            read = [hidden[:, 0], mean_over(hidden, every)]
+            read = [hidden[:, 0], _mean_over(hidden, every)]
         return class_output(self.out(torch.tanh(self.dense(torch.cat(read, -1)))), labels)
 
 
-def text_means(hidden: Tensor, visible: Tensor, types: Tensor | None) -> list[Tensor]:
+def _text_means(hidden: Tensor, visible: Tensor, types: Tensor | None) -> list[Tensor]:
     """Means of the hidden states over each text of `[CLS] a [SEP] b [SEP]`, `[batch, width]`.
 
     Args:
@@ -388,11 +388,11 @@ def text_means(hidden: Tensor, visible: Tensor, types: Tensor | None) -> list[Te
     first = visible - second
     first[:, 0] = 0  # [CLS]; the last token of each is [SEP]
     return [
-        mean_over(hidden, of_text * F.pad(of_text[:, 1:], (0, 1))) for of_text in (first, second)
+        _mean_over(hidden, of_text * F.pad(of_text[:, 1:], (0, 1))) for of_text in (first, second)
     ]
 
 
-def mean_over(hidden: Tensor, chosen: Tensor) -> Tensor:
+def _mean_over(hidden: Tensor, chosen: Tensor) -> Tensor:
     """Mean of the hidden states over chosen tokens, `[batch, width]`; 0 where there are none."""
     weight = chosen.to(hidden.dtype).unsqueeze(-1)
     return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)

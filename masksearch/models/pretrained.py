@@ -95,7 +95,7 @@ class Pretrained(StoredCheckpoint):
             dropout: Probability for hidden states and attention weights alike; None = as
                 configured.
         """
-        body: PreTrainedModel = read_encoder(self.locate(), dropout)[0].base_model
+        body: PreTrainedModel = _read_encoder(self.locate(), dropout)[0].base_model
         body.train()
         return body
 
@@ -111,11 +111,11 @@ class Pretrained(StoredCheckpoint):
             dropout: See `encoder`.
         """
         folder = self.locate()
-        whole = read_encoder(folder, dropout)[0]
+        whole = _read_encoder(folder, dropout)[0]
         made = MaskedLanguageModel(whole.base_model, seed=seed, pairs=pairs)
-        parts = find_head_parts(whole)
+        parts = _find_head_parts(whole)
         if self.has_head and parts is not None:
-            set_head(made, parts)
+            _set_head(made, parts)
         if self.has_pair_head and made.pooler is not None and made.pair is not None:
             with quiet():
                 config = read_config(folder)
@@ -151,7 +151,7 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
             name,
             ", ".join(f"{mask!s:.80}" for mask in masks.values()),
         )
-    model, report = read_encoder(folder, None)
+    model, report = _read_encoder(folder, None)
     body = model.base_model.eval()
     calls = probe(body, [body], None)
     positions, offset = count_positions(body)
@@ -169,7 +169,7 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
         padded_positions=offset > 0,
         has_head=not report["missing_keys"]
         and not report["mismatched_keys"]
-        and fits_our_head(model),
+        and _fits_our_head(model),
         has_pair_head=body.config.model_type == "bert"
         and {"bert.pooler.dense.weight", "cls.seq_relationship.weight"}
         <= set(report["unexpected_keys"]),
@@ -185,7 +185,7 @@ def count_positions(model: Any) -> tuple[int, int]:
     return getattr(model.config.get_text_config(), "max_position_embeddings", 0) or UNBOUNDED, 0
 
 
-def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, Any]]:
+def _read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, Any]]:
     """The encoder under its masked-language-model head, and what was missing or left over.
 
     Raises:
@@ -200,14 +200,14 @@ def read_encoder(folder: Path, dropout: float | None) -> tuple[Any, dict[str, An
             f"{folder / CONFIG}: {kind!r} is not an encoder that predicts masked tokens; give one "
             "such as bert, roberta, distilbert, electra, albert or modernbert"
         )
-    with_dropout(config, dropout)
+    _with_dropout(config, dropout)
     with quiet():
         return read_model(
             AutoModelForMaskedLM, folder, new_head=True, config=config, dtype=torch.float32
         )
 
 
-def with_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedConfig:
+def _with_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedConfig:
     """The configuration, its dropouts set; each architecture has names of its own."""
     for name, value in config.to_dict().items():
         if dropout is not None and "dropout" in name and isinstance(value, int | float):
@@ -219,7 +219,7 @@ def with_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrainedC
 HeadParts = tuple[nn.Linear, nn.LayerNorm, nn.Module, Tensor | None]  # dense, norm, act, bias
 
 
-def find_head_parts(model: Any) -> HeadParts | None:
+def _find_head_parts(model: Any) -> HeadParts | None:
     """Dense layer, norm, activation (GELU where it is no module) and output bias (which may be
     missing) of a masked language model of transformers; None = another head."""
     out, inside = model.get_output_embeddings(), set(model.base_model.modules())
@@ -236,7 +236,7 @@ def find_head_parts(model: Any) -> HeadParts | None:
     return dense[0], norms[0], acts[0] if acts else nn.GELU(), out.bias
 
 
-def copy_head(source: HeadParts, target: HeadParts) -> None:
+def _copy_head(source: HeadParts, target: HeadParts) -> None:
     """Copies a head's weights; a bias that the source lacks stays as it is."""
     target[0].load_state_dict(source[0].state_dict(), strict=False)
     target[1].load_state_dict(source[1].state_dict(), strict=False)
@@ -245,19 +245,19 @@ def copy_head(source: HeadParts, target: HeadParts) -> None:
             target[3].copy_(source[3])
 
 
-def set_head(made: MaskedLanguageModel, parts: HeadParts) -> MaskedLanguageModel:
+def _set_head(made: MaskedLanguageModel, parts: HeadParts) -> MaskedLanguageModel:
     """Gives our model the head of one of transformers."""
-    copy_head(parts, (made.transform, made.norm, made.activation, made.bias))
+    _copy_head(parts, (made.transform, made.norm, made.activation, made.bias))
     made.norm.eps, made.activation = parts[1].eps, parts[2]
     return made
 
 
-def fits_our_head(model: Any) -> bool:
+def _fits_our_head(model: Any) -> bool:
     """Whether our head can stand for the model's own, with the same logits."""
-    parts = find_head_parts(model)
+    parts = _find_head_parts(model)
     if parts is None:
         return False
-    made = set_head(MaskedLanguageModel(model.base_model, seed=0), parts).eval()
+    made = _set_head(MaskedLanguageModel(model.base_model, seed=0), parts).eval()
     tokens = torch.ones(1, 4, dtype=torch.int64)
     with torch.no_grad():
         theirs: Tensor = model.eval()(input_ids=tokens).logits
@@ -284,14 +284,14 @@ def hugging_face_model(model: MaskedLanguageModel) -> PreTrainedModel:
             setattr(config, bias, True)
     with quiet():
         whole: Any = cast(Any, AutoModelForMaskedLM).from_config(config, dtype=torch.float32)
-    parts, values = find_head_parts(whole), torch.linspace(-3, 3, 25)
+    parts, values = _find_head_parts(whole), torch.linspace(-3, 3, 25)
     if parts is None or (parts[2](values) - model.activation(values)).abs().max() > 1e-4:
         raise AttachError(
             f"{type(whole).__name__} has another prediction head than this model, whose "
             f"activation is {model.activation}; train an encoder such as bert, roberta, "
             "distilbert, electra or modernbert, with hidden_act='gelu'"
         )
-    copy_head((model.transform, model.norm, model.activation, model.bias), parts)
+    _copy_head((model.transform, model.norm, model.activation, model.bias), parts)
     whole.base_model.load_state_dict(model.encoder.state_dict(), strict=False)  # no pooler there
     if model.pooler is None or model.pair is None:
         return cast(PreTrainedModel, whole)
@@ -435,7 +435,7 @@ def begin_tuned(
         seed: Of the weights that the checkpoint lacks.
         dropout: As of `Pretrained.encoder`; of the head, too.
     """
-    config = with_dropout(read_config(folder), dropout)
+    config = _with_dropout(read_config(folder), dropout)
     names = list(labels) or ["score"]
     config.id2label = dict(enumerate(names))
     config.label2id = {name: at for at, name in enumerate(names)}
@@ -482,11 +482,11 @@ def open_tuned(
             f"({min(unfit)}); save the whole model (model.save_pretrained), or give a pre-trained "
             "one, which is fine-tuned here"
         )
-    order = None if labels is None else match_classes(folder, model.config, labels, known)
+    order = None if labels is None else _match_classes(folder, model.config, labels, known)
     return TunedHead(model, kind, order).train()
 
 
-def match_classes(
+def _match_classes(
     folder: Path, config: Any, labels: Sequence[str], known: Sequence[str]
 ) -> list[int] | None:
     """Which of a model's classes is each of ours; None = the same numbers.

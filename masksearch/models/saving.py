@@ -119,7 +119,7 @@ def save_pretrained(
             its class builds other tensors from its configuration than it has.
         OSError: If the folder cannot be written, such as on a full disk; it is then as before.
     """
-    masks, backend = masks_to_save(model)
+    masks, backend = _masks_to_save(model)
     if not isinstance(found, Findings | None) and list(masks.values()) != [found.mask]:
         raise ValueError(
             f"found= is the plan of {found.mask!s:.100}, and attached is "
@@ -128,10 +128,10 @@ def save_pretrained(
     bare = unwrapped(model, adapters=False)
     whole: Any = hugging_face_model(bare) if isinstance(bare, MaskedLanguageModel) else bare
     how = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    return write_model(whole, masks, backend, Path(folder).expanduser(), tokenizer, found, **how)
+    return _write_model(whole, masks, backend, Path(folder).expanduser(), tokenizer, found, **how)
 
 
-def write_model(
+def _write_model(
     whole: Any,
     masks: dict[str, Mask],
     backend: str,
@@ -152,10 +152,10 @@ def write_model(
         how: Of the model's own `save_pretrained`.
     """
     inner = transformer_of(whole)
-    options, base = build_options(inner), cast(PreTrainedModel, unwrapped(inner))
+    options, base = _build_options(inner), cast(PreTrainedModel, unwrapped(inner))
     if inner is not whole:
         how |= {"create_model_card": False}
-    with write_aside(folder) as aside:
+    with _write_aside(folder) as aside:
         try:
             with quiet():
                 type(whole).save_pretrained(whole, str(aside), **how)
@@ -165,7 +165,7 @@ def write_model(
             save_tokenizer(tokenizer, whole.config, aside)
         if base is not inner:  # beside a config.json transformers takes an adapter for a model
             base.config.to_json_file(aside / BASE_CONFIG)
-        entries = {part: write_mask(mask, part, aside) for part, mask in masks.items()}
+        entries = {part: _write_mask(mask, part, aside) for part, mask in masks.items()}
         manifest = {
             "format": FORMAT,
             "model_class": type(base).__name__,
@@ -183,7 +183,7 @@ def write_model(
     return folder
 
 
-def save_with_masks(model: Any, save_directory: Path | str, **how: Any) -> None:
+def _save_with_masks(model: Any, save_directory: Path | str, **how: Any) -> None:
     """The method that a `MaskCallback` puts in place of `save_pretrained`, so that whoever
     saves the model saves its masks.
 
@@ -195,12 +195,12 @@ def save_with_masks(model: Any, save_directory: Path | str, **how: Any) -> None:
     masks = attached(model)
     masked = bool(masks) and all(isinstance(what, Mask) for what in masks.values())
     if masked and how.get("is_main_process", True):
-        write_model(model, *masks_to_save(model), Path(save_directory), **how)
+        _write_model(model, *_masks_to_save(model), Path(save_directory), **how)
     else:
         type(model).save_pretrained(model, save_directory, **how)
 
 
-def masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
+def _masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
     """The masks on a model that can be saved, and the backend asked for."""
     model = unwrapped(model)
     name = type(model).__name__
@@ -222,7 +222,7 @@ def masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
     return parts, next(iter(model.__dict__[ATTACHMENT].states.values())).backend
 
 
-def check_adapter(model: Any) -> None:
+def _check_adapter(model: Any) -> None:
     """Refuses adapters that could not be loaded again.
 
     Raises:
@@ -239,7 +239,7 @@ def check_adapter(model: Any) -> None:
         )
 
 
-def build_options(model: PreTrainedModel) -> dict[str, bool]:
+def _build_options(model: PreTrainedModel) -> dict[str, bool]:
     """The argument of a model's class, beside its configuration, that gives the model's tensors.
 
     `{"add_pooling_layer": False}` for the encoder inside `BertForMaskedLM`, mostly nothing.
@@ -250,7 +250,7 @@ def build_options(model: PreTrainedModel) -> dict[str, bool]:
             class that safetensors do not hold.
     """
     if unwrapped(model) is not model:
-        check_adapter(model)
+        _check_adapter(model)
         return {}
     kinds = [type(each).__module__ for each in (*model.modules(), *model.parameters())]
     if not hasattr(model, "hf_quantizer") and any(kind.startswith(QUANTISED) for kind in kinds):
@@ -282,7 +282,7 @@ def build_options(model: PreTrainedModel) -> dict[str, bool]:
 
 
 @contextmanager
-def write_aside(folder: Path) -> Iterator[Path]:
+def _write_aside(folder: Path) -> Iterator[Path]:
     """A folder to write into, whose files move to `folder` when the block ends without an error.
 
     The earlier manifest goes first and the new one comes last, so that a folder with a manifest
@@ -311,7 +311,7 @@ def write_aside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_mask(mask: Mask, part: str, folder: Path) -> dict[str, str]:
+def _write_mask(mask: Mask, part: str, folder: Path) -> dict[str, str]:
     """Writes the mask of a part; the name of its file, and the mask's digest.
 
     `mask.json` of a plain model, else `mask.<part>.json`; `.safetensors` where it is large.
@@ -363,7 +363,7 @@ def limit_length(folder: Path, model: nn.Module) -> None:
     Its length without the mask stays beside the other, for the mask that comes next.
 
     Args:
-        folder: What `write_model` wrote, with the files of a tokenizer or without.
+        folder: What `_write_model` wrote, with the files of a tokenizer or without.
         model: The one in the folder; of one that has several parts nothing is changed.
     """
     path = folder / "tokenizer_config.json"
@@ -451,7 +451,7 @@ def load_pretrained(
     if stored["adapter"]:
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         options = {"config": read_config(folder / BASE_CONFIG), **options}
-        cls = model_class or find_class(stored["model_class"], folder / MANIFEST)
+        cls = model_class or _find_class(stored["model_class"], folder / MANIFEST)
         model = open_model(find_folder(str(base))[1], cls, **options)
     else:
         model = open_model(folder, model_class, **options)
@@ -479,7 +479,7 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
         return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
-def find_class(name: Any, path: Path) -> type[PreTrainedModel]:
+def _find_class(name: Any, path: Path) -> type[PreTrainedModel]:
     """The class of transformers that a file names.
 
     Raises:
@@ -518,7 +518,7 @@ def open_model(
         return cast(PreTrainedModel, open_embedding(folder, **options))
     if model_class is None:
         stored_classes = read_json(folder / CONFIG).get("architectures") or [None]
-        cls = find_class(stored_classes[0], folder / CONFIG)
+        cls = _find_class(stored_classes[0], folder / CONFIG)
     if not isinstance(cls, type):
         raise TypeError(f"model_class is a class such as transformers.BertModel, got {cls!r}")
     if (folder / MANIFEST).is_file():
@@ -609,9 +609,9 @@ class MaskCallback(TrainerCallback, ExportableState):
         if self.mask is not None and (not self.masks or attached(model) != self.masks):
             attach(model, self.mask, backend=self.backend, part=self.part)
         whole: Any = unwrapped(model, adapters=False)
-        self.masks, _ = masks_to_save(whole)
-        build_options(transformer_of(whole))  # what could not be loaded again is refused now
-        whole.__dict__["save_pretrained"] = partial(save_with_masks, whole)
+        self.masks, _ = _masks_to_save(whole)
+        _build_options(transformer_of(whole))  # what could not be loaded again is refused now
+        whole.__dict__["save_pretrained"] = partial(_save_with_masks, whole)
 
     def state(self) -> dict[str, Any]:
         """The state that a checkpoint keeps of the callback: the digests of the masks."""

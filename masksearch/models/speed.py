@@ -85,7 +85,9 @@ def measure_speed(
     shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
     sides = [deepcopy(model, dict(shared)).eval() for _ in ("dense", "masked")]
     detach(sides[0])
-    timed = partial(race, at_least("repeats", repeats, 10), f"{length} tokens" if progress else "")
+    timed = partial(
+        _race, at_least("repeats", repeats, 10), f"{length} tokens" if progress else ""
+    )
     with torch.inference_mode():
         runs = [partial(side, **given) for side in sides]
         times, rates = timed(batch * length, runs)
@@ -109,7 +111,7 @@ def measure_speed(
     return [*results, Speed("generation", length, speeds, rates, [kv.dense_bytes, kv.bytes])]
 
 
-def race(repeats: int, say: str, tokens: int, runs: list[Any]) -> Any:
+def _race(repeats: int, say: str, tokens: int, runs: list[Any]) -> Any:
     """`Speed.times_as_fast` and `Speed.rates` of two runs, dense and masked."""
     dense, masked = take_turns(runs, [{}], repeats, 2, say)
     return quarters(dense, masked), [tokens / median(dense), tokens / median(masked)]
