@@ -130,11 +130,11 @@ def importance(
     units = tuple(sorted(at)), tuple(sorted(columns))
     spec = ImportanceSpec(shape, method, per, signed, special or {}, *units)
     if method == "drop":
-        return drop_importance(model, listed, spec)
-    return first_order_importance(model, listed, spec)
+        return _drop_importance(model, listed, spec)
+    return _first_order_importance(model, listed, spec)
 
 
-def first_order_importance(
+def _first_order_importance(
     model: nn.Module, batches: list[Batch], spec: ImportanceSpec
 ) -> Importance:
     """Importance by `"gradient"`, `"flip"` or `"fisher"`; see `importance`."""
@@ -208,7 +208,7 @@ def pairs_of(unit: Unit, length: int, standing: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def drop_importance(model: nn.Module, batches: list[Batch], spec: ImportanceSpec) -> Importance:
+def _drop_importance(model: nn.Module, batches: list[Batch], spec: ImportanceSpec) -> Importance:
     """Importance by `"drop"`; see `importance`."""
     shape, per, special = spec.shape, spec.per, list(spec.special)
     units: list[Unit] = [("offset", at) for at in spec.offsets]

@@ -27,7 +27,7 @@ from masksearch.training.loop import keeping_modes, on_device
 Observe = Callable[[int, Tensor, Tensor], None]
 
 
-def valid_pairs(visible: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
+def _valid_pairs(visible: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
     """Non-padding query-key pairs in which the query may attend to the key.
 
     A position that no query can see is padding; its row then does not count either.
@@ -77,7 +77,7 @@ class PositionProbe(nn.Module):
         raise NotImplementedError
 
     def masked(self, layer: int, call: AttentionCall) -> tuple[AttentionCall, Tensor]:
-        """The call under the mask in force, and the pairs that count (see `valid_pairs`).
+        """The call under the mask in force, and the pairs that count (see `_valid_pairs`).
 
         Raises:
             LengthError: If the sequences are not `length` positions long.
@@ -88,7 +88,7 @@ class PositionProbe(nn.Module):
                 f"every batch has the length of the first one, {self.length} positions, got "
                 f"{queries} queries and {keys} keys; pad the batches to one length, without cache"
             )
-        valid = valid_pairs(call.visible, len(call.query), keys, call.query.device)
+        valid = _valid_pairs(call.visible, len(call.query), keys, call.query.device)
         kept = self.under.get(layer)
         if kept is None:
             return call, valid
