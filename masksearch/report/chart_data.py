@@ -84,7 +84,7 @@ def search_chart(section: Section, pictures: Pictures) -> FrontChart | None:
     }
     on = {id(record) for record in pareto(section.searched, section.objectives)}
     points = list[Point]()
-    for record in drawn_records(section):
+    for record in _drawn_records(section):
         owner = owners[id(record)]
         title = record.name if record.role == "baseline" else ""
         values = {
@@ -94,7 +94,7 @@ def search_chart(section: Section, pictures: Pictures) -> FrontChart | None:
         }
         points.append(
             Point(
-                **mask_facts(record, section.runs.get(owner), section.shape, pictures, cost),
+                **_mask_facts(record, section.runs.get(owner), section.shape, pictures, cost),
                 id=f"{section.key}{owner} {record.number}",
                 name=title or f"{owner} {record.number}",
                 group="hand-designed" if title else strategies[owner],
@@ -119,10 +119,10 @@ def search_chart(section: Section, pictures: Pictures) -> FrontChart | None:
     if not points:
         return None
     title = score_title(score.name, section.searched)
-    return front_chart(f"{section.key}front", score, title, groups, points, axis, section.truth)
+    return _front_chart(f"{section.key}front", score, title, groups, points, axis, section.truth)
 
 
-def drawn_records(section: Section) -> list[Record]:
+def _drawn_records(section: Section) -> list[Record]:
     """The finished trials that a chart shows: all, or where there are more than `DRAWN` the
     hand-designed masks, the front of every search, and every so many of the others."""
     score, (cost, _) = section.objectives[0], saving(section.objectives)
@@ -134,8 +134,8 @@ def drawn_records(section: Section) -> list[Record]:
     shown |= {id(r) for r in pareto(records, section.objectives)}
     for study in section.studies.values():
         apt = [r for r in study if r.scored and r.role != "baseline" and not learned_nothing(r)]
-        gains = [(saved_share(r, cost), sign * r.value(score.name)) for r in apt]
-        shown |= {id(r) for r in unbeaten(apt, gains)}
+        gains = [(_saved_share(r, cost), sign * r.value(score.name)) for r in apt]
+        shown |= {id(r) for r in _unbeaten(apt, gains)}
     others = [record for record in records if id(record) not in shown]
     shown |= {id(record) for record in others[:: -(-len(others) // DRAWN) or 1]}
     return [record for record in records if id(record) in shown]
@@ -153,7 +153,7 @@ def compared_chart(section: Section, name: str, key: str, pictures: Pictures) ->
         shown = not 1 < len(entry.scores) < CLAIM_SEEDS  # of one seed the interval is of its rows
         points.append(
             Point(
-                **mask_facts(records[entry.name], comparison.run, section.shape, pictures, cost),
+                **_mask_facts(records[entry.name], comparison.run, section.shape, pictures, cost),
                 id=f"{section.key}{name} {entry.name}",
                 name=entry.name,
                 group=SCRAMBLED if entry.kind == "control" and entry.at_random else entry.kind,
@@ -176,7 +176,7 @@ def compared_chart(section: Section, name: str, key: str, pictures: Pictures) ->
     entries = {f"{section.key}{name} {e.name}": e for e in comparison.entries.values()}
     alone = {at for at, e in entries.items() if not arm_of(e, comparison.promised)}
     key, title = section.key + key, comparison.title
-    return front_chart(key, score, title, groups, points, axis, section.truth, alone)
+    return _front_chart(key, score, title, groups, points, axis, section.truth, alone)
 
 
 def leading(points: Sequence[Point], goal: str) -> dict[str, str]:
@@ -205,7 +205,7 @@ def leading(points: Sequence[Point], goal: str) -> dict[str, str]:
     return {best[what]["id"]: what[0] for what in order if what in best}
 
 
-def front_chart(
+def _front_chart(
     key: str,
     score: Objective,
     title: str,
@@ -230,7 +230,7 @@ def front_chart(
         members = [p for p in sparse if p["group"] == group["name"] and not p["nothing"]]
         members = [point for point in members if point["id"] not in alone]
         several = len({point["search"] for point in members}) > 1
-        steps = mean_front(members, sign) if several else front_of(members, sign)
+        steps = _mean_front(members, sign) if several else front_of(members, sign)
         for index, (saved, step) in enumerate([*steps[:1], *steps]):
             at = saved if index else left
             lines.append(FrontStep(**step, group=group["name"], arm=group["arm"], saved=at))
@@ -251,7 +251,7 @@ def front_chart(
         groups=used,
         points=points,
         lines=lines,
-        levels=levels_of([point for point in points if point["saved"] == 0], sign),
+        levels=_levels_of([point for point in points if point["saved"] == 0], sign),
     )
 
 
@@ -260,19 +260,19 @@ def group_of(name: str, style: tuple[str, str], arm: str) -> PointGroup:
     return PointGroup(name=name, colour=style[0], shape=style[1], arm=arm)
 
 
-def estimate_of(point: Point) -> Estimate:
+def _estimate_of(point: Point) -> Estimate:
     """A point by its score alone."""
     return Estimate(id=point["id"], score=point["score"], low=point["low"], high=point["high"])
 
 
-def levels_of(dense: Sequence[Point], sign: int) -> list[Level]:
+def _levels_of(dense: Sequence[Point], sign: int) -> list[Level]:
     """A level line for each point that leaves nothing out; the best one has the label of all."""
     label = f"{len(dense)} masks with nothing left out"
     if len({point["name"] for point in dense}) == 1:  # also where each of several searches has it
         label = f"{dense[0]['name']} (nothing left out)"
     order = sorted(dense, key=lambda point: -sign * point["score"])
     return [
-        Level(**estimate_of(point), label="" if index else label)
+        Level(**_estimate_of(point), label="" if index else label)
         for index, point in enumerate(order)
     ]
 
@@ -280,17 +280,17 @@ def levels_of(dense: Sequence[Point], sign: int) -> list[Level]:
 def front_of(points: Sequence[Point], sign: int) -> list[tuple[float, Estimate]]:
     """Saving and score of the points that no other one beats in both, densest first."""
     order = sorted(points, key=lambda point: (point["saved"], sign * point["score"]))
-    best = unbeaten(order, [(each["saved"], sign * each["score"]) for each in order])
-    return [(point["saved"], estimate_of(point)) for point in best]
+    best = _unbeaten(order, [(each["saved"], sign * each["score"]) for each in order])
+    return [(point["saved"], _estimate_of(point)) for point in best]
 
 
-def unbeaten(each: Sequence[T], gains: Sequence[tuple[float, float]]) -> list[T]:
+def _unbeaten(each: Sequence[T], gains: Sequence[tuple[float, float]]) -> list[T]:
     """Those that no other one beats in both gains."""
     kept = on_front(np.reshape(gains, (len(gains), 2)))
     return [one for one, best in zip(each, kept, strict=True) if best]
 
 
-def mean_front(points: Sequence[Point], sign: int) -> list[tuple[float, Estimate]]:
+def _mean_front(points: Sequence[Point], sign: int) -> list[tuple[float, Estimate]]:
     """Mean over searches (`mean_of_searches`) of the best score at a sparsity or beyond."""
     searches: dict[str, list[Point]] = {}
     for point in points:
@@ -320,7 +320,7 @@ def costs_of(record: Record) -> dict[str, float]:
     return {**record.measures, **record.values, **density}
 
 
-def saved_share(record: Record, cost: str) -> float:
+def _saved_share(record: Record, cost: str) -> float:
     """The share of dense attention's cost that its mask saves."""
     costs = costs_of(record)
     return 1 - costs[cost] if cost in costs else sparsity_of(record)
@@ -331,7 +331,7 @@ def every_cost() -> dict[str, str]:
     return COSTS | (load_part("parts", "costs", "table") or {})
 
 
-def mask_facts(
+def _mask_facts(
     record: Record, run: Path | None, shape: Shape | None, pictures: Pictures, cost: str
 ) -> Facts:
     """The facts of a record's mask whatever its score, with what it saves of `cost`."""
@@ -343,7 +343,7 @@ def mask_facts(
         short=short_text(str(mask or "")),
         fingerprint=record.fingerprint,
         sparsity=100 * sparsity_of(record),
-        saved=100 * saved_share(record, cost),
+        saved=100 * _saved_share(record, cost),
         table_sparsity=100 * costs.get("sparsity", math.nan),
         costs={name: costs[name] for name in every_cost() if name in costs},
         picture=pictures.panels(mask, shape) if mask and shape else None,

@@ -77,13 +77,13 @@ PAPER = Medium(
 def chart_spec(chart: Chart, medium: Medium = SCREEN) -> dict[str, Any]:
     """The Vega-Lite specification of one of the result's charts, without its data."""
     if chart["kind"] == "front":
-        return front_spec(chart, medium)
+        return _front_spec(chart, medium)
     if chart["kind"] == "hypervolume":
-        return volume_spec(chart, medium)
-    return difference_spec(chart, medium)
+        return _volume_spec(chart, medium)
+    return _difference_spec(chart, medium)
 
 
-def front_spec(chart: FrontChart, medium: Medium) -> dict[str, Any]:
+def _front_spec(chart: FrontChart, medium: Medium) -> dict[str, Any]:
     """Sparsity against score: marks, the front of each group with its band, and level lines.
 
     Its parameters are set by the page: `cost` and `budget` dim what is dearer, `here` names the
@@ -96,12 +96,12 @@ def front_spec(chart: FrontChart, medium: Medium) -> dict[str, Any]:
     legend = medium.legend if names else None  # an empty one has no size that prints
     colour = alt.Color("group:N", scale=colours, legend=legend)
     shape = alt.Shape("group:N", scale=alt.Scale(domain=names, range=shapes), legend=legend)
-    low, high = sparsity_axis(chart)
+    low, high = _sparsity_axis(chart)
     x = alt.X(
         "saved:Q", title=chart["axis"], scale=alt.Scale(domain=[low, high], nice=False, zero=False)
     )
     title = f"{chart['score']['title']}, {chart['score']['goal']} is better"
-    y = alt.Y("score:Q", title=title, scale=score_scale(chart))
+    y = alt.Y("score:Q", title=title, scale=_score_scale(chart))
     lines = alt.Chart(alt.NamedData("lines")).encode(x, y, colour)
     band = (
         alt.Chart(alt.NamedData("lines"))
@@ -121,7 +121,7 @@ def front_spec(chart: FrontChart, medium: Medium) -> dict[str, Any]:
             .otherwise(alt.value([1, 0])),
             detail="group:N",
         ),
-        *point_marks(x, y, colour, shape, title, medium),
+        *_point_marks(x, y, colour, shape, title, medium),
     ]
     return finish(
         alt.layer(*layers).add_params(
@@ -134,7 +134,7 @@ def front_spec(chart: FrontChart, medium: Medium) -> dict[str, Any]:
     )
 
 
-def point_marks(
+def _point_marks(
     x: alt.X, y: alt.Y, colour: alt.Color, shape: alt.Shape, title: str, medium: Medium
 ) -> list[alt.Chart]:
     """A mask's interval, what its search promised, its point, and a cross where nothing was
@@ -172,7 +172,7 @@ def point_marks(
     ]
 
 
-def sparsity_axis(chart: FrontChart) -> tuple[float, float]:
+def _sparsity_axis(chart: FrontChart) -> tuple[float, float]:
     """Both ends of the axis of a front: its sparse points and lines, and a little more."""
     shown = [each["saved"] for each in (*chart["points"], *chart["lines"])]
     xs = [x for x in shown if x > 0] or [0.0, 100.0]
@@ -180,7 +180,7 @@ def sparsity_axis(chart: FrontChart) -> tuple[float, float]:
     return min(xs) - room, max(xs) + room
 
 
-def score_scale(chart: FrontChart) -> alt.Scale:
+def _score_scale(chart: FrontChart) -> alt.Scale:
     """Of a front: its masks with their intervals, and a little more, within the metric's range (0
     to 1, or from 0) where all masks are."""
     scores = [each["score"] for each in (*chart["points"], *chart["lines"])]
@@ -193,7 +193,7 @@ def score_scale(chart: FrontChart) -> alt.Scale:
     return alt.Scale(domain=domain, zero=False, nice=False, clamp=True)
 
 
-def volume_spec(chart: VolumeChart, medium: Medium) -> dict[str, Any]:
+def _volume_spec(chart: VolumeChart, medium: Medium) -> dict[str, Any]:
     """Hypervolume over compute: a line for each strategy, its band where it has several seeds."""
     groups = chart["groups"]
     base = alt.Chart(alt.NamedData("lines")).encode(
@@ -229,7 +229,7 @@ def volume_spec(chart: VolumeChart, medium: Medium) -> dict[str, Any]:
 WINS, LOSSES = ("better", "gains more than", "loses at most"), ("worse", "loses more than")
 
 
-def difference_spec(chart: DifferenceChart, medium: Medium) -> dict[str, Any]:
+def _difference_spec(chart: DifferenceChart, medium: Medium) -> dict[str, Any]:
     """Paired differences with their intervals, one a row, beside the line of no difference; a
     tick shows the margin that may be lost."""
     rows = chart["lines"]
@@ -292,7 +292,7 @@ def finish(
 def write_chart(chart: Chart, folder: Path) -> list[Path]:
     """Writes a chart as `ID.pdf`, `ID.svg` (text as text) and `ID.png` (300 dots an inch)."""
     spec, paths = paper_spec(chart), [folder / f"{chart['id']}.{end}" for end in PRINTED]
-    load_fonts()
+    _load_fonts()
     svg = vl_convert.vegalite_to_svg(spec).encode()
     contents = vl_convert.vegalite_to_pdf(spec), svg, chart_png(spec)
     for path, content in zip(paths, contents, strict=True):
@@ -303,7 +303,7 @@ def write_chart(chart: Chart, folder: Path) -> list[Path]:
 
 def chart_png(spec: Mapping[str, Any], dpi: int = DPI) -> bytes:
     """A specification with its data as a PNG of few colours, a third of the size."""
-    load_fonts()
+    _load_fonts()
     drawn = Image.open(io.BytesIO(vl_convert.vegalite_to_png(dict(spec), ppi=dpi)))
     file = io.BytesIO()
     drawn.convert("RGB").quantize(COLOURS).save(file, "PNG", optimize=True)
@@ -311,19 +311,19 @@ def chart_png(spec: Mapping[str, Any], dpi: int = DPI) -> bytes:
 
 
 @functools.cache
-def load_fonts() -> None:
+def _load_fonts() -> None:
     """Makes the fonts known that come with matplotlib, so that print is the same everywhere."""
     vl_convert.register_font_directory(f"{matplotlib.get_data_path()}/fonts/ttf")
 
 
 def paper_spec(chart: Chart) -> dict[str, Any]:
     """A chart's specification for print, with its data: one column wide, two for many names."""
-    spec, marks = chart_spec(chart, PAPER), marks_to_name(chart)
+    spec, marks = chart_spec(chart, PAPER), _marks_to_name(chart)
     spec["layer"] = [each for each in spec["layer"] if each["mark"]["type"] != "text"]
     wide = chart["kind"] == "differences" or len(marks) > NAMED
     if chart["kind"] == "front" and marks:
-        spec["layer"] = [*name_layers(chart, marks, PAGE if wide else COLUMN), *spec["layer"]]
-    if notes := notes_of(chart):
+        spec["layer"] = [*_name_layers(chart, marks, PAGE if wide else COLUMN), *spec["layer"]]
+    if notes := _notes_of(chart):
         text = {"fontSize": SMALL, "fontWeight": "normal", "color": "#555555"}
         spec["title"] = {"text": notes, "orient": "bottom", "anchor": "start", **text, "offset": 6}
     axis = {"labelFontSize": SMALL, "titleFontSize": LABEL, "titleFontWeight": "normal"}
@@ -347,7 +347,7 @@ def paper_spec(chart: Chart) -> dict[str, Any]:
     }
 
 
-def notes_of(chart: Chart) -> list[str]:
+def _notes_of(chart: Chart) -> list[str]:
     """The meanings of a printed chart's marks, in a line each."""
     if chart["kind"] != "front":
         lows = [each["low"] for each in chart["lines"]]
@@ -364,7 +364,7 @@ def notes_of(chart: Chart) -> list[str]:
     return [line for line, there in meanings.items() if there]
 
 
-def marks_to_name(chart: Chart) -> list[dict[str, Any]]:
+def _marks_to_name(chart: Chart) -> list[dict[str, Any]]:
     """The points that print names, densest first: none of a search's own trials, no scrambled
     ones, and where they are very many those on a front."""
     if chart["kind"] != "front":
@@ -391,18 +391,18 @@ def shorten(name: str) -> str:
     return name if len(name) <= LONGEST else f"{kept.rpartition(' ')[0] or kept}…"
 
 
-def name_layers(
+def _name_layers(
     chart: FrontChart, marks: Sequence[Mapping[str, Any]], width: float
 ) -> list[dict[str, Any]]:
     """The names of points side by side above the axes, each with a line down to its mark.
 
     There no name can lie on a mark or on another name.
     """
-    low, high = sparsity_axis(chart)
+    low, high = _sparsity_axis(chart)
     colours = {group["name"]: group["colour"] for group in chart["groups"]}
     asked = [(mark["saved"] - low) / (high - low) for mark in marks]
     least = 1.35 * SMALL / POINTS / (width - 0.75)  # of the axes' width, about
-    lefts = separate_labels(asked, least)
+    lefts = _separate_labels(asked, least)
     names = [
         {
             "saved": mark["saved"],
@@ -431,7 +431,7 @@ def name_layers(
     ]
 
 
-def separate_labels(ideal: Sequence[float], gap: float) -> list[float]:
+def _separate_labels(ideal: Sequence[float], gap: float) -> list[float]:
     """Places in [0, 1], in order, at least `gap` apart and near the wanted ones.
 
     >>> separate_labels([0.5, 0.5, 0.9], 0.2)

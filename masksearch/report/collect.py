@@ -84,27 +84,27 @@ def studies_in(
     Raises:
         SearchError: If there is none, or none can be read.
     """
-    studies, unread = read_folders(run, storage, alone=alone)
+    studies, unread = _read_folders(run, storage, alone=alone)
     for line in unread:
         warnings.warn(line, stacklevel=2)
     return studies
 
 
-def read_folders(
+def _read_folders(
     run: Path, storage: str | BaseStorage | None = None, *, alone: bool = True
 ) -> tuple[list[StoredStudy], list[str]]:
     """See `studies_in`; also gives a line for each subfolder that cannot be read."""
     is_study = holds_study(run)
     parts = [] if is_study else list(filter(holds_study, sorted(run.glob("*/"))))
     if alone and storage is not None and not parts:
-        return [read_study(run, storage)], []
+        return [_read_study(run, storage)], []
     if is_study:
-        return [read_study(run, allowed=storage)], []
+        return [_read_study(run, allowed=storage)], []
     studies: list[StoredStudy] = []
     unread: list[str] = []
     for folder in parts:
         try:
-            studies.append(read_study(folder, allowed=storage))
+            studies.append(_read_study(folder, allowed=storage))
         except MaskSearchError as problem:  # the others are reported all the same
             unread.append(f"{folder} is left out: {problem}")
     if not studies:
@@ -113,10 +113,10 @@ def read_folders(
             or f"{run} holds no study (no study.db or study.json in it or directly below); "
             "name the folder that was given to --run"
         )
-    return tell_apart(studies), unread
+    return _tell_apart(studies), unread
 
 
-def tell_apart(studies: Sequence[StoredStudy]) -> list[StoredStudy]:
+def _tell_apart(studies: Sequence[StoredStudy]) -> list[StoredStudy]:
     """The studies; those of one name under the ends of their folders, as short as tells them
     apart."""
     short = [study.name for study in studies]
@@ -128,7 +128,7 @@ def tell_apart(studies: Sequence[StoredStudy]) -> list[StoredStudy]:
     return [replace(study, name=name) for study, name in zip(studies, names, strict=True)]
 
 
-def read_study(
+def _read_study(
     folder: Path,
     storage: str | BaseStorage | None = None,
     allowed: str | BaseStorage | None = None,
@@ -159,7 +159,7 @@ def read_study(
     )
 
 
-def limits_of(searches: Sequence[StoredStudy]) -> dict[str, str]:
+def _limits_of(searches: Sequence[StoredStudy]) -> dict[str, str]:
     """The constraints and early stopping of the searches, for the page."""
     limits: dict[str, str] = {}
     for study in searches:
@@ -197,10 +197,10 @@ def report_on(
     every: list[StoredStudy] = []
     unread: list[str] = []
     for run in runs:
-        studies, problems = read_folders(run, storage, alone=len(runs) == 1)
+        studies, problems = _read_folders(run, storage, alone=len(runs) == 1)
         every, unread = every + studies, unread + problems
     if len(runs) > 1:
-        every = tell_apart(every)
+        every = _tell_apart(every)
     for line in unread:
         warnings.warn(line, stacklevel=2)
     notes: dict[str, Any] = {}
@@ -212,7 +212,7 @@ def report_on(
         groups.setdefault(key, []).append(study)
     titles = name_groups(list(groups.values()))
     sections = [
-        section_on(studies, title, {} if index else notes.get("facts", {}))
+        _section_on(studies, title, {} if index else notes.get("facts", {}))
         for index, (studies, title) in enumerate(zip(groups.values(), titles, strict=True))
     ]
     if truth := [(sparsity, score) for sparsity, score in notes.get("truth", [])]:
@@ -233,7 +233,7 @@ def write_comparison(comparison: ComparedMasks, path: Path | str) -> Path:
     recipes = []
     if comparison.run is not None:
         with contextlib.suppress(MaskSearchError):  # the page is about the comparison at hand
-            recipes.append(read_study(comparison.run, comparison.storage).recipe)
+            recipes.append(_read_study(comparison.run, comparison.storage).recipe)
     section = Section(
         *({}, comparison.objectives, {"": comparison}),
         facts=comparison.notes, shape=comparison.shape, recipes=recipes,
@@ -241,7 +241,7 @@ def write_comparison(comparison: ComparedMasks, path: Path | str) -> Path:
     return write_report(path, [section], title="Masks compared")
 
 
-def section_on(studies: Sequence[StoredStudy], title: str, facts: Mapping[str, str]) -> Section:
+def _section_on(studies: Sequence[StoredStudy], title: str, facts: Mapping[str, str]) -> Section:
     """The section of studies of one protocol."""
     main, searches = studies[0], [study for study in studies if study.kind == "search"]
     compared = [study for study in studies if study.kind == "compare"]
@@ -261,19 +261,19 @@ def section_on(studies: Sequence[StoredStudy], title: str, facts: Mapping[str, s
             for s in compared
         },
         title,
-        {"protocol": main.facts.get("protocol", ""), **limits_of(searches), **facts},
+        {"protocol": main.facts.get("protocol", ""), **_limits_of(searches), **facts},
         main.shape,
         dam_health(searches),
-        card_of_studies(studies),
+        _card_of_studies(studies),
         [study.recipe for study in studies],
-        searches_of([study for name, study in pairs if name not in unfinished]),
+        _searches_of([study for name, study in pairs if name not in unfinished]),
         {name: study.run for name, study in pairs},
         next(filter(None, (evaluate_line(study.command) for study in studies)), ""),
         unfinished=unfinished,
     )
 
 
-def searches_of(studies: Sequence[StoredStudy]) -> dict[str, dict[int, list[Record]]]:
+def _searches_of(studies: Sequence[StoredStudy]) -> dict[str, dict[int, list[Record]]]:
     """Strategy -> search seed -> records; empty where no strategy was run with several seeds.
 
     Searches belong together where they differ in nothing but their seed.
@@ -341,11 +341,11 @@ def name_groups(groups: Sequence[Sequence[StoredStudy]]) -> list[str]:
     ]  # fmt: skip
 
 
-def card_of_studies(studies: Sequence[StoredStudy]) -> ProxyCard | None:
+def _card_of_studies(studies: Sequence[StoredStudy]) -> ProxyCard | None:
     """The card of a report's own studies; None where their runs cannot give one, or decide none.
 
     The first objective is the target; the proxy is the loss where it is reported along the
-    way, else the objective itself. Of many masks it takes every so many (`some_masks`).
+    way, else the objective itself. Of many masks it takes every so many (`_some_masks`).
     """
     scored = [record for study in studies for record in study.records if record.scored]
     target = studies[0].objectives[0].name
@@ -355,7 +355,7 @@ def card_of_studies(studies: Sequence[StoredStudy]) -> ProxyCard | None:
         return None
     try:
         card = rate_proxy(
-            observe({str(study.run): some_masks(study.records) for study in studies}),
+            observe({str(study.run): _some_masks(study.records) for study in studies}),
             proxy=proxy,
             target=target,
             objectives=studies[0].objectives,
@@ -366,7 +366,7 @@ def card_of_studies(studies: Sequence[StoredStudy]) -> ProxyCard | None:
     return None if card.objections else card  # nobody has asked: undecided, it stays away
 
 
-def some_masks(records: Sequence[Record]) -> list[Record]:
+def _some_masks(records: Sequence[Record]) -> list[Record]:
     """The records of at most `CARD_MASKS` masks, evenly over their order, with all their seeds."""
     masks = list(dict.fromkeys(record.fingerprint for record in records))
     some = {*masks[:: -(-len(masks) // CARD_MASKS) or 1]}
@@ -453,7 +453,7 @@ def dam_health(searches: Sequence[StoredStudy]) -> DamRuns:
             except (FileNotFoundError, MaskFormatError) as error:
                 missing.append(f"{name}: {error}.")
                 continue
-            retrained = retrained_loss(study.records, record.origin, result.target)
+            retrained = _retrained_loss(study.records, record.origin, result.target)
             runs.append((name, record, result, retrained))
     cards = []
     agreements: dict[str, Mapping[str, Any]] = {}
@@ -468,19 +468,19 @@ def dam_health(searches: Sequence[StoredStudy]) -> DamRuns:
         others = [runs[number][2] for number in twins if number != index and result.units is None]
         card = result.health(others=others, retrained=retrained)
         if card.agreement is not None and twins[0] == index:
-            agreements[f"{gates_name(result)}, {100 * result.target:.3g}%"] = card.agreement
-        title = f"{name}: {gates_name(result)} gates, target {100 * result.target:.3g}%"
+            agreements[f"{_gates_name(result)}, {100 * result.target:.3g}%"] = card.agreement
+        title = f"{name}: {_gates_name(result)} gates, target {100 * result.target:.3g}%"
         cards.append(DamCard(title, record, card, result.probabilities, result.warmup_steps))
     return DamRuns(cards, agreements, missing)
 
 
-def gates_name(result: DamResult) -> str:
+def _gates_name(result: DamResult) -> str:
     """The structure of a result's gates, in a word or two."""
     name = str(result.gates.get("structure", "free"))
     return f"{name}, signed" if result.gates.get("signed") else name
 
 
-def retrained_loss(records: Sequence[Record], origin: str, target: float) -> float | None:
+def _retrained_loss(records: Sequence[Record], origin: str, target: float) -> float | None:
     """The loss of the mask cut nearest to the target density, trained from scratch.
 
     `origin` is the strategy that cut it. None unless its evaluator reports a `loss` and its

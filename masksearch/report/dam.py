@@ -229,10 +229,10 @@ def plot_switches(probabilities: Tensor) -> Figure:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(12, integer=True))
     axes.tick_params(labelsize=SMALL, colors=INK)
-    return with_bar(figure, picture, "probability of the fullest mask")
+    return _with_bar(figure, picture, "probability of the fullest mask")
 
 
-def with_bar(figure: Figure, picture: AxesImage, label: str, shrink: float = 1.0) -> Figure:
+def _with_bar(figure: Figure, picture: AxesImage, label: str, shrink: float = 1.0) -> Figure:
     """The figure of a heat map with the bar that says what its colours mean."""
     bar = figure.colorbar(picture, ax=picture.axes, shrink=shrink, aspect=16)
     bar.set_label(label, fontsize=SMALL, color=INK)
@@ -295,7 +295,7 @@ def plot_heads(
     axes.spines[:].set_visible(False)
     if not named:
         axes.set_xlabel("head", fontsize=SMALL, color=INK)
-    return with_bar(figure, picture, label, shrink=0.8)
+    return _with_bar(figure, picture, label, shrink=0.8)
 
 
 @rc_context(PRINT)

@@ -31,7 +31,7 @@ DPI = 100  # of the picture of a front
 def study_text(run: Path, records: Sequence[Record], objectives: Sequence[Objective]) -> str:
     """A study in at most ten lines: what was run, and its front."""
     front = front_table(by_origin(records), objectives).without("block density", "seed")
-    lines = [f"Study {short_path(run)}: {count_trials(records)}; {front_words(front, records)}"]
+    lines = [f"Study {_short_path(run)}: {_count_trials(records)}; {_front_words(front, records)}"]
     for origin, trial, *cells, mask in front.rows[:ROWS]:
         named = zip(front.head[2:-1], cells, strict=True)
         figures = (f"{name.text} {cell.text}" for name, cell in named)
@@ -45,17 +45,17 @@ def study_text(run: Path, records: Sequence[Record], objectives: Sequence[Object
 def study_html(run: Path, records: Sequence[Record], objectives: Sequence[Objective]) -> str:
     """The same with a picture of the front, for notebooks."""
     front = front_table(by_origin(records), objectives).without("block density", "seed")
-    picture = chart_html(search_chart(Section(by_origin(records), objectives), Pictures(room=0)))
+    picture = _chart_html(search_chart(Section(by_origin(records), objectives), Pictures(room=0)))
     more = ""
     if len(front.rows) > 2 * ROWS:
         more = f"<br>and {len(front.rows) - 2 * ROWS} more: study.frontier()"
     return (
-        f"<div><b>Study {escape(str(run))}</b>: {escape(count_trials(records))}; "
-        f"{front_words(front, records)}<br>{picture}{front.html(2 * ROWS)}{more}</div>"
+        f"<div><b>Study {escape(str(run))}</b>: {escape(_count_trials(records))}; "
+        f"{_front_words(front, records)}<br>{picture}{front.html(2 * ROWS)}{more}</div>"
     )
 
 
-def count_trials(records: Sequence[Record]) -> str:
+def _count_trials(records: Sequence[Record]) -> str:
     """Such as '12 trials (10 done, 2 failed) by tpe'."""
     statuses = Counter(record.status for record in records)
     searched = [record for record in records if record.role != "baseline"]
@@ -71,7 +71,7 @@ def count_trials(records: Sequence[Record]) -> str:
     )
 
 
-def front_words(front: TextTable, records: Sequence[Record]) -> str:
+def _front_words(front: TextTable, records: Sequence[Record]) -> str:
     """How large the front is, and how many trials have no place on it."""
     nothing = sum(record.scored and learned_nothing(record) for record in records)
     if nothing and not front.rows:
@@ -84,7 +84,7 @@ def comparison_text(comparison: ComparedMasks) -> str:
     """A comparison in at most ten lines: the masks that it is about, then the others."""
     entries = comparison.entries
     seeds = {seed for entry in entries.values() for seed in entry.scores}
-    where = f" {short_path(comparison.run)}" if comparison.run is not None else ""
+    where = f" {_short_path(comparison.run)}" if comparison.run is not None else ""
     lines = [
         f"Comparison{where}: {len(entries)} masks, {len(seeds)} seeds; see .verdict(), .frame()"
     ]
@@ -107,7 +107,7 @@ def comparison_html(comparison: ComparedMasks) -> str:
     """A picture, the table, densest first, and the verdict, for notebooks."""
     where = "" if comparison.run is None else f" {escape(str(comparison.run))}"
     section = Section({}, comparison.objectives, {"": comparison})
-    picture = chart_html(compared_chart(section, "", "compared", Pictures(room=0)))
+    picture = _chart_html(compared_chart(section, "", "compared", Pictures(room=0)))
     return (
         f"<div><b>Comparison{where}</b><br>{picture}{outcomes(comparison).html()}"
         f'<pre style="white-space:pre-wrap">{escape(comparison.verdict())}</pre></div>'
@@ -130,7 +130,7 @@ def outcomes(comparison: ComparedMasks) -> TextTable:
 
 
 # -- HTML ----------------------------------------------------------------------------------------
-def chart_html(chart: FrontChart | None) -> str:
+def _chart_html(chart: FrontChart | None) -> str:
     """A chart as a picture; empty without one."""
     if chart is None:
         return ""
@@ -138,6 +138,6 @@ def chart_html(chart: FrontChart | None) -> str:
     return f'<img alt="sparsity against score" src="data:image/png;base64,{data}">'
 
 
-def short_path(path: Path) -> str:
+def _short_path(path: Path) -> str:
     """A path, or its end where it is long."""
     return str(path) if len(str(path)) <= 40 else f".../{path.name[-40:]}"

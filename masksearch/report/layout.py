@@ -99,7 +99,7 @@ class TextTable:
         head = '<th style="text-align:left">{}</th>'
         names = "".join(head.format(html.escape(each.text)) for each in self.head)
         rows = (
-            f"<tr>{''.join(cell.format(html_cell(each)) for each in row)}</tr>"
+            f"<tr>{''.join(cell.format(_html_cell(each)) for each in row)}</tr>"
             for row in self.rows[:most]
         )
         return f"<table><thead><tr>{names}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -128,7 +128,7 @@ class TextTable:
         paper = self.without(*self.aside)
         numbers = [cell.number for cell in paper.head]
         head = [escape(words(f"{cell.text[:1].upper()}{cell.text[1:]}")) for cell in paper.head]
-        rows = [list(map(latex_cell, row, numbers)) for row in paper.rows]
+        rows = [list(map(_latex_cell, row, numbers)) for row in paper.rows]
         style = pd.DataFrame(rows, columns=head).style.hide(axis="index")
         text: str = style.to_latex(
             column_format="".join("r" if number else "l" for number in numbers),
@@ -170,7 +170,7 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def html_cell(cell: Cell) -> str:
+def _html_cell(cell: Cell) -> str:
     """A cell as HTML: expressions as code, searched masks and the best figures bold."""
     text = html.escape(cell.text)
     if cell.code:
@@ -178,7 +178,7 @@ def html_cell(cell: Cell) -> str:
     return f"<b>{text}</b>" if cell.mark in ("best", "searched") else text
 
 
-def latex_cell(cell: Cell, number: bool) -> str:
+def _latex_cell(cell: Cell, number: bool) -> str:
     """A cell as LaTeX; the minus signs of numbers are those of mathematics."""
     if cell.text == DASH:
         return "--"

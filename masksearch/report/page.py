@@ -65,10 +65,10 @@ def write_report(path: Path | str, sections: Sequence[Section], **head: Any) -> 
             raise ValueError(f"{each} is a link, which no page follows; delete it, or take --out")
     data = result_of(sections, **head)
     result: dict[str, Any] = plain_data(data)
-    for chart in charts_of(result):
+    for chart in _charts_of(result):
         write_chart(chart, figures)
     for index, section in enumerate(sections):
-        write_tables(tables, section.key, paper_tables(data["sections"][index], section))
+        write_tables(tables, section.key, _paper_tables(data["sections"][index], section))
         result["sections"][index]["figures"] = draw(figures, section)
     write_text_in_one_move(
         path.with_name(before + RESULT), json.dumps(result, ensure_ascii=False, allow_nan=False)
@@ -77,7 +77,7 @@ def write_report(path: Path | str, sections: Sequence[Section], **head: Any) -> 
     return path
 
 
-def paper_tables(data: Mapping[str, Any], section: Section) -> dict[str, TextTable]:
+def _paper_tables(data: Mapping[str, Any], section: Section) -> dict[str, TextTable]:
     """Name -> table, of those that lie beside the page for papers; `data` is the section's."""
     tables = {name: data[name] for name in ("front", "importance", "searches")}
     if len(section.studies) > 1:
@@ -105,31 +105,31 @@ def render_page(result: Mapping[str, Any], figures: Path) -> str:
     )
     environment.filters |= {
         "png": lambda name: png_text(figures / name),
-        "data": script_data,
+        "data": _script_data,
         "json": json.dumps,
         "short": short_text,
     }
     folder = Path(__file__).parent
-    charts = {chart["id"]: chart_spec(chart) for chart in charts_of(result)}
+    charts = {chart["id"]: chart_spec(chart) for chart in _charts_of(result)}
     return environment.get_template("page.html.j2").render(
         **result,
         result=result,
         before=figures.name.removesuffix(FIGURES),
         specs=charts,
         names_of=names_of,
-        vega=vega_script() if charts else "",
+        vega=_vega_script() if charts else "",
         style=(folder / "page.css").read_text(encoding="utf-8"),
         script=(folder / "page.js").read_text(encoding="utf-8"),
     )
 
 
 @functools.cache
-def vega_script() -> str:
+def _vega_script() -> str:
     """Vega, as a page needs it: a megabyte, bundled in two seconds."""
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 
-def charts_of(result: Mapping[str, Any]) -> Iterator[Chart]:
+def _charts_of(result: Mapping[str, Any]) -> Iterator[Chart]:
     """Every chart of a result."""
     for section in result["sections"]:
         compared = section["comparisons"]
@@ -149,14 +149,14 @@ def png_text(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode("ascii")
 
 
-def script_data(value: Any) -> str:
+def _script_data(value: Any) -> str:
     """JSON that may stand in a script element."""
     return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def draw(folder: Path, section: Section) -> dict[str, dict[str, Any]]:
     """Saves the masks' figure for print; saves and returns what the page shows as it is."""
-    named, shape = dict(list(masks_to_draw(section).items())[:PICTURES]), section.shape
+    named, shape = dict(list(_masks_to_draw(section).items())[:PICTURES]), section.shape
     if named and shape is not None:
         with contextlib.suppress(MaskSearchError):  # tables of another length, say
             drawn = {name: under_causality(mask, shape) for name, (mask, _) in named.items()}
@@ -165,7 +165,7 @@ def draw(folder: Path, section: Section) -> dict[str, dict[str, Any]]:
             save(figure, folder, f"{section.key}masks")
     shown = list(dam_pictures(section.dam, section.searched))
     if section.proxy is not None:
-        shown.append(proxy_picture(section.proxy))
+        shown.append(_proxy_picture(section.proxy))
     return {
         made.key: {
             "file": save(made.figure, folder, f"{section.key}{made.key}")[0].name,
@@ -178,7 +178,7 @@ def draw(folder: Path, section: Section) -> dict[str, dict[str, Any]]:
     }
 
 
-def proxy_picture(proxy: ProxyCard) -> Picture:
+def _proxy_picture(proxy: ProxyCard) -> Picture:
     """The figure of a proxy card."""
     return Picture(
         "proxy",
@@ -190,7 +190,7 @@ def proxy_picture(proxy: ProxyCard) -> Picture:
     )
 
 
-def masks_to_draw(section: Section) -> dict[str, tuple[Mask, float]]:
+def _masks_to_draw(section: Section) -> dict[str, tuple[Mask, float]]:
     """Masks to draw with their sparsities, each set of bits once: those compared, those on the
     fronts, then one of the controls whose keys are drawn."""
     named: dict[str, tuple[Mask, float]] = {}

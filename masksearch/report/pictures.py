@@ -68,7 +68,7 @@ def planes(mask: Mask | Tensor, length: int, layers: int, heads: int) -> Tensor:
 def tile_panels(table: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Panels `[layers, heads, n, n]` side by side with seams, as RGB `[height, width, 3]`."""
     layers, heads, length, _ = table.shape
-    seam = seam_of(length) if layers * heads > 1 else 0
+    seam = _seam_of(length) if layers * heads > 1 else 0
     pitch = length + seam
     image = np.empty((layers * pitch - seam, heads * pitch - seam, 3))
     image[:] = SEAM
@@ -80,7 +80,7 @@ def tile_panels(table: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float6
     return image
 
 
-def seam_of(length: int) -> int:
+def _seam_of(length: int) -> int:
     """Width of the seam between panels, in cells."""
     return max(1, length // 16)
 
@@ -159,7 +159,7 @@ def draw(axes: Axes, name: str, below: str, table: Tensor) -> None:
         axes.spines[:].set(color="#999999", linewidth=0.8)
     else:
         down, across = panels(table)
-        pitch = length + seam_of(length)
+        pitch = length + _seam_of(length)
         middle = (length - 1) / 2
         kind = "layer" if heads == 1 else "head"
         short = across > 8
@@ -285,7 +285,7 @@ def plot_proxy(card: ProxyCard) -> Figure:
         agreement.axhline(card.ceiling.value, color=INK, linewidth=1.3, ls="--", label=label)
     agreement.axhline(0, color="#999999", linewidth=0.8)
     agreement.set_ylim(min(-0.15, card.frame["within_low"].min() - 0.05), 1.05)
-    budget_axis(agreement, card.frame["budget"].tolist())
+    _budget_axis(agreement, card.frame["budget"].tolist())
     agreement.legend(fontsize=SMALL, frameon=False, loc="lower right")
 
     schedule = next(iter(card.series()))
@@ -297,7 +297,7 @@ def plot_proxy(card: ProxyCard) -> Figure:
     for shade, index in zip(shades, np.argsort(card.densities), strict=True):
         grey, steps = str(shade), [key[2] for key in keys]
         values.plot(steps, means[:, index], color=grey, linewidth=0.8)
-    budget_axis(values, [key[2] for key in keys])
+    _budget_axis(values, [key[2] for key in keys])
     return figure
 
 
@@ -306,7 +306,7 @@ def write_proxy(card: ProxyCard, path: Path | str) -> Path:
     return write_figure(plot_proxy(card), Path(path))
 
 
-def budget_axis(axes: Axes, budgets: list[int]) -> None:
+def _budget_axis(axes: Axes, budgets: list[int]) -> None:
     """A log axis; 0 is the budget of a mask on a trained model."""
     axes.set_xscale("symlog" if min(budgets) == 0 else "log")
     axes.xaxis.set_major_formatter("{x:,.0f}")

@@ -85,7 +85,7 @@ def result_of(
         "about": list(about),
         "verdicts": list(verdicts),
         "unread": list(unread),
-        "sections": [section_data(section, pictures, compared) for section in sections],
+        "sections": [_section_data(section, pictures, compared) for section in sections],
         "images": pictures.images,
         "trials": len(everything),
         "failed": len(failed),
@@ -96,7 +96,7 @@ def result_of(
     }
 
 
-def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[str, Any]:
+def _section_data(section: Section, pictures: Pictures, compared: bool) -> dict[str, Any]:
     """A protocol's part of the page; `compared`: whether the page holds a comparison."""
     records, proxy = section.searched, section.proxy
     searched = search_chart(section, pictures)
@@ -123,7 +123,7 @@ def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[s
         "key": section.key,
         "title": section.title,
         "verdicts": headline(section, compared),
-        "facts": known_facts(section),
+        "facts": _known_facts(section),
         "objectives": [
             {"name": o.name, "goal": o.goal, "worst": o.worst} for o in section.objectives
         ],
@@ -136,7 +136,7 @@ def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[s
         "chart": searched,
         "front": front_table(section.studies, section.objectives),
         "importance": importance_table(section.studies, section.objectives),
-        "cautions": [*cautions(records, section.objectives), *say_drawn(records, searched)],
+        "cautions": [*cautions(records, section.objectives), *_say_drawn(records, searched)],
         "volumes": list(volume_charts(section)),
         "searches": searches_table(section.searches, section.objectives),
         "allocation": kept_shares(section, charts[0] if charts else None),
@@ -154,7 +154,7 @@ def section_data(section: Section, pictures: Pictures, compared: bool) -> dict[s
 
 # -- sentences -----------------------------------------------------------------------------------
 def headline(section: Section, compared: bool) -> list[str]:
-    """The lines at the head of a section, never empty; see `section_data`."""
+    """The lines at the head of a section, never empty; see `_section_data`."""
     lines: list[str] = []
     for name, comparison in section.comparisons.items():
         if len(section.comparisons) > 1:
@@ -187,7 +187,7 @@ def headline(section: Section, compared: bool) -> list[str]:
     return lines
 
 
-def known_facts(section: Section) -> list[tuple[str, str]]:
+def _known_facts(section: Section) -> list[tuple[str, str]]:
     """The given facts, then those that the records tell."""
     rows = [(name, str(value)) for name, value in section.facts.items()]
     shape, records = section.shape, section.records
@@ -230,7 +230,7 @@ def cautions(records: Sequence[Record], objectives: Sequence[Objective]) -> list
     return lines + texts
 
 
-def say_drawn(records: Sequence[Record], chart: FrontChart | None) -> list[str]:
+def _say_drawn(records: Sequence[Record], chart: FrontChart | None) -> list[str]:
     """That a chart leaves trials out, where it does."""
     finished = sum(record.scored for record in records)
     if chart is None or finished <= DRAWN:
@@ -253,7 +253,7 @@ def describe_failure(record: Record) -> dict[str, str]:
 
 
 # -- plain data ----------------------------------------------------------------------------------
-def table_data(table: TextTable) -> dict[str, Any]:
+def _table_data(table: TextTable) -> dict[str, Any]:
     """A table as plain data; what is at its default in a cell is left out."""
 
     def cell_data(cell: Cell) -> dict[str, Any]:
@@ -269,7 +269,7 @@ def table_data(table: TextTable) -> dict[str, Any]:
 def plain_data(value: Any) -> Any:
     """The same with lists for tuples, None for NaN and infinities, and Python's own numbers."""
     if isinstance(value, TextTable):
-        return table_data(value)
+        return _table_data(value)
     if isinstance(value, Mapping):
         return {without_controls(str(name)): plain_data(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

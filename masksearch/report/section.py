@@ -84,9 +84,9 @@ def recipe_of(
     none = "the evaluator names none"
     rows.append(("data", ", ".join(paths) or "the evaluator's own"))
     rows.append(("data hashes", ", ".join(hashes) or (none if calls else UNKNOWN)))
-    rows += call_rows(first)
+    rows += _call_rows(first)
     for before, call in itertools.pairwise(calls):
-        changed = [row for row in call_rows(call) if row not in call_rows(before)]
+        changed = [row for row in _call_rows(call) if row not in _call_rows(before)]
         if changed:
             text = "; ".join(f"{name}: {value}" for name, value in changed)
             rows.append((f"from trial {call['first_trial']} on", text))
@@ -94,7 +94,7 @@ def recipe_of(
     return Recipe(title, line, tuple(rows), first.get("evaluator", {}))
 
 
-def call_rows(call: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _call_rows(call: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Versions, commit and machine of a call."""
     versions = ", ".join(f"{name} {version}" for name, version in call.get("versions", {}).items())
     return [

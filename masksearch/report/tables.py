@@ -272,7 +272,7 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
             "block density": percent(row["block_density"]),
         }
         for name in (*judged, *columns):
-            cell = task_cell(row, name, decimals[name], interval=name in judged)
+            cell = _task_cell(row, name, decimals[name], interval=name in judged)
             if name in judged and row["n_seeds"] == 1 and not comparison.seedless:
                 cell = replace(cell, text=f"{cell.text} (1 seed)")
             if row["effective_sparsity"] > 0 and row[name] == best.get(name):
@@ -300,13 +300,13 @@ def tasks_table(comparison: ComparedMasks) -> TextTable:
     decimals = {name: decimals_for(frame[name]) for name in tasks}
     rows = [
         {"mask": row["mask"]}
-        | {name: task_cell(row, name, decimals[name], interval=False) for name in tasks}
+        | {name: _task_cell(row, name, decimals[name], interval=False) for name in tasks}
         for row in frame.to_dict("records")
     ]
     return text_table(rows if tasks else [], text=("mask",))
 
 
-def task_cell(row: Mapping[Any, Any], name: str, decimals: int, interval: bool) -> Cell:
+def _task_cell(row: Mapping[Any, Any], name: str, decimals: int, interval: bool) -> Cell:
     """A mean, with its interval where asked for, marked where it is at the majority's."""
     bounds = (row[f"{name} low"], row[f"{name} high"]) if interval else ()
     text = format_estimate(row[name], *bounds, decimals=decimals)
