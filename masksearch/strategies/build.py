@@ -42,7 +42,7 @@ class StrategyRequest:
     limits: Mapping[str, Any]  # constraints and budgets
 
 
-def as_switches(units: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def _as_switches(units: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Units, which become switches: gates that choose one mask a unit."""
     gates = {"structure": "switch", **units, **options.get("gates", {})}
     return {**options, "gates": gates}
@@ -116,8 +116,8 @@ def build_strategy(
     if budgets:
         if isinstance(space, Units):
             space.refuse_less(min(budgets))
-        options = keep_budgets(budgets, name, spec.budgets, options, evaluator)
-        constraints = [*constraints, loosest(budgets, evaluator)]
+        options = _keep_budgets(budgets, name, spec.budgets, options, evaluator)
+        constraints = [*constraints, _loosest(budgets, evaluator)]
     if spec.gradients and not evaluator.offers("differentiable"):
         raise SearchError(
             f"strategy {name!r} needs an evaluator with differentiable(seed); "
@@ -138,10 +138,10 @@ def spec_of(strategy: str | BaseSampler | Strategy) -> StrategySpec:
         UnknownNameError: If there is none of that name; names the nearest.
     """
     if isinstance(strategy, BaseSampler):
-        return StrategySpec(build_sampler)
+        return StrategySpec(_build_sampler)
     if not isinstance(strategy, str):
         return StrategySpec(lambda search: search.strategy, space="optional")
-    if is_user_code(strategy):
+    if _is_user_code(strategy):
         return OWN
     spec: StrategySpec | None = STRATEGIES.get(strategy) or load_part(
         "strategies", strategy, "strategy"
@@ -168,7 +168,7 @@ def owners() -> dict[str, str]:
     return named
 
 
-def build_own(search: StrategyRequest) -> Strategy:
+def _build_own(search: StrategyRequest) -> Strategy:
     """A user's class, or what a function returns."""
     return load_strategy(
         search.strategy,
@@ -182,7 +182,7 @@ def build_own(search: StrategyRequest) -> Strategy:
     )
 
 
-def build_sampler(search: StrategyRequest) -> Strategy:
+def _build_sampler(search: StrategyRequest) -> Strategy:
     """One of Optuna's samplers."""
     return OptunaStrategy(
         search.space,
@@ -195,11 +195,11 @@ def build_sampler(search: StrategyRequest) -> Strategy:
     )
 
 
-def build_dam(search: StrategyRequest) -> Strategy:
+def _build_dam(search: StrategyRequest) -> Strategy:
     """DAM, with gates or switches of one's own."""
     options, evaluator, budgets = search.options, search.evaluator, search.limits["budgets"]
     config = aim_gates(one_shot_config(options, evaluator), budgets)
-    gates, units, counts = plain_gates(options, evaluator)
+    gates, units, counts = _plain_gates(options, evaluator)
     if units is not None and options.get("merge_heads"):
         raise SearchError("switches choose whole masks for units: leave merge_heads out")
     if budgets and counts != find_cost(evaluator):
@@ -230,7 +230,7 @@ def build_dam(search: StrategyRequest) -> Strategy:
     )
 
 
-def build_published(search: StrategyRequest) -> Strategy:
+def _build_published(search: StrategyRequest) -> Strategy:
     """DAM as it was published."""
     config = one_shot_config(search.options, search.evaluator, preset=True)
     if taken := {"penalty", "preset"} & config.keys():
@@ -243,7 +243,7 @@ def build_published(search: StrategyRequest) -> Strategy:
     return PublishedDamStrategy(search.run, config=config)
 
 
-def build_prune(search: StrategyRequest) -> Strategy:
+def _build_prune(search: StrategyRequest) -> Strategy:
     """Edges cut by their first-order effects."""
     evaluator, within = search.evaluator, bool(search.limits["budgets"])
     if within and (cost := find_cost(evaluator)) != DENSITY:
@@ -257,21 +257,21 @@ def build_prune(search: StrategyRequest) -> Strategy:
 
 
 GATES = "dam"  # prefix of the options `gates` and `config`
-OWN = StrategySpec(build_own, None, "optional", prefix="strategy")
+OWN = StrategySpec(_build_own, None, "optional", prefix="strategy")
 STRATEGIES = {
-    **dict.fromkeys(SAMPLERS, StrategySpec(build_sampler)),
+    **dict.fromkeys(SAMPLERS, StrategySpec(_build_sampler)),
     "dam": StrategySpec(
-        build_dam,
+        _build_dam,
         OPTIONS,
         "none",
-        as_switches,
+        _as_switches,
         gradients=True,
         gated=lambda _: True,
         budgets="densities",
         prefix=GATES,
     ),
     SPARSEBERT: StrategySpec(
-        build_published,
+        _build_published,
         {"config": Mapping},
         "none",
         gradients=True,
@@ -281,12 +281,12 @@ STRATEGIES = {
         prefix=GATES,
     ),
     prune.NAME: StrategySpec(
-        build_prune, prune.OPTIONS, "none", gradients=True, budgets="densities", prefix=prune.NAME
+        _build_prune, prune.OPTIONS, "none", gradients=True, budgets="densities", prefix=prune.NAME
     ),
 }
 
 
-def keep_budgets(
+def _keep_budgets(
     budgets: Sequence[float],
     name: str,
     taken: str | None,
@@ -320,7 +320,7 @@ def keep_budgets(
     return {**options, taken: list(budgets)}
 
 
-def loosest(budgets: Sequence[float], evaluator: Evaluator) -> Constraint:
+def _loosest(budgets: Sequence[float], evaluator: Evaluator) -> Constraint:
     """The constraint that all masks within budgets keep, for samplers to learn from."""
     cost = find_cost(evaluator)
     if cost == DENSITY:
@@ -328,7 +328,7 @@ def loosest(budgets: Sequence[float], evaluator: Evaluator) -> Constraint:
     return Constraint(cost, "<=", max(budgets), measured=True)
 
 
-def plain_gates(
+def _plain_gates(
     options: Mapping[str, Any], evaluator: Evaluator
 ) -> tuple[dict[str, Any], Units | None, str]:
     """Arguments of `Gates` for a job, masks as texts; the units, where they are switches; and what
@@ -385,7 +385,7 @@ def aim_gates(config: Mapping[str, Any], budgets: Sequence[float]) -> dict[str, 
     return {"density": least, **config} if least < 1 else dict(config)
 
 
-def is_user_code(strategy: str) -> bool:
+def _is_user_code(strategy: str) -> bool:
     """Whether a strategy is named as `file.py:Name`."""
     return ".py:" in strategy
 
@@ -394,7 +394,7 @@ def strategy_name(strategy: str | BaseSampler | Strategy) -> str:
     """The name under which a strategy's trials are shown."""
     if not isinstance(strategy, str):
         return type(strategy).__name__
-    return strategy.rpartition(":")[2] if is_user_code(strategy) else strategy
+    return strategy.rpartition(":")[2] if _is_user_code(strategy) else strategy
 
 
 def strategy_facts(
@@ -406,7 +406,7 @@ def strategy_facts(
     gates likewise.
     """
     facts = {"strategy": strategy_name(strategy)}
-    if isinstance(strategy, str) and is_user_code(strategy):
+    if isinstance(strategy, str) and _is_user_code(strategy):
         path = Path(strategy.rpartition(":")[0])
         text = path.read_bytes() if path.is_file() else b""
         facts["strategy_source"] = hashlib.sha256(text).hexdigest()[:16]

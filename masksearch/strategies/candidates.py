@@ -67,7 +67,7 @@ class Candidates:
             if r.status in ("done", "reused", "running")
         }
         return [
-            as_compared(each, judged.kind(each.name, self.masks[each.name]), self.found)
+            _as_compared(each, judged.kind(each.name, self.masks[each.name]), self.found)
             for each in FixedQueue(self.masks, seeds, "compare", "compared").proposals
             if (each.name, self.prints[each.name], each.seed) not in ended
         ] + [
@@ -116,7 +116,7 @@ class Candidates:
         beside = (len(planned.entries) - len(planned.subjects)) * len(seeds)
         whole = f"{count(len(self.prints), 'mask')} x {count(len(seeds), 'seed')}"
         text = f"{whole}: {count(left, 'run')} to do"
-        alike = protocols_of_splits(evaluator)
+        alike = _protocols_of_splits(evaluator)
         timed = [r.seconds for r in (*judged.records, *self.found.values()) if r.protocol in alike]
         if left and timed:
             text += f", about {clock(left * math.fsum(timed) / len(timed) / slots)}"
@@ -145,13 +145,13 @@ def read_candidates(
     if isinstance(candidates, Mapping):  # what else is given is refused below
         if budgets:
             candidates, missing, limits = within_budgets(candidates, budgets, storage)
-        candidates = {name: open_run(each, storage) for name, each in candidates.items()}
+        candidates = {name: _open_run(each, storage) for name, each in candidates.items()}
     if front_of is not None:
         goals, most = front_of.objectives(), max(budgets, default=math.inf)
         inside = [each for each in front_of.records() if keeps_budget(each, goals, most)]
         front = read_front(front_of.run, inside, goals)
         candidates, of_front = join_front(front, candidates, evaluator.shape)
-        alike, score = protocols_of_splits(evaluator), evaluator.objectives[0].name
+        alike, score = _protocols_of_splits(evaluator), evaluator.objectives[0].name
         promised = {
             n: r.values.get(score) if r.protocol in alike else None for n, r in front.items()
         }
@@ -194,14 +194,14 @@ def remember_found(
     return sources
 
 
-def as_compared(proposal: Proposal, kind: MaskGroup, records: Mapping[str, Record]) -> Proposal:
+def _as_compared(proposal: Proposal, kind: MaskGroup, records: Mapping[str, Record]) -> Proposal:
     """A comparison's proposal with its role, and where its mask comes from."""
     source = records[proposal.name].source if proposal.name in records else ""
     role: Role = "control" if kind == "control" else "compared"
     return replace(proposal, role=role, source=source or SOURCES[kind])
 
 
-def open_run(candidate: Candidate, storage: str | BaseStorage | None) -> Candidate:
+def _open_run(candidate: Candidate, storage: str | BaseStorage | None) -> Candidate:
     """The record that a candidate such as "runs/x#7" names; any other candidate as it is."""
     named = isinstance(candidate, str) and names_run(candidate)
     return read_run_record(str(candidate), storage) if named else candidate
@@ -239,7 +239,7 @@ def protocols_of_rows(evaluator: Evaluator) -> set[str]:
     return protocols
 
 
-def protocols_of_splits(evaluator: Evaluator) -> set[str]:
+def _protocols_of_splits(evaluator: Evaluator) -> set[str]:
     """Protocol ids whose scores differ from this evaluator's in their rows at most."""
     protocols = {evaluator.protocol}
     if evaluator.split is not None:

@@ -149,15 +149,17 @@ class ParetoHalving:
             if report.step < rung:
                 break
             if number not in entries:
-                entries[number] = self.enter_rung(number, report, measures, list(entries.values()))
+                entries[number] = self._enter_rung(
+                    number, report, measures, list(entries.values())
+                )
             goes_on = goes_on and entries[number].goes_on
         return goes_on
 
-    def enter_rung(
+    def _enter_rung(
         self, number: int, report: Report, measures: Mapping[str, float], before: list[RungEntry]
     ) -> RungEntry:
         """The entry of a trial that arrives at a rung after those `before`."""
-        value = require_value(
+        value = _require_value(
             report.values, self.metric, f"report of trial {number} at {report.step}"
         )
         gains = [value if self.goal == "max" else -value]
@@ -167,21 +169,21 @@ class ParetoHalving:
         where = f"measures of trial {number}"
         if self.ranking == "nondominated":
             for name in self.against:
-                measure = require_value(measures, name, where)
+                measure = _require_value(measures, name, where)
                 gains.append(measure if name in MORE_IS_BETTER else -measure)
         elif self.ranking == "strata":
-            density = require_value(
+            density = _require_value(
                 measures, "density", where, 1 - measures.get("sparsity", math.nan)
             )
-            stratum = stratum_of(density, self.strata)
+            stratum = _stratum_of(density, self.strata)
             before = [entry for entry in before if entry.stratum == stratum]
         among = [entry.gains for entry in before] + [tuple(gains)]
         least = math.ceil(self.factor) if self.grace is None else self.grace
-        goes_on = len(among) < least or count_ahead_of_last(among) * self.factor < len(among)
+        goes_on = len(among) < least or _count_ahead_of_last(among) * self.factor < len(among)
         return RungEntry(tuple(gains), stratum, goes_on)
 
 
-def require_value(
+def _require_value(
     values: Mapping[str, float], name: str, where: str, otherwise: float = math.nan
 ) -> float:
     """The value of that name, or `otherwise` where that is a number."""
@@ -195,7 +197,7 @@ def require_value(
     return value
 
 
-def stratum_of(density: float, ratio: float) -> int:
+def _stratum_of(density: float, ratio: float) -> int:
     """Stratum of a density: 0 for (1/ratio, 1], 1 for (1/ratio^2, 1/ratio], ...
 
     >>> [stratum_of(density, 2) for density in (1.0, 0.51, 0.5, 0.25, 0.1)]
@@ -206,7 +208,7 @@ def stratum_of(density: float, ratio: float) -> int:
     return math.floor(-math.log(density) / math.log(ratio) + 1e-9)  # 1/ratio^k belongs to k
 
 
-def count_ahead_of_last(gains: Sequence[tuple[float, ...]]) -> int:
+def _count_ahead_of_last(gains: Sequence[tuple[float, ...]]) -> int:
     """How many points are ranked before the last one; see `ParetoHalving`."""
     if len(gains[-1]) == 1:
         return sum(gain >= gains[-1] for gain in gains[:-1])

@@ -48,7 +48,7 @@ class WarmStart:
         strategy: Comes after them.
         proposals: Numbered from 0, as `draw_enqueued` gives them.
         starts: Draws that come before them and that somebody else asks for, numbered likewise
-            (`draw_starts`); the others' numbers follow theirs.
+            (`_draw_starts`); the others' numbers follow theirs.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ def plan_opening(
     if baselines is not None or not budgets or (begun is not None and not begun.get("starts")):
         return Opening(given, baselines or {})
     drawn_by_hand = hand_designed(evaluator, budgets)
-    offered = draw_starts(space, evaluator, budgets, drawn_by_hand) if learns(strategy) else {}
+    offered = _draw_starts(space, evaluator, budgets, drawn_by_hand) if learns(strategy) else {}
     noted = begun["starts"] if begun else json.dumps([*offered])
     starts = [
         replace(offered[name], number=number)
@@ -189,7 +189,7 @@ def hand_designed(evaluator: Evaluator, budgets: Iterable[float]) -> dict[str, M
     return drawn
 
 
-def draw_starts(
+def _draw_starts(
     space: Space | None,
     evaluator: Evaluator,
     budgets: Sequence[float],
@@ -256,7 +256,7 @@ def draw_enqueued(
         if not isinstance(params, Mapping):
             raise SearchError(f"{what} maps parameters to values, got {params!r}")
         params = {name: storable_value(name, value) for name, value in params.items()}
-        check = functools.partial(check_given, what, params)
+        check = functools.partial(_check_given, what, params)
         trial, drawn = FixedTrial(params), dict[str, Any]()
         if budgets:
             [drawn[BUDGET]] = read_budgets(params.get(BUDGET, budgets[number % len(budgets)]))
@@ -289,7 +289,7 @@ def draw_enqueued(
     return proposals
 
 
-def check_given(what: str, params: Mapping[str, Any], name: str, kind: BaseDistribution) -> None:
+def _check_given(what: str, params: Mapping[str, Any], name: str, kind: BaseDistribution) -> None:
     """Refuses what a space cannot draw.
 
     Args:
@@ -304,11 +304,11 @@ def check_given(what: str, params: Mapping[str, Any], name: str, kind: BaseDistr
     expected = f"the space asks for {describe_kind(kind)}"
     if name not in params:
         raise SearchError(f"{what} lacks {name!r}; {expected}")
-    if not can_be_drawn(kind, params[name]):
+    if not _can_be_drawn(kind, params[name]):
         raise SearchError(f"{what}: {name} = {params[name]!r} cannot be drawn; {expected}")
 
 
-def can_be_drawn(kind: BaseDistribution, value: Any) -> bool:
+def _can_be_drawn(kind: BaseDistribution, value: Any) -> bool:
     """Whether a parameter can have a value."""
     if isinstance(kind, CategoricalDistribution):
         return any(type(value) is type(choice) and value == choice for choice in kind.choices)

@@ -106,7 +106,7 @@ class PruneStrategy(AfterFirstJob):
             return self.propose(Prune(self.config))
         if not (path := self.left.get(0)):
             return "wait"
-        density, (order, _) = self.densities[self.next - 1], read_order(path)
+        density, (order, _) = self.densities[self.next - 1], _read_order(path)
         table = at_sparsity(order, 1 - density, self.per, weights=self.weights, within=self.within)
         return self.propose(Evaluate(masks.table(table)), {"density": density})
 
@@ -125,16 +125,16 @@ def run_prune(evaluator: Evaluator, job: Prune, *, seed: int, workdir: Path) -> 
     source, path = evaluator.differentiable(seed), workdir / job.FILE
     order, done = torch.zeros(shape.layers, shape.heads, shape.length, shape.length), 0
     if path.is_file():
-        order, done = read_order(path)
+        order, done = _read_order(path)
     share = job.config["rows"] // rounds
     for number in range(rounds):
-        batches = take_rows(source, share)  # those of rounds that are done too: a stream
+        batches = _take_rows(source, share)  # those of rounds that are done too: a stream
         if number < done:
             continue
         density = job.config["density"] ** (number / rounds)
         per = job.config["per"]
         kept = at_sparsity(order, 1 - density, per, weights=weights) if number else order == 0
-        effects, loss = measure_edges(source, batches, shape, kept)
+        effects, loss = _measure_edges(source, batches, shape, kept)
         ranks = effects.flatten().argsort(stable=True).argsort(stable=True).view_as(order)
         order = torch.where(kept, number + (ranks + 1) / ranks.numel(), order)
         order.diagonal(0, -2, -1).fill_(rounds + 1)
@@ -143,7 +143,7 @@ def run_prune(evaluator: Evaluator, job: Prune, *, seed: int, workdir: Path) -> 
         yield Report(number + 1, {"loss": loss, "density": density})
 
 
-def take_rows(source: Differentiable, rows: int) -> list[Batch]:
+def _take_rows(source: Differentiable, rows: int) -> list[Batch]:
     """The next batches with that many rows at least."""
     batches: list[Batch] = []
     while sum(len(batch["input_ids"]) for batch in batches) < rows:
@@ -151,7 +151,7 @@ def take_rows(source: Differentiable, rows: int) -> list[Batch]:
     return batches
 
 
-def measure_edges(
+def _measure_edges(
     source: Differentiable, batches: Sequence[Batch], shape: Shape, kept: Tensor
 ) -> tuple[Tensor, float]:
     """Every edge's effect per kept pair, and the mean loss of the rows.
@@ -183,7 +183,7 @@ def measure_edges(
     return (total / weights).where(weights > 0, 0.0), loss
 
 
-def read_order(path: Path) -> tuple[Tensor, int]:
+def _read_order(path: Path) -> tuple[Tensor, int]:
     """The order of the edges, the last to be cut the highest, and how many rounds it has."""
     tensors, about = read_tensors(path, what="an order of edges", expected=FORMAT)
     return tensors["order"], int(about["rounds"])

@@ -279,7 +279,7 @@ POPULATION = 20  # of the genetic algorithms: a budget of 200 is then ten genera
 STRICT = 1e-12  # excess of a value that sits on the limit of a strict constraint
 
 
-def qmc_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
+def _qmc_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
     """A scrambled Sobol sequence: random search that fills a flat space evenly.
 
     The search's seed chooses the sequence; parameters that the first finished trial did not
@@ -293,7 +293,7 @@ def qmc_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
     )
 
 
-def tpe_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
+def _tpe_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
     """Multivariate TPE; running trials count as bad ones (constant liar).
 
     Parameters that always occur together form a group and are modelled jointly, so conditional
@@ -306,13 +306,13 @@ def tpe_sampler(draw_seed: int, search_seed: int) -> BaseSampler:
 
 SAMPLERS: dict[str, SamplerFactory] = {
     "random": lambda draw, _: optuna.samplers.RandomSampler(seed=draw),  # the control arm
-    "tpe": tpe_sampler,
+    "tpe": _tpe_sampler,
     # genetic: for flat spaces and hundreds of trials, of a few objectives or (III) many
     "nsga2": lambda draw, _: optuna.samplers.NSGAIISampler(population_size=POPULATION, seed=draw),
     "nsga3": lambda draw, _: optuna.samplers.NSGAIIISampler(population_size=POPULATION, seed=draw),
     # Gaussian processes: few trials, up to about 20 numbers that all trials have; a second a draw
     "gp": lambda draw, _: optuna.samplers.GPSampler(seed=draw, warn_independent_sampling=False),
-    "qmc": qmc_sampler,
+    "qmc": _qmc_sampler,
 }
 
 
@@ -351,7 +351,7 @@ class OptunaStrategy:
         self.sampler, self.name = sampler, name
         stream = zlib.crc32(name.encode())  # strategies of one seed draw apart
         self.seeds = (seed, stream)
-        first = self.sampler_of(0)
+        first = self._sampler_of(0)
         genetic = optuna.samplers.NSGAIISampler, optuna.samplers.NSGAIIISampler
         self.genetic = isinstance(first, genetic)
         filler: Filler = "worst" if self.genetic else "none"
@@ -373,10 +373,10 @@ class OptunaStrategy:
         Raises:
             SpaceError: If a parameter's kind or range is not what it was before.
         """
-        draw, study = self.next, self.replayed_study()
+        draw, study = self.next, self._replayed_study()
         if study.exhausted:
             return "done"
-        study.sampler = self.sampler_of(draw)
+        study.sampler = self._sampler_of(draw)
         before = study.attributes()
         with quiet():  # a GP says so where it falls back to its default kernel
             trial = study.ask()
@@ -397,13 +397,13 @@ class OptunaStrategy:
                 return
             record = replace(record, strategy_state=earlier.strategy_state)
         elif self.genetic:
-            self.warn_of_branches(record)
+            self._warn_of_branches(record)
         self.records[record.number] = record
         self.parameters.learn(record)
         self.next = max(self.next, record.number + 1)
         self.changed.add(record.number)
 
-    def sampler_of(self, draw: int) -> BaseSampler:
+    def _sampler_of(self, draw: int) -> BaseSampler:
         """The sampler of a draw, with seeds of its own."""
         if isinstance(self.sampler, BaseSampler):
             return self.sampler
@@ -412,7 +412,7 @@ class OptunaStrategy:
                 mixed_seed(*self.seeds, draw) % 2**32, mixed_seed(*self.seeds) % 2**32
             )
 
-    def replayed_study(self) -> StudyInMemory:
+    def _replayed_study(self) -> StudyInMemory:
         """The study in memory, brought to what was told, in the order of the draws."""
         if self.writer.filler == "median":
             # fillers move with every score: the study is made anew (a GP is slower by far)
@@ -421,11 +421,11 @@ class OptunaStrategy:
         for draw in sorted(self.changed):
             record = self.records[draw]
             trial = self.writer.frozen_trial(record, self.records)
-            self.study.write(draw, trial, state_entry(record, "study_attrs"))
+            self.study.write(draw, trial, _state_entry(record, "study_attrs"))
         self.changed.clear()
         return self.study
 
-    def warn_of_branches(self, drawn: Record) -> None:
+    def _warn_of_branches(self, drawn: Record) -> None:
         """Warns once if draws differ in their parameters, because crossover sees only those
         that all share: the others are redrawn at random."""
         names = frozenset(drawn.params)
@@ -517,7 +517,7 @@ def drawn_kinds(trial: BaseTrial) -> dict[str, str]:
     return {"distributions": json.dumps(kinds)}
 
 
-def state_entry(record: Record, name: str) -> dict[str, Any]:
+def _state_entry(record: Record, name: str) -> dict[str, Any]:
     """The entry of a record's strategy_state under that name; empty where there is none."""
     return dict(json.loads(record.strategy_state.get(name, "{}")))
 
@@ -562,12 +562,12 @@ class TrialWriter:
             if any(math.isnan(value) for value in values):
                 state, values = TrialState.FAIL, None
             else:
-                excess = self.complete_excesses(excesses(record, self.constraints), records)
+                excess = self._complete_excesses(excesses(record, self.constraints), records)
         elif state is TrialState.PRUNED:
             excess = excesses(record, self.constraints)
             if self.filler != "none" and any(value > 0 for value in excess.values()):
-                state, excess = TrialState.COMPLETE, self.complete_excesses(excess, records)
-                values = [self.fill_value(record, each, records) for each in self.objectives]
+                state, excess = TrialState.COMPLETE, self._complete_excesses(excess, records)
+                values = [self._fill_value(record, each, records) for each in self.objectives]
             elif len(self.objectives) == 1 and self.objectives[0].name in record.values:
                 partial[record.step] = record.values[self.objectives[0].name]
         kinds = {
@@ -581,11 +581,11 @@ class TrialWriter:
             params={name: record.params[name] for name in kinds},
             distributions=kinds,
             intermediate_values=partial,
-            system_attrs=state_entry(record, "trial_attrs"),
+            system_attrs=_state_entry(record, "trial_attrs"),
             constraints=excess or None,
         )
 
-    def fill_value(
+    def _fill_value(
         self, record: Record, objective: Objective, records: Mapping[int, Record]
     ) -> float:
         """An objective of a mask that was not trained to the end."""
@@ -596,7 +596,7 @@ class TrialWriter:
         values = [other.value(objective.name) for other in records.values() if other.scored]
         return statistics.median([v for v in values if not math.isnan(v)] or [objective.worst])
 
-    def complete_excesses(
+    def _complete_excesses(
         self, excess: dict[str, float], records: Mapping[int, Record]
     ) -> dict[str, float]:
         """With `"median"`, every constraint: a Gaussian process needs them all."""
