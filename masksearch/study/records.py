@@ -115,7 +115,7 @@ def proposal_data(record: Record, draw: int, run: Path) -> dict[str, Any]:
         "starts": 1,
         "proposal": {
             "draw": draw,
-            "job": job_data(record, run),
+            "job": _job_data(record, run),
             "measures": finite_json(record.measures),
             "params": dict(record.params),
             "memo": dict(record.strategy_state),  # its key since 0.2.0
@@ -154,7 +154,7 @@ def final_state(
     return state, values
 
 
-def job_data(record: Record, run: Path) -> dict[str, Any]:
+def _job_data(record: Record, run: Path) -> dict[str, Any]:
     """A job as plain data; a big mask becomes a file beside the study."""
     match record.job:
         case Evaluate(mask=mask):
@@ -190,7 +190,7 @@ def read_trial(trial: FrozenTrial, run: Path) -> StoredTrial:
     record = Record(
         number=trial.number,
         status="running",
-        job=read_job(proposal["job"], trial.number, run),
+        job=_read_job(proposal["job"], trial.number, run),
         params=proposal["params"],
         origin=without_controls(stored["origin"]),
         measures=from_json(proposal["measures"]),
@@ -218,8 +218,8 @@ def trial_source(run: Path, number: int) -> str:
     return f"search {run}#{number}"
 
 
-def read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
-    """Inverse of `job_data`.
+def _read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
+    """Inverse of `_job_data`.
 
     Raises:
         SearchError: If its kind is unknown, or the mask's file is missing or damaged. A record
@@ -298,7 +298,7 @@ def describe_call(
         "versions": package_versions(),
         "machine": machine_name(),
         "folder": str(Path.cwd()),
-        "commit": git_commit(),
+        "commit": _git_commit(),
         "script": str(Path(script).resolve()) if script else "",
         "space": place_of(space),
     }
@@ -333,7 +333,7 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def processor_name() -> str:
+def _processor_name() -> str:
     """The processor of this machine."""
     model = platform.processor() or platform.machine()
     described = Path("/proc/cpuinfo")
@@ -346,20 +346,20 @@ def processor_name() -> str:
 
 def machine_name() -> str:
     """Processor, cores, GPUs and system of this machine."""
-    gpus = command_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
+    gpus = _command_output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines()
     counted = [f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)]
     cores = f"{os.cpu_count()} logical CPUs"
-    return ", ".join([processor_name(), cores, *counted, platform.platform()])
+    return ", ".join([_processor_name(), cores, *counted, platform.platform()])
 
 
-def git_commit() -> str:
+def _git_commit() -> str:
     """Commit of the working tree around the current folder; empty where there is none."""
     asked = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    commit, dirty, _ = command_output("git", "--no-optional-locks", *asked).partition("-dirty")
+    commit, dirty, _ = _command_output("git", "--no-optional-locks", *asked).partition("-dirty")
     return f"{commit} with uncommitted changes" if dirty else commit
 
 
-def command_output(*command: str) -> str:
+def _command_output(*command: str) -> str:
     """The output of a program; empty where it is missing, slow or fails."""
     if shutil.which(command[0]) is None:
         return ""

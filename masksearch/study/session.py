@@ -214,10 +214,10 @@ class Session:
         """
         state = "interrupted"
         try:
-            check_executor(executor)
+            _check_executor(executor)
             self.board.slots = getattr(executor, "slots", None)
             executor.run(self)
-            self.say_cautions()
+            self._say_cautions()
             state = "ended"
         except Exception as error:  # Ctrl-C is none
             text = redact(str(error), self.passwords)
@@ -231,16 +231,16 @@ class Session:
         """The next job to run: interrupted ones first, then baselines, then the strategy's."""
         while True:
             ready = (trial for trial in self.open.values() if trial.state == "ready")
-            trial = next(ready, None) or self.begin_trial()
+            trial = next(ready, None) or self._begin_trial()
             if isinstance(trial, str):
                 return trial
-            answer = self.answer_without_running(trial.record)
+            answer = self._answer_without_running(trial.record)
             if answer is not None:
                 self.finish(answer)
-            elif self.is_running(self.key_of(trial.record)):
+            elif self._is_running(self._key_of(trial.record)):
                 trial.state = "twin"
             else:
-                return self.hand_out(trial)
+                return self._hand_out(trial)
 
     def report(self, number: int, report: Report) -> bool:
         """Takes a running job's report; False = the scheduler ends it here."""
@@ -276,7 +276,7 @@ class Session:
                 record = replace(record, status="stopped", error=reason)
         self.finish(record)
         for trial in self.open.values():  # answered from this one or, if it failed, run
-            if trial.state == "twin" and self.key_of(trial.record) == self.key_of(record):
+            if trial.state == "twin" and self._key_of(trial.record) == self._key_of(record):
                 trial.state = "ready"
 
     def note_waiting(self, numbers: Collection[int]) -> None:
@@ -285,7 +285,7 @@ class Session:
         self.board.write_soon()
 
     # -- inside --------------------------------------------------------------------------------
-    def begin_trial(self) -> OpenTrial | Literal["wait", "done"]:
+    def _begin_trial(self) -> OpenTrial | Literal["wait", "done"]:
         """A new trial, written to the study; or why there is none."""
         if (
             self.limits.seconds is not None
@@ -307,7 +307,7 @@ class Session:
                 self.exhausted = answer == "done"
                 return answer
             proposal, draw = answer, answer.number
-        record = self.lower_and_measure(proposal)
+        record = self._lower_and_measure(proposal)
         number = self.store.begin(record, draw)
         source = record.source or trial_source(self.store.run, number)
         self.open[number] = OpenTrial(replace(record, number=number, source=source), draw)
@@ -327,7 +327,7 @@ class Session:
             name = type(self.strategy).__name__
             raise SearchError(f"{name}.ask() raised {describe_error(error)}") from error
 
-    def lower_and_measure(self, proposal: Proposal) -> Record:
+    def _lower_and_measure(self, proposal: Proposal) -> Record:
         """A proposal as a running record; refused with its reason where it cannot run."""
         record = Record(
             number=-1,
@@ -345,16 +345,16 @@ class Session:
         except MaskSearchError as error:
             return replace(record, job=Refused(f"{type(error).__name__}: {error} (mask {mask})"))
 
-    def answer_without_running(self, record: Record) -> Record | None:
+    def _answer_without_running(self, record: Record) -> Record | None:
         """The finished record of a trial about which all is known; None = it must run."""
         if isinstance(record.job, Refused):
             return replace(record, status="failed", error=record.job.reason)
         if not isinstance(record.job, Evaluate):
             return None
-        reason = self.violation(record, early=True) or self.beyond_budget(record)
+        reason = self.violation(record, early=True) or self._beyond_budget(record)
         if reason:
             return replace(record, status="stopped", error=reason)
-        same = self.results.get(self.key_of(record))
+        same = self.results.get(self._key_of(record))
         if same is None:
             return None
         return replace(
@@ -367,7 +367,7 @@ class Session:
             error=same.error,
         )
 
-    def hand_out(self, trial: OpenTrial) -> Proposal:
+    def _hand_out(self, trial: OpenTrial) -> Proposal:
         """A trial as the proposal that it was, now on its way to an executor."""
         record, starts = trial.record, 0
         if trial.restored:
@@ -398,29 +398,29 @@ class Session:
         if draw >= 0:
             self.strategy.tell(replace(record, number=draw))
         if record.refused:  # nobody but the strategy learns from it
-            if len(self.beyond[self.budget_for(record)]) == SPOKEN:
-                self.say_cautions()
+            if len(self.beyond[self._budget_for(record)]) == SPOKEN:
+                self._say_cautions()
             self.board.write_soon()
             return
         self.board.ended(record)
         for listener in self.listeners:
             listener(record)
-        self.stop_if_hopeless()
+        self._stop_if_hopeless()
         first = self.repeats == IN_A_ROW and not self.board.state.get("cautions")
         if first or (record.status == "done" and self.trained == EARLY):
-            self.say_cautions()
+            self._say_cautions()
 
     def count(self, record: Record, draw: int) -> None:
         """Counts a finished record and remembers its result."""
         self.finished += 1
         self.trained += record.status == "done" and isinstance(record.job, Evaluate)
-        key = self.key_of(record)
+        key = self._key_of(record)
         again, own = key in self.results, draw >= 0 and record.role == "trial"
         if own and (again or not (record.status == "failed" or record.refused)):
             self.repeats = self.repeats + 1 if again else 0  # what fails tells nothing of it
         self.failures = [*self.failures, record] if record.status == "failed" else []
         if record.refused:
-            costs = self.beyond.setdefault(self.budget_for(record), [])
+            costs = self.beyond.setdefault(self._budget_for(record), [])
             costs.append(cost_of(record, self.evaluator.objectives))
             self.board.state["refused"] = {f"{n:g}": len(each) for n, each in self.beyond.items()}
             self.refusals += 1
@@ -432,7 +432,7 @@ class Session:
         if key[0] and (record.status == "stopped" or (record.status == "done" and record.curve)):
             self.results[key] = record
 
-    def key_of(self, record: Record) -> Key:
+    def _key_of(self, record: Record) -> Key:
         """The key of equal trials: (fingerprint, protocol, seed), never the parameters.
 
         Where the evaluator looks at the mask at another length than its shape's, masks that are
@@ -442,10 +442,10 @@ class Session:
         digest = record.mask.digest if beyond and record.mask is not None else ""
         return record.fingerprint, record.protocol, record.seed, digest
 
-    def is_running(self, key: Key) -> bool:
+    def _is_running(self, key: Key) -> bool:
         """Whether a trial of the same mask is with the executor."""
         return bool(key[0]) and any(
-            trial.state == "running" and self.key_of(trial.record) == key
+            trial.state == "running" and self._key_of(trial.record) == key
             for trial in self.open.values()
         )
 
@@ -454,20 +454,20 @@ class Session:
         reasons = (c.violated_by(record) for c in self.limits.constraints if c.early is early)
         return next(filter(None, reasons), "")
 
-    def budget_for(self, record: Record) -> float:
+    def _budget_for(self, record: Record) -> float:
         """The cost that a draw's mask may have at most."""
         return float(record.params.get(BUDGET, max(self.limits.budgets)))
 
-    def beyond_budget(self, record: Record) -> str:
+    def _beyond_budget(self, record: Record) -> str:
         """Why a draw is refused for what it costs; empty where it is not."""
         if not self.limits.budgets or record.role != "trial":
             return ""
-        budget = self.budget_for(record)
+        budget = self._budget_for(record)
         if keeps_budget(record, self.evaluator.objectives, budget):
             return ""
         return f"{BEYOND} {budget:g}: it costs {cost_of(record, self.evaluator.objectives):.4g}"
 
-    def say_cautions(self) -> None:
+    def _say_cautions(self) -> None:
         """Warns of what the records say against this search, each sentence once."""
         if not self.limits.strict:
             return
@@ -502,7 +502,7 @@ class Session:
             if caution not in before:
                 warn(caution)
 
-    def stop_if_hopeless(self) -> None:
+    def _stop_if_hopeless(self) -> None:
         """Ends a search in which nothing works.
 
         Raises:
@@ -510,7 +510,7 @@ class Session:
         """
         count = len(self.failures)
         first = self.limits.strict and (
-            count == self.finished == FIRST_FAILURES or self.is_broken()
+            count == self.finished == FIRST_FAILURES or self._is_broken()
         )
         if first or count >= ROW_OF_FAILURES:
             reason = self.failures[0].reason or "no reason given"
@@ -522,7 +522,7 @@ class Session:
                 f"in {self.store.run})"
             )
 
-    def is_broken(self) -> bool:
+    def _is_broken(self) -> bool:
         """Whether the failures so far are the evaluator's, whatever the mask: reports that are
         none in the first trial, or one traceback in the first two."""
         ran = [record for record in self.failures if not isinstance(record.job, Refused)]
@@ -534,7 +534,7 @@ class Session:
         return raised and ran[0].error == ran[1].error and not CHANCE.search(ran[0].reason)
 
 
-def check_executor(executor: Executor) -> None:
+def _check_executor(executor: Executor) -> None:
     """Refuses an executor whose `run` takes something else than the trials.
 
     Raises:

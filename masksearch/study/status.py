@@ -75,7 +75,7 @@ class StatusBoard:
     def restore(self, records: Sequence[Record], expected: int | None) -> None:
         """Takes what a resumed study holds, and how many records this call will bring."""
         self.search = self.search.after(*records)
-        self.keep_failures(records)
+        self._keep_failures(records)
         self.expected = expected
         self.write()
 
@@ -101,7 +101,7 @@ class StatusBoard:
         """A record is final."""
         self.running.pop(record.number, None)
         self.search = self.search.after(record)
-        self.keep_failures([record])
+        self._keep_failures([record])
         self.new += not record.known
         self.write_soon(SOON)
 
@@ -110,7 +110,7 @@ class StatusBoard:
         self.state["state"] = state
         self.write()
 
-    def keep_failures(self, records: Sequence[Record]) -> None:
+    def _keep_failures(self, records: Sequence[Record]) -> None:
         """Keeps the last failures and their reasons."""
         failed = [
             {

@@ -117,7 +117,7 @@ def locate_storage(run: Path, storage: str | BaseStorage | None) -> StorageLocat
         is_file = url.username is None and url.get_backend_name() == "sqlite"
         if not is_file and not re.fullmatch(r".*?://([^:/?]*(:[^@]*)?@)?[^@]*", storage):
             raise ValueError("a second @, and the password would end at the first")
-        shown = show_url(url)
+        shown = _show_url(url)
         if url.drivername in ("postgres", "postgresql"):
             url = url.set(drivername="postgresql+psycopg")
         text = url.render_as_string(hide_password=False)
@@ -158,50 +158,50 @@ def open_storage(
             path.parent.mkdir(parents=True, exist_ok=True)
         if location.kind == "journal":
             if write:
-                cut_torn_line(Path(str(path)))
+                _cut_torn_line(Path(str(path)))
             return JournalStorage(JournalFile(str(path)))
-        settings = engine_settings(location)
+        settings = _engine_settings(location)
         try:
-            with make_tables_alone(location) if write else contextlib.nullcontext():
+            with _make_tables_alone(location) if write else contextlib.nullcontext():
                 database = RDBStorage(location.url, settings, skip_table_creation=not write)
         except RuntimeError as error:  # tables of another Optuna
             raise SearchError(f"cannot open the storage {location.shown}: {error}") from error
         if location.kind == "postgresql":
-            sqlalchemy.event.listen(database.engine, "handle_error", raise_lost_server)
+            sqlalchemy.event.listen(database.engine, "handle_error", _raise_lost_server)
         opened = optuna.storages.get_storage(database)
         weakref.finalize(opened, database.engine.dispose)  # or its pool is left open
         return opened
 
 
 @contextlib.contextmanager
-def make_tables_alone(location: StorageLocation) -> Iterator[None]:
+def _make_tables_alone(location: StorageLocation) -> Iterator[None]:
     """Of several drivers that find a new PostgreSQL database, lets one make the tables."""
     if location.kind != "postgresql":
         yield
         return
-    how = {"poolclass": sqlalchemy.pool.NullPool, "connect_args": line_settings(location)}
+    how = {"poolclass": sqlalchemy.pool.NullPool, "connect_args": _line_settings(location)}
     with sqlalchemy.create_engine(location.url, **how).begin() as session:  # its end is the lock's
         session.execute(text("SELECT pg_advisory_xact_lock(hashtext('masksearch tables'))"))
         yield
 
 
-def engine_settings(location: StorageLocation) -> dict[str, Any]:
+def _engine_settings(location: StorageLocation) -> dict[str, Any]:
     """The settings of SQLAlchemy's engine."""
     if location.kind == "sqlite":
         return {"connect_args": {"timeout": BUSY}}
     settings: dict[str, Any] = {"pool_pre_ping": True}  # dropped connections are opened again
     if location.kind == "postgresql":
-        settings["connect_args"] = line_settings(location)
+        settings["connect_args"] = _line_settings(location)
     return settings
 
 
-def line_settings(location: StorageLocation) -> dict[str, Any]:
+def _line_settings(location: StorageLocation) -> dict[str, Any]:
     """The settings of a connection to PostgreSQL, beside those of its URL."""
     query = sqlalchemy.engine.make_url(location.url).query
     return {name: value for name, value in LINE.items() if name not in query}
 
 
-def raise_lost_server(context: sqlalchemy.engine.ExceptionContext) -> None:
+def _raise_lost_server(context: sqlalchemy.engine.ExceptionContext) -> None:
     """Makes a server that went away a ConnectionError.
 
     Optuna would take it for a deadlock and repeat the write, which may have been committed.
@@ -228,7 +228,7 @@ class JournalFile(JournalFileBackend):
             super().append_logs(logs)
 
 
-def cut_torn_line(path: Path) -> None:
+def _cut_torn_line(path: Path) -> None:
     """Cuts off a journal's last line that a full disk, or the end of its writer, left unfinished.
 
     Optuna reads over it, but what would be appended to it could not be read any more.
@@ -269,7 +269,7 @@ def explain_errors(
 def explain(error: BaseException, location: StorageLocation, failed: str) -> SearchError:
     """The error for what a database, a server or the system has said."""
     where = location.path or location.shown
-    cause = root_of(error)
+    cause = _root_of(error)
     text = " ".join(redact(str(cause), passwords_in(location.url)).split())
     full = isinstance(cause, OSError) and cause.errno in FULL
     if "unable to open" in text and location.path is not None and location.path.parent.is_dir():
@@ -299,7 +299,7 @@ def explain(error: BaseException, location: StorageLocation, failed: str) -> Sea
     return SearchError(f"{failed} {location.shown}: {text}{remedy}")
 
 
-def root_of(error: BaseException) -> BaseException:
+def _root_of(error: BaseException) -> BaseException:
     """The error of a driver or the system, below those of SQLAlchemy and Optuna."""
     while isinstance(error, StorageInternalError | exc.SQLAlchemyError):
         below = getattr(error, "orig", None) or error.__cause__ or error.__context__
@@ -314,7 +314,7 @@ def secret_keys(url: sqlalchemy.URL) -> list[str]:
     return [key for key, value in url.query.items() if names_secret(key, str(value))]
 
 
-def show_url(url: sqlalchemy.URL) -> str:
+def _show_url(url: sqlalchemy.URL) -> str:
     """A URL for people, with `***` for its password and the secrets of its query.
 
     >>> show_url(sqlalchemy.make_url("postgresql://me:K/x y@db:5432/masks?password=K"))
@@ -341,7 +341,7 @@ def passwords_in(value: Any) -> set[str]:
 VARIED = 7  # different characters that a password has which is looked for outside of addresses
 
 
-def strike(text: str, passwords: Collection[str]) -> str:
+def _strike(text: str, passwords: Collection[str]) -> str:
     """A text without these passwords, plain, quoted and escaped, wherever they stand.
 
     One of fewer than `VARIED` different characters stays, and one of letters or digits alone is
@@ -364,7 +364,7 @@ def strike(text: str, passwords: Collection[str]) -> str:
 
 def redact(text: str, passwords: Collection[str] = ()) -> str:
     """A text without control characters, these passwords, and those of addresses in it."""
-    return hide_passwords(strike(text, passwords))
+    return hide_passwords(_strike(text, passwords))
 
 
 SETTING = re.compile(r"""(['"]?)([\w.-]+)(\1\s*[=:]\s*)('[^']*'|"[^"]*"|[^\s,(){}\[\]'"]+)""")
@@ -372,7 +372,7 @@ SETTING = re.compile(r"""(['"]?)([\w.-]+)(\1\s*[=:]\s*)('[^']*'|"[^"]*"|[^\s,(){
 
 def hide_secrets(value: Any, name: str = "", passwords: Collection[str] | None = None) -> Any:
     """Plain data as it may be written down: secret settings are `***`, in texts too, and so are
-    the passwords of addresses, and what repeats one (`strike`; also `passwords`, where given).
+    the passwords of addresses, and what repeats one (`_strike`; also `passwords`, where given).
 
     >>> hide_secrets(["hub.token=abc def", "epochs=3", "at https://me:word@host/x"])
     ['hub.token=***', 'epochs=3', 'at https://me:***@host/x']
@@ -438,7 +438,7 @@ def lock_study(location: StorageLocation, name: str) -> LockFile | ServerLock | 
     """
     what = f"the study {name!r} in {location.shown}"
     if location.path is not None:
-        part = name if re.fullmatch(r"[\w.-]{1,80}", name) else digest_of(name).hex()[:16]
+        part = name if re.fullmatch(r"[\w.-]{1,80}", name) else _digest_of(name).hex()[:16]
         path = location.path.with_name(f".{location.path.name}.{part}.lock")
         return LockFile(path, what, OTHER_NAME)
     return ServerLock(location, name, what) if location.kind == "postgresql" else None
@@ -464,7 +464,7 @@ class LockFile:
             self.lock.acquire(timeout=GLANCE)
             self.inode = path.stat().st_ino
         except filelock.Timeout as error:
-            raise another_writer(what, who, remedy) from error
+            raise _another_writer(what, who, remedy) from error
         except OSError as error:
             remedy = "free space, or " if error.errno in FULL else ""
             if isinstance(error, FileExistsError | NotADirectoryError):
@@ -472,7 +472,7 @@ class LockFile:
             text = f"cannot write to {what}: {error.strerror or error}; {remedy}choose another"
             raise SearchError(text) from error
         with contextlib.suppress(OSError):  # a full disk: the lock holds without its words
-            path.write_text(this_process(), encoding="utf-8")
+            path.write_text(_this_process(), encoding="utf-8")
 
     def check(self) -> None:
         """Nothing: a lock file is not lost while its process lives."""
@@ -490,16 +490,16 @@ class ServerLock:
 
     def __init__(self, location: StorageLocation, name: str, what: str) -> None:
         self.what = what
-        self.key = int.from_bytes(digest_of(f"masksearch study {name}")[:8], "big", signed=True)
+        self.key = int.from_bytes(_digest_of(f"masksearch study {name}")[:8], "big", signed=True)
         with explain_errors(location, "cannot open the storage"):
             self.engine = sqlalchemy.create_engine(
                 location.url,
                 poolclass=sqlalchemy.pool.NullPool,
                 isolation_level="AUTOCOMMIT",
-                connect_args=line_settings(location),
+                connect_args=_line_settings(location),
             )
             self.session = self.engine.connect()
-            self.ask("SELECT set_config('application_name', :who, false)", who=this_process())
+            self.ask("SELECT set_config('application_name', :who, false)", who=_this_process())
             if not self.ask("SELECT pg_try_advisory_lock(:key)", key=self.key):
                 holder = (  # the server keeps the two halves of a key in two columns
                     "SELECT a.application_name || '; if it is dead, SELECT pg_terminate_backend('"
@@ -510,7 +510,7 @@ class ServerLock:
                 high, low = (self.key >> 32) & 0xFFFFFFFF, self.key & 0xFFFFFFFF
                 who = self.ask(holder, high=high, low=low)
                 self.session.close()
-                raise another_writer(what, who or "", OTHER_NAME)
+                raise _another_writer(what, who or "", OTHER_NAME)
 
     def ask(self, statement: str, **values: Any) -> Any:
         """The one value that a statement answers."""
@@ -540,18 +540,18 @@ class ServerLock:
         self.engine.dispose()
 
 
-def this_process() -> str:
+def _this_process() -> str:
     """How this process names itself in a lock."""
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def another_writer(what: str, who: str, remedy: str) -> SearchError:
+def _another_writer(what: str, who: str, remedy: str) -> SearchError:
     """The error for a study that somebody else writes to."""
     return SearchError(
         f"another process is writing to {what}{f' ({who})' if who else ''}; {remedy}"
     )
 
 
-def digest_of(name: str) -> bytes:
+def _digest_of(name: str) -> bytes:
     """SHA-256 of a name."""
     return hashlib.sha256(name.encode()).digest()

@@ -102,7 +102,7 @@ def holds_study(run: Path) -> bool:
     return (run / DATABASE).is_file() or (run / FILE).is_file()
 
 
-def read_address(run: Path) -> StudyAddress | None:
+def _read_address(run: Path) -> StudyAddress | None:
     """The address of its study in a run folder; None where there is none.
 
     Raises:
@@ -121,21 +121,21 @@ def read_address(run: Path) -> StudyAddress | None:
             f'{path} is damaged ({error!r}); it reads {{"study": "NAME"}}, with the name of a '
             'study, and with "storage" where that is not study.db'
         ) from error
-    location = storage and storage.replace(HERE, folder_in(storage, run))
+    location = storage and storage.replace(HERE, _folder_in(storage, run))
     return StudyAddress(name, location or None)
 
 
-def write_address(run: Path, name: str, storage: str | BaseStorage | None) -> None:
+def _write_address(run: Path, name: str, storage: str | BaseStorage | None) -> None:
     """Writes `study.json`, in one step; paths in the run folder so that they move with it."""
     text = storable_storage(storage) if isinstance(storage, str) else None
     if text is not None:
-        text = text.replace(f"{folder_in(text, run)}/", f"{HERE}/")
+        text = text.replace(f"{_folder_in(text, run)}/", f"{HERE}/")
     content, path = json.dumps({"study": name, "storage": text}), run / FILE
     if not path.is_file() or path.read_text(encoding="utf-8") != content:
         write_text_in_one_move(path, content)
 
 
-def folder_in(storage: str, run: Path) -> str:
+def _folder_in(storage: str, run: Path) -> str:
     """A run folder as it is spelled in that storage."""
     path = run.resolve()
     return sqlite_url(path).removeprefix("sqlite:///") if storage[:6] == "sqlite" else str(path)
@@ -191,7 +191,7 @@ def follow_storage(
     )
 
 
-def find_study(run: Path, location: StorageLocation, storage: BaseStorage, *, write: bool) -> str:
+def _find_study(run: Path, location: StorageLocation, storage: BaseStorage, *, write: bool) -> str:
     """The name of a run folder's study.
 
     Args:
@@ -204,7 +204,7 @@ def find_study(run: Path, location: StorageLocation, storage: BaseStorage, *, wr
         SearchError: If the folder's study is not there, or it is not known which one it is;
             lists those that are.
     """
-    address, folder = read_address(run), run.resolve().name
+    address, folder = _read_address(run), run.resolve().name
     studies = {study.study_name: study._study_id for study in storage.get_all_studies()}
     in_folder = location.path == run.resolve() / DATABASE
     if address is not None and (address.name in studies or location.kind == "other"):
@@ -256,7 +256,7 @@ class StudyStore:
     ) -> None:
         self.run = Path(run).expanduser().absolute()  # whoever changes folder moves nothing
         if storage is None:
-            address = read_address(self.run)
+            address = _read_address(self.run)
             named = None if address is None else address.storage
             storage = follow_storage(self.run, named, allowed)
         self.given, self.location = storage, locate_storage(self.run, storage)
@@ -286,7 +286,7 @@ class StudyStore:
                 self.locks.append(lock_run(self.run))
             self.storage = open_storage(self.run, storage, write=write)
             with explain_errors(self.location):
-                self.name = find_study(self.run, self.location, self.storage, write=write)
+                self.name = _find_study(self.run, self.location, self.storage, write=write)
             if write and (lock := lock_study(self.location, self.name)) is not None:
                 self.locks.append(lock)
         except BaseException:
@@ -321,7 +321,7 @@ class StudyStore:
         existed = self.exists()
         if existed:
             self.load()
-        self.check_lost_trials()
+        self._check_lost_trials()
         if existed:
             before = self.facts()
             changed = [key for key in facts if before.get(key, "") != facts[key]]
@@ -330,7 +330,7 @@ class StudyStore:
                 existed = False
             elif changed:
                 detail = "; ".join(
-                    describe_change(key, before.get(key, ""), facts[key]) for key in changed
+                    _describe_change(key, before.get(key, ""), facts[key]) for key in changed
                 )
                 raise ResumeError(
                     f"{self.run} belongs to another search ({detail}); "
@@ -351,7 +351,7 @@ class StudyStore:
                 study.set_metric_names([o.name for o in objectives])
                 study.set_user_attr("objectives", [[o.name, o.goal, o.worst] for o in objectives])
                 study.set_user_attr("facts", dict(facts))  # the last: now it is described
-            write_address(self.run, self.name, self.given)
+            _write_address(self.run, self.name, self.given)
             if isinstance(self.locks[-1], ServerLock):
                 study.set_user_attr("owner", owner := secrets.token_hex(8))
                 self.owner = owner
@@ -375,7 +375,7 @@ class StudyStore:
             self.load()
         return self.facts() if self.ids else None
 
-    def check_lost_trials(self) -> None:
+    def _check_lost_trials(self) -> None:
         """Refuses a study that holds fewer finished trials than the run folder tells of.
 
         Raises:
@@ -384,7 +384,7 @@ class StudyStore:
         told, goes_on = finished_trials(self.run), ""
         if self.finished:
             goes_on = f"; to go on with the {self.finished} that are left, delete status.json"
-        elif not (told or self.ids) and read_address(self.run) is not None:  # all that is left
+        elif not (told or self.ids) and _read_address(self.run) is not None:  # all that is left
             told = len([*self.run.glob("trials/*")])
         if self.finished < told:
             raise SearchError(
@@ -454,7 +454,7 @@ class StudyStore:
         """
         self.call = hide_secrets(call, passwords=self.passwords)
 
-    def write_call(self, trial: int) -> None:
+    def _write_call(self, trial: int) -> None:
         """Writes what `note_call` was given, with the first trial that it was begun for."""
         if self.call:
             study = self.optuna_study()
@@ -521,9 +521,9 @@ class StudyStore:
                     return action(again)
                 except ConnectionError as lost:
                     again = True
-                    self.wait_for_server(lost, since, new)
+                    self._wait_for_server(lost, since, new)
 
-    def wait_for_server(self, lost: ConnectionError, since: float, new: int) -> None:
+    def _wait_for_server(self, lost: ConnectionError, since: float, new: int) -> None:
         """Takes the lock again once the server answers.
 
         Args:
@@ -544,10 +544,10 @@ class StudyStore:
         while time.monotonic() - since < SERVER_WAIT:
             time.sleep(SERVER_PAUSE)
             try:
-                self.check_owner(new)
+                self._check_owner(new)
                 lock.release()
                 self.locks[-1] = lock = ServerLock(self.location, self.name, lock.what)
-                self.check_owner(new)  # nobody came between the two
+                self._check_owner(new)  # nobody came between the two
                 return self.say(f"answers again after {time.monotonic() - since:.0f} s; going on")
             except SearchError as error:
                 reason = str(error)
@@ -561,7 +561,7 @@ class StudyStore:
         line = f"{time.strftime('%H:%M:%S')}: the server of {self.location.shown} {what}"
         warn(line)
 
-    def check_owner(self, new: int) -> None:
+    def _check_owner(self, new: int) -> None:
         """Whether the study is as this driver has left it.
 
         Args:
@@ -606,7 +606,7 @@ class StudyStore:
         study, number = self.optuna_study()._study_id, len(self.ids)
 
         def create(again: bool) -> int:
-            self.write_call(number)
+            self._write_call(number)
             if again and self.storage.get_n_trials(study) > number:
                 return self.storage.get_trial_id_from_study_id_trial_number(study, number)
             return self.storage.create_new_trial(study, trial)
@@ -627,7 +627,7 @@ class StudyStore:
         count = self.begun[number] + 1
 
         def write(_: bool) -> None:
-            self.write_call(number)
+            self._write_call(number)
             self.storage.set_trial_user_attr(self.ids[number], "starts", count)
 
         self.perform(write)
@@ -715,7 +715,7 @@ def quiet() -> Iterator[None]:
             optuna.logging.set_verbosity(level)
 
 
-def describe_change(fact: str, before: str, now: str) -> str:
+def _describe_change(fact: str, before: str, now: str) -> str:
     """How a fact differs; of a space, what of its code was edited."""
     if fact == "space" and before and now:
         was, new = json.loads(before), json.loads(now)
