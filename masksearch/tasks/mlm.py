@@ -69,7 +69,7 @@ class Masking:
             draw.masked_fill_(tokens == self.special[role], NEVER)
         scored = self.whole_words(tokens, draw, count) if self.starts is not None else None
         if scored is None:
-            scored = mark_lowest(draw, count) & (draw < NEVER)
+            scored = _mark_lowest(draw, count) & (draw < NEVER)
         how = torch.rand(tokens.shape, generator=random)
         noise = torch.randint(self.vocabulary, tokens.shape, generator=random)
         shown = torch.where(scored & (how < 0.8), self.special["mask"], tokens)
@@ -106,7 +106,7 @@ class Masking:
         return torch.zeros_like(taken).scatter_(1, order, taken)
 
 
-def mark_lowest(draw: Tensor, count: Tensor) -> Tensor:
+def _mark_lowest(draw: Tensor, count: Tensor) -> Tensor:
     """Marks the `count` lowest of each row, bool `[batch, length]`."""
     marked = torch.zeros_like(draw, dtype=torch.bool)
     if count.dim() == 0:

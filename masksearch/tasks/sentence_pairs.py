@@ -85,9 +85,9 @@ class SentencePairTask(MlmTask):
     @cached_property
     def windows(self) -> TextWindows:
         """The training text, cut; made once."""
-        return self.cut_text("train", self.corpus.train, 0)
+        return self._cut_text("train", self.corpus.train, 0)
 
-    def cut_text(self, part: str, rows: Tensor | Sequences, number: int) -> TextWindows:
+    def _cut_text(self, part: str, rows: Tensor | Sequences, number: int) -> TextWindows:
         """The text of `rows`, cut into windows."""
         assert self.corpus.begins is not None  # `Corpus.load` knows them
         ids, begins = bare_ids(rows), self.corpus.begins[number].paragraphs
@@ -125,12 +125,12 @@ class SentencePairTask(MlmTask):
                 torch.rand(self.batch, DRAWS, generator=pairs, dtype=torch.float64)
                 skip_draws(shape, self.corpus.vocabulary, masking)
             else:
-                yield self.make_pairs(self.windows, items, pairs, masking)
+                yield self._make_pairs(self.windows, items, pairs, masking)
 
     @cached_property
     def held_out_windows(self) -> TextWindows:
         """The held-out text of the split, cut; made once."""
-        windows = self.cut_text("held-out", self.corpus.held_out, 1)
+        windows = self._cut_text("held-out", self.corpus.held_out, 1)
         if not is_part(self.split):
             return windows
         starts, final = self.corpus.held_out_splits
@@ -147,11 +147,11 @@ class SentencePairTask(MlmTask):
         """Pairs of the held-out text, drawn once: the same batches in every call."""
         masking, pairs = generator(HELD_OUT), generator(HELD_OUT, PAIRS)
         return [
-            self.make_pairs(self.held_out_windows, items, pairs, masking)
+            self._make_pairs(self.held_out_windows, items, pairs, masking)
             for items in torch.split(self.held_out_rows, self.batch)
         ]
 
-    def make_pairs(
+    def _make_pairs(
         self, windows: TextWindows, items: Tensor, pairs: torch.Generator, masking: torch.Generator
     ) -> Batch:
         """The pairs of some windows, masked.

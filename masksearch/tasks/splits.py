@@ -66,11 +66,11 @@ def take_split(
     group = group or groups[-1]
     kept = [row for row in rows if in_holdout(group(row)) == (split == "holdout")]
     if not kept:
-        raise empty_split(where, f"{len(rows)} rows", split)
+        raise _empty_split(where, f"{len(rows)} rows", split)
     return kept
 
 
-def empty_split(where: str, among: str, split: Split, enough: str = "") -> DataError:
+def _empty_split(where: str, among: str, split: Split, enough: str = "") -> DataError:
     """The error for a split without rows."""
     return DataError(
         f"{where}: none of {among} belongs to {split} (a hash of each text decides); give "
@@ -93,16 +93,16 @@ def check_sequences(count: int, among: int, split: Split, length: int) -> None:
     """
     enough = f" (about {2 * ENOUGH} sequences, {2 * ENOUGH * length:,} tokens)"
     if not count:
-        raise empty_split("the held-out text", f"{among} sequences", split, enough)
+        raise _empty_split("the held-out text", f"{among} sequences", split, enough)
     if count < ENOUGH and is_part(split):
-        tell_once(
+        _tell_once(
             f"judged by {count} held-out sequence{'s' if count > 1 else ''}, the {split} split of "
             f"{among}: no ranking can be read from so few; hold out more text{enough}"
         )
 
 
 @cache
-def tell_once(text: str) -> None:
+def _tell_once(text: str) -> None:
     """Writes a warning to the log, unless this process has."""
     log.warning(text)
 

@@ -40,7 +40,7 @@ def read_table(
             or a row has more or fewer cells; names the file and the line.
     """
     tabs = path.suffix == ".tsv"
-    rows = tsv_rows(path) if tabs else csv_rows(path)
+    rows = _tsv_rows(path) if tabs else _csv_rows(path)
     columns = [] if fields or not rows else rows.pop(next(iter(rows)))
     if twice := [name for name in columns if name and columns.count(name) > 1]:
         raise DataError(f"{path}, line 1: two columns are called {twice[0]!r}; rename one")
@@ -65,7 +65,7 @@ def read_table(
     return columns, rows
 
 
-def tsv_rows(path: Path) -> Rows:
+def _tsv_rows(path: Path) -> Rows:
     """Line -> cells; nothing but LF ends a line, since texts hold U+2028."""
     lines = path.read_bytes().split(b"\n")
     while lines and not lines[-1].strip():
@@ -76,7 +76,7 @@ def tsv_rows(path: Path) -> Rows:
     }
 
 
-def csv_rows(path: Path) -> Rows:
+def _csv_rows(path: Path) -> Rows:
     """Line -> cells, where quotes are as RFC 4180 has them."""
     text, rows, line = decode_utf8(path.read_bytes(), path), Rows(), 1
     reader = csv.reader(io.StringIO(text, newline="\n"), strict=True)

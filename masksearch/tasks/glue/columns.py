@@ -59,7 +59,7 @@ class Columns:
             raise DataError(f"no folder {folder}; give one with train.tsv and dev.tsv (or .csv)")
         files = task_files(folder.parent, task)
         train, judged = (read_labels(path, task) for path in files.values())
-        task = understand(task, train, judged)
+        task = _understand(task, train, judged)
         if out is not None:
             (Path(out) / folder.name).mkdir(parents=True, exist_ok=True)
             for path in files.values():
@@ -82,7 +82,7 @@ def read_labels(path: Path, task: GlueTask) -> Labels:
     return labels
 
 
-def understand(task: GlueTask, train: Labels, judged: Labels) -> GlueTask:
+def _understand(task: GlueTask, train: Labels, judged: Labels) -> GlueTask:
     """The task with the classes, or the range of the scores, that the labels show.
 
     Raises:

@@ -109,7 +109,7 @@ def load_glue(
     Args:
         folder: The GLUE folder, with one folder a task in the official TSV layout; or
             `"hf:<owner>/<name>"` (`"hf:nyu-mll/glue"`), or `"hf:<folder>"` for a local folder in
-            the Hub's form (see `read_hub`).
+            the Hub's form (see `_read_hub`).
         task: A name of `TASKS`, or a task of your own.
         rows: Largest number of training rows; more are sampled by `seed`.
         dev_rows: The same for every development set.
@@ -130,11 +130,11 @@ def load_glue(
     """
     row = task_named(task)
     if is_hub(folder):
-        parts, content = read_hub(str(folder), row, test=split == "test")
+        parts, content = _read_hub(str(folder), row, test=split == "test")
     else:
         files = task_files(Path(folder), row)
         if split == "test":
-            files = {"train": files["train"], **labelled_test_files(Path(folder), row)}
+            files = {"train": files["train"], **_labelled_test_files(Path(folder), row)}
         parts = {name: read_rows(path, row) for name, path in files.items()}
         content = content_hash(list(files.values()))
     train = parts.pop("train")
@@ -166,7 +166,7 @@ def task_files(folder: Path, task: GlueTask) -> dict[str, Path]:
     """A task's files: "train", then its development sets by name."""
     path = folder / task.name
     if not path.is_dir():
-        raise DataError(f"no folder {path}: {explain_folder(folder)}")
+        raise DataError(f"no folder {path}: {_explain_folder(folder)}")
     train = path / "train.tsv"
     files = {"train": train if train.is_file() else train.with_suffix(".csv")}
     if not files["train"].is_file():
@@ -183,7 +183,7 @@ def task_files(folder: Path, task: GlueTask) -> dict[str, Path]:
     return files
 
 
-def labelled_test_files(folder: Path, task: GlueTask) -> dict[str, Path]:
+def _labelled_test_files(folder: Path, task: GlueTask) -> dict[str, Path]:
     """The files of a task's labelled test sets, by the names of its development sets: called
     test where those are called dev.
 
@@ -205,7 +205,7 @@ def labelled_test_files(folder: Path, task: GlueTask) -> dict[str, Path]:
     return by_task
 
 
-def explain_folder(folder: Path) -> str:
+def _explain_folder(folder: Path) -> str:
     """The remedy for a folder that does not hold the task's folder."""
     if (folder / "train.tsv").is_file():
         return f"{folder} is a task's own folder; give the GLUE folder around it ({folder.parent})"
@@ -280,7 +280,7 @@ def glue_source(source: Path | str) -> Path | str:
     return absolute_source(source) if folder is None else f"{PREFIX}{folder}"
 
 
-def read_hub(source: str, task: GlueTask, *, test: bool = False) -> tuple[dict[str, Rows], str]:
+def _read_hub(source: str, task: GlueTask, *, test: bool = False) -> tuple[dict[str, Rows], str]:
     """Reads a task in the Hub's form.
 
     A local folder holds one folder a configuration (`cola`, `sst2`, `mrpc`, ..), in it
@@ -310,7 +310,7 @@ def read_hub(source: str, task: GlueTask, *, test: bool = False) -> tuple[dict[s
     if folder is None:
         tables = load_hub(source.removeprefix(PREFIX), form.config, LOCAL_GLUE)
     else:
-        tables = open_folder(folder / form.config, list(splits.values()))
+        tables = _open_folder(folder / form.config, list(splits.values()))
     required = list(splits.values())[:2]  # further development sets are optional
     missing = [split for split in required if split not in tables]
     if missing:
@@ -322,7 +322,7 @@ def read_hub(source: str, task: GlueTask, *, test: bool = False) -> tuple[dict[s
     for name, split in splits.items():
         if split in tables:
             try:
-                parts[name] = read_columns(
+                parts[name] = _read_columns(
                     f"{source} {form.config}/{split}", tables[split], form, task
                 )
             except DataError as error:
@@ -335,7 +335,7 @@ def read_hub(source: str, task: GlueTask, *, test: bool = False) -> tuple[dict[s
     return parts, digest.hexdigest()
 
 
-def open_folder(folder: Path, splits: list[str]) -> dict[str, Any]:
+def _open_folder(folder: Path, splits: list[str]) -> dict[str, Any]:
     """The splits of a local folder that are there, as `datasets.Dataset` over what is read in
     place: no copy goes to a cache."""
     if not folder.is_dir():
@@ -359,7 +359,7 @@ def open_folder(folder: Path, splits: list[str]) -> dict[str, Any]:
     return tables
 
 
-def read_columns(where: str, table: Any, form: HubForm, task: GlueTask) -> Rows:
+def _read_columns(where: str, table: Any, form: HubForm, task: GlueTask) -> Rows:
     """Texts and labels of one split; `where` names it in errors."""
     find_columns(where, table.column_names, (*form.texts, form.label), task)
     if len(table) == 0:

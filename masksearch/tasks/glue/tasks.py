@@ -338,7 +338,7 @@ def compute(metric: str, guess: Numbers, truth: Numbers) -> float:
         return float(accuracy_score(truth, guess))
     if metric == "f1":
         return float(f1_score(truth, guess, zero_division=0.0))
-    if is_constant(guess) or is_constant(truth):
+    if _is_constant(guess) or _is_constant(truth):
         return 0.0
     if metric == "matthews":
         return float(matthews_corrcoef(truth, guess))
@@ -347,7 +347,7 @@ def compute(metric: str, guess: Numbers, truth: Numbers) -> float:
     return float(spearmanr(guess, truth).statistic)
 
 
-def is_constant(numbers: Numbers) -> bool:
+def _is_constant(numbers: Numbers) -> bool:
     """Whether all numbers are equal, but for rounding; a correlation then means nothing."""
     mean = numbers.mean()
     return bool(np.linalg.norm(numbers - mean) <= CONSTANT * abs(mean))
@@ -540,15 +540,15 @@ def row_scores(
         right: Numbers = (guess == truth).astype(np.float64)
         return right
     if metric == "pearson":
-        without = pearson_without(guess, truth)
+        without = _pearson_without(guess, truth)
     elif metric == "spearman":
-        without = spearman_without(guess, truth)
+        without = _spearman_without(guess, truth)
     else:
-        without = class_metric_without(metric, guess, truth)
+        without = _class_metric_without(metric, guess, truth)
     return pseudo_values(value, without)
 
 
-def class_metric_without(metric: str, guess: Numbers, truth: Numbers) -> Numbers:
+def _class_metric_without(metric: str, guess: Numbers, truth: Numbers) -> Numbers:
     """A metric of classes without each row, `[n]`: rows with the same two classes are alike."""
     without = np.zeros(len(truth))
     for pair in np.unique(np.stack([guess, truth]), axis=1).T:
@@ -559,7 +559,7 @@ def class_metric_without(metric: str, guess: Numbers, truth: Numbers) -> Numbers
     return without
 
 
-def pearson_without(one: Numbers, two: Numbers) -> Numbers:
+def _pearson_without(one: Numbers, two: Numbers) -> Numbers:
     """Pearson's correlation without each row: `[n]`."""
     x, y = one - one.mean(), two - two.mean()
     back = 1 + 1 / max(1, len(x) - 1)  # without row i the mean moves, too
@@ -575,7 +575,7 @@ def correlation(both: Numbers, one: Numbers, two: Numbers, least: Numbers) -> Nu
     return result
 
 
-def spearman_without(one: Numbers, two: Numbers) -> Numbers:
+def _spearman_without(one: Numbers, two: Numbers) -> Numbers:
     """Spearman's correlation without each row, equal numbers having their mean rank: `[n]`.
 
     A rank falls by 1 where a smaller number goes, and by 1/2 where an equal one does; the mean

@@ -52,7 +52,7 @@ class Dependency:
         return self.positions[0] == 0
 
 
-def graded_dependencies(length: int = 21) -> tuple[Dependency, ...]:
+def _graded_dependencies(length: int = 21) -> tuple[Dependency, ...]:
     """Near, token and far: two dependencies of the first part, one of the second.
 
     - near: positions 3 i + 1 .. 3 i + 3 of the first three quarters share a symbol (0.95);
@@ -175,9 +175,9 @@ class GradedProcess:
                     f"the default dependencies need at least 12 positions, got {self.length}; "
                     "raise length or give dependencies"
                 )
-            object.__setattr__(self, "dependencies", graded_dependencies(self.length))
+            object.__setattr__(self, "dependencies", _graded_dependencies(self.length))
         object.__setattr__(self, "dependencies", tuple(self.dependencies))
-        check_dependencies(self.length, self.dependencies)
+        _check_dependencies(self.length, self.dependencies)
 
     @property
     def parts(self) -> int:
@@ -361,7 +361,7 @@ class GradedProcess:
         return (asked & (answers == true)).sum(-1), asked.sum(-1)
 
 
-def check_dependencies(length: int, dependencies: Sequence[Dependency]) -> None:
+def _check_dependencies(length: int, dependencies: Sequence[Dependency]) -> None:
     """Raises ValueError unless the true front of these dependencies is a sum over them."""
     parts, shared = set[tuple[int, int]](), set[frozenset[int]]()
     for dependency in dependencies:

@@ -55,7 +55,7 @@ def pair_by_offsets(length: int, offsets: Sequence[int], size: int = 2) -> Group
 PERMUTATIONS, HELD_OUT, INTACT, FOLLOWS = 1, 2, 3, 4  # streams of random numbers
 
 
-def check_groups(groups: Groups, length: int) -> None:
+def _check_groups(groups: Groups, length: int) -> None:
     """Raises ValueError unless the groups can be planted."""
     positions = sorted(position for group in groups for position in group)
     alike = len({len(group) for group in groups}) == 1 and len(groups[0]) > 1
@@ -132,7 +132,7 @@ class PlantedProcess:
         if not 0 < self.hidden < 1:
             raise ValueError(f"hidden is a probability in (0, 1), got {self.hidden}")
         if self.groups is not None:
-            check_groups(self.groups, self.length)
+            _check_groups(self.groups, self.length)
             return
         if not self.offsets or len(set(self.offsets)) < len(self.offsets):
             raise ValueError(f"offsets must be distinct and at least one, got {self.offsets}")
@@ -317,7 +317,7 @@ def mask_tokens(process: Process, tokens: Tensor, random: torch.Generator) -> Ba
     }
 
 
-def held_out_stream(draw: int) -> tuple[int, ...]:
+def _held_out_stream(draw: int) -> tuple[int, ...]:
     """The seed parts that a draw of held-out sequences adds to its stream; the first adds none."""
     return (draw,) if draw else ()
 
@@ -356,7 +356,7 @@ class PlantedTask:
 
     def held_out(self) -> list[Batch]:
         """The held-out sequences, the same in every call."""
-        random = generator(self.process.seed, HELD_OUT, *held_out_stream(self.draw_number))
+        random = generator(self.process.seed, HELD_OUT, *_held_out_stream(self.draw_number))
         tokens = self.process.sample(self.held_out_sequences, random)
         return [
             mask_tokens(self.process, tokens[start : start + 256], random)
@@ -421,19 +421,19 @@ class PlantedLabelTask:
 
     def held_out(self) -> list[Batch]:
         """The held-out sequences, the same in every call."""
-        stream = held_out_stream(self.draw_number)
+        stream = _held_out_stream(self.draw_number)
         random = generator(self.process.seed, STREAMS[self.rule], HELD_OUT, *stream)
         return [self.draw(self.held_out_sequences, random)]
 
     def draw(self, count: int, random: torch.Generator) -> Batch:
         """Draws `count` sequences; the second half is changed."""
         tokens = self.process.sample(count, random)
-        change = break_one_pair if self.rule == "intact" else replace_end
+        change = _break_one_pair if self.rule == "intact" else _replace_end
         change(self.process, tokens[count // 2 :], random)
         return {"input_ids": tokens, "labels": (torch.arange(count) < count // 2).long()}
 
 
-def break_one_pair(process: PlantedProcess, tokens: Tensor, random: torch.Generator) -> None:
+def _break_one_pair(process: PlantedProcess, tokens: Tensor, random: torch.Generator) -> None:
     """Replaces the last token of one pair of every sequence, in place: int64 `[count, length]`."""
     chosen = torch.randint(len(process.pairs), (len(tokens),), generator=random)
     members = process.pair_positions[chosen]
@@ -448,7 +448,7 @@ def break_one_pair(process: PlantedProcess, tokens: Tensor, random: torch.Genera
         tokens[row, last] = (tokens[row, last] + step) % process.vocabulary
 
 
-def replace_end(process: PlantedProcess, tokens: Tensor, random: torch.Generator) -> None:
+def _replace_end(process: PlantedProcess, tokens: Tensor, random: torch.Generator) -> None:
     """Gives every sequence another one's second segment, in place: int64 `[count, length]`."""
     other = process.sample(len(tokens), random)
     if process.keys > 1:

@@ -242,19 +242,19 @@ def tokenize_text(
         return stored._replace(share=held_out, content=[*stored.content, f"{held_out:g}"])
     opened = None if tokenizer is None else open_tokenizer(tokenizer)
     spelled = f"trained:{vocabulary}" if opened is None else opened.to_str()
-    key = short_hash(FORMAT, read.__name__, *source_key(path, held_out), spelled)
+    key = short_hash(FORMAT, read.__name__, *_source_key(path, held_out), spelled)
 
     def write(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            files, held_files = local_text(path, held_out, Path(scratch))
+            files, held_files = _local_text(path, held_out, Path(scratch))
             made = opened or train_tokenizer(files, vocabulary, whole=bool(held_files))
             write_tokens(folder, made, files, held_files, read)
 
-    stored = cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
+    stored = _cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
     return stored if opened is None else stored._replace(tokenizer=opened)
 
 
-def cached_tokens(target: Path, write: Callable[[Path], None]) -> StoredTokens:
+def _cached_tokens(target: Path, write: Callable[[Path], None]) -> StoredTokens:
     """The tokens of the cache folder `target`, which are made where they are missing or damaged.
 
     One process at a time makes them, in a folder beside it that is then renamed, so that a killed
@@ -348,7 +348,7 @@ def read_test_text(
 
     named = hub.key() if hub else [content_hash(files)]
     key = short_hash(FORMAT, "test", read.__name__, *named, tokenizer.to_str())
-    return cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
+    return _cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
 
 
 def write_tokens(
@@ -380,7 +380,7 @@ def read_tokens(folder: Path) -> StoredTokens:
     return StoredTokens(train, held_out, made, about["content"])
 
 
-def source_key(path: Path | str, held_out: Path | str | None) -> list[str]:
+def _source_key(path: Path | str, held_out: Path | str | None) -> list[str]:
     """The parts of the name of a text's cache: hashes of its files, or the dataset's name."""
     if not is_hub(path) and not is_hub(held_out or ""):
         return [content_hash(files) for files in split_files(Path(path), held_out)]
@@ -393,7 +393,7 @@ def source_key(path: Path | str, held_out: Path | str | None) -> list[str]:
     return parts
 
 
-def local_text(
+def _local_text(
     path: Path | str, held_out: Path | str | None, folder: Path
 ) -> tuple[list[Path], list[Path]]:
     """Files of training and held-out text; what comes from the Hub is written to `folder`."""

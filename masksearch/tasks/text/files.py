@@ -98,7 +98,7 @@ def decode_utf8(raw: bytes, file: Path, line: int = 1) -> str:
         ) from error
 
 
-def decode_line(raw: bytes, file: Path, number: int) -> str:
+def _decode_line(raw: bytes, file: Path, number: int) -> str:
     """A line of text.
 
     Raises:
@@ -122,7 +122,7 @@ def marked_pieces(files: list[Path], stop: int | None = None) -> Iterator[tuple[
         mark, headings = DOCUMENT, False
         with file.open("rb") as handle:
             for number, raw in enumerate(handle, start=1):
-                for piece, size in line_pieces(decode_line(raw, file, number), len(raw)):
+                for piece, size in _line_pieces(_decode_line(raw, file, number), len(raw)):
                     if stop is not None and seen >= stop:
                         return
                     seen += size
@@ -147,7 +147,7 @@ def paragraph_pieces(files: list[Path]) -> Iterator[tuple[int, str]]:
         yield pending
 
 
-def line_pieces(line: str, size: int) -> Iterator[tuple[str, int]]:
+def _line_pieces(line: str, size: int) -> Iterator[tuple[str, int]]:
     """The line itself, or pieces of it where it is long, each with its bytes."""
     if len(line) <= 8 * WORDS:
         yield line, size
@@ -192,7 +192,7 @@ def hub_folder(name: str) -> Path | None:
     return path.resolve() if is_path else None
 
 
-def hub_offline() -> bool:
+def _hub_offline() -> bool:
     """Whether `HF_HUB_OFFLINE` is set, with which the Hub is never asked."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
@@ -200,7 +200,7 @@ def hub_offline() -> bool:
 def hub_answers() -> bool:
     """Whether the Hugging Face Hub answers within `HUB_SECONDS`. The libraries of the Hub
     themselves try for most of a minute."""
-    if hub_offline():
+    if _hub_offline():
         return False
     address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
@@ -226,7 +226,7 @@ def load_hub(name: str, config: str | None, remedy: str, *, streaming: bool = Fa
     folder = hub_folder(name)
     if folder is not None and not folder.is_dir():
         raise DataError(f"no such folder: {name} (of {PREFIX}{name})")
-    if folder is None and (streaming or not hub_offline()) and not hub_answers():
+    if folder is None and (streaming or not _hub_offline()) and not hub_answers():
         raise DataError(
             f"the Hugging Face Hub cannot be reached for {PREFIX}{name} (no network, or "
             f"HF_HUB_OFFLINE is set); {remedy}"
@@ -335,16 +335,16 @@ class HubText:
                 )
             rows = islice(iter(splits[name]), self.rows)
             first = list(islice(rows, PEEKED))
-            column = self.choose_column(first[0]) if first else ""
+            column = self._choose_column(first[0]) if first else ""
             texts = self.texts(chain(first, rows), column)
             head = list(islice(texts, PEEKED))
             lines = not all(text.strip() for text in head)
             with target.open("w", encoding="utf-8", newline="") as file:
                 for text in chain(head, texts):
-                    file.write(text + "\n" if lines else as_document(text))
+                    file.write(text + "\n" if lines else _as_document(text))
         return target
 
-    def choose_column(self, row: dict[str, Any]) -> str:
+    def _choose_column(self, row: dict[str, Any]) -> str:
         """The column that holds the text."""
         column = self.column or "text"
         if column in row:
@@ -369,6 +369,6 @@ class HubText:
             yield (text or "").replace("\0", "")
 
 
-def as_document(text: str) -> str:
+def _as_document(text: str) -> str:
     """A row as one document: no blank line inside, one after it."""
     return BLANK_LINES.sub("\n", text.strip()) + "\n\n"

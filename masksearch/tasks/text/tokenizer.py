@@ -85,9 +85,9 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
     """
     path = Path(name).expanduser()
     files = [path, path / "tokenizer.json", path / "vocab.txt"]
-    plain = next((read_plain(file) for file in files if file.is_file()), None)
-    if plain is None or not is_plain(path):
-        loaded = load_tokenizer(name)
+    plain = next((_read_plain(file) for file in files if file.is_file()), None)
+    if plain is None or not _is_plain(path):
+        loaded = _load_tokenizer(name)
         if not loaded.is_fast or loaded.split_special_tokens:  # no tokenizer.json holds the latter
             raise DataError(
                 f"{name}: no fast tokenizer (tokenizer.json), or split_special_tokens set"
@@ -97,7 +97,7 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
         made.no_truncation()
         if plain is None:
             return made
-        if same_rules(plain, made):  # protocol ids rest on the form in which it is written
+        if _same_rules(plain, made):  # protocol ids rest on the form in which it is written
             return plain
         if files[1].is_file() and not (path / "tokenizer_config.json").is_file():
             warn(
@@ -113,14 +113,14 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
     return plain
 
 
-def is_plain(path: Path) -> bool:
+def _is_plain(path: Path) -> bool:
     """Whether it is a file, or a folder with a `vocab.txt` and without settings."""
     settings = ("config.json", "tokenizer.json", "tokenizer_config.json")
     listed = (path / "vocab.txt").is_file()
     return path.is_file() or (listed and not any((path / each).is_file() for each in settings))
 
 
-def read_plain(path: Path) -> Tokenizer:
+def _read_plain(path: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json, or BERT's over a list with one token a line.
 
     Raises:
@@ -141,7 +141,7 @@ def read_plain(path: Path) -> Tokenizer:
     return made
 
 
-def same_rules(one: Tokenizer, two: Tokenizer) -> bool:
+def _same_rules(one: Tokenizer, two: Tokenizer) -> bool:
     """Whether two tokenizers, written down differently, do the same with every text."""
     described = [json.loads(each.to_str()) | {"post_processor": None} for each in (one, two)]
     for normalizer in (each["normalizer"] or {} for each in described):
@@ -150,7 +150,7 @@ def same_rules(one: Tokenizer, two: Tokenizer) -> bool:
     return described[0] == described[1] and text_prefix(one) == text_prefix(two)
 
 
-def load_tokenizer(name: str | Path) -> Any:
+def _load_tokenizer(name: str | Path) -> Any:
     """The tokenizer of a folder, or of a name on the Hub, as transformers reads it.
 
     Raises:
@@ -182,9 +182,9 @@ def open_whole(name: str | Path) -> Any | None:
         DataError: If there is none, or it cannot be read.
     """
     path = Path(name).expanduser()
-    if not is_plain(path):
-        return load_tokenizer(name)
-    if path.suffix != ".json" or (made := read_plain(path)).post_processor is None:
+    if not _is_plain(path):
+        return _load_tokenizer(name)
+    if path.suffix != ".json" or (made := _read_plain(path)).post_processor is None:
         return None
     from transformers import PreTrainedTokenizerFast
 
@@ -199,8 +199,8 @@ def special_ids(tokenizer: Tokenizer, source: str | Path | None = None) -> dict[
         tokenizer: A `tokenizers.Tokenizer`.
         source: What it was opened from; a folder's settings may give them any name.
     """
-    plain = source is None or is_plain(Path(source).expanduser())
-    return read_special_ids(tokenizer, None if plain else load_tokenizer(str(source)))
+    plain = source is None or _is_plain(Path(source).expanduser())
+    return read_special_ids(tokenizer, None if plain else _load_tokenizer(str(source)))
 
 
 def id_count(tokenizer: Tokenizer) -> int:
