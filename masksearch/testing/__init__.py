@@ -237,7 +237,7 @@ def run(strategy: Strategy, draws: int) -> list[Proposal]:
     return proposals
 
 
-def run_in_slots(
+def _run_in_slots(
     strategy: Strategy, draws: int, slots: int = 3
 ) -> tuple[list[Record], list[Record]]:
     """Several slots that finish in any order; the told records, and those still running."""
@@ -277,7 +277,7 @@ def assert_law(
     """An original and a copy of it go on alike, and know the same (`content`); with `any_order`
     one that is told in another order, too."""
     original = make()
-    told, running = run_in_slots(original, draws)
+    told, running = _run_in_slots(original, draws)
     copies = [resumed(make, told, running)]
     if any_order:
         shuffled = random.Random(1).sample(told, len(told))
