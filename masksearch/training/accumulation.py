@@ -99,7 +99,7 @@ class Accumulator:
     ) -> Tensor:
         """One forward and backward pass of every part of this process's own rows."""
         alone = self.group.size == 1
-        parts = [part for batch in rows for part in split_rows(batch, self.rows)]
+        parts = [part for batch in rows for part in _split_rows(batch, self.rows)]
         if len(parts) == 1 and alone:
             value = loss(model, parts[0]).sum()
             value.backward()  # type: ignore[no-untyped-call]
@@ -127,7 +127,7 @@ class Accumulator:
         return torch.stack(values).sum()
 
 
-def split_rows(batch: Batch, rows: int | None) -> Iterator[Batch]:
+def _split_rows(batch: Batch, rows: int | None) -> Iterator[Batch]:
     """Parts of at most that many rows, of even size, in order."""
     count = len(batch["input_ids"])
     if rows is None or count <= rows:
@@ -217,7 +217,7 @@ class Group:
         """Which of the flags is set on at least one process."""
         if self.size == 1 or not flags:
             return list(flags)
-        any_flags = torch.tensor(flags, dtype=torch.int32, device=device_of_numbers(device))
+        any_flags = torch.tensor(flags, dtype=torch.int32, device=_device_of_numbers(device))
         torch.distributed.all_reduce(any_flags, torch.distributed.ReduceOp.MAX)
         return [bool(flag) for flag in any_flags.tolist()]
 
@@ -229,7 +229,7 @@ class Group:
         """
         if self.size == 1:
             return
-        ends = torch.tensor([step, -step], device=device_of_numbers(device))
+        ends = torch.tensor([step, -step], device=_device_of_numbers(device))
         torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
         last, first = ends.tolist()
         if last != -first:
@@ -240,7 +240,7 @@ class Group:
             )
 
 
-def device_of_numbers(device: torch.device) -> torch.device:
+def _device_of_numbers(device: torch.device) -> torch.device:
     """Where a message of a few numbers lies: on the CPU, which does not wait for a GPU, unless
     the processes can only send what lies on the training's device."""
     return torch.device("cpu") if "cpu:" in torch.distributed.get_backend_config() else device

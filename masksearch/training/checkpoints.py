@@ -74,7 +74,7 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """The files that are there, newest step first."""
-        return sorted(self.folder.glob(f"{self.name}-*.safetensors"), key=step_of, reverse=True)
+        return sorted(self.folder.glob(f"{self.name}-*.safetensors"), key=_step_of, reverse=True)
 
     def save(
         self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
@@ -124,7 +124,7 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
 
-def step_of(path: Path) -> int:
+def _step_of(path: Path) -> int:
     """The step in a checkpoint's name; -1 for a foreign file."""
     digits = path.stem.rpartition("-")[2]
     return int(digits) if digits.isdigit() else -1
@@ -218,10 +218,10 @@ def provide_dense(
         DataError: If the file holds a model of another key.
         SearchError: If the folder cannot be written.
     """
-    if restore_dense(head, path, key):
+    if _restore_dense(head, path, key):
         return
     with hold_lock(path):
-        if restore_dense(head, path, key):  # by the process that held the lock
+        if _restore_dense(head, path, key):  # by the process that held the lock
             return
         checkpoints = Checkpoints(path.parent, f"{path.stem}.training", key)
         finetune(checkpoints)
@@ -263,7 +263,7 @@ def naming_remedy(path: Path) -> Iterator[None]:
         ) from error
 
 
-def restore_dense(head: nn.Module, path: Path, key: str) -> bool:
+def _restore_dense(head: nn.Module, path: Path, key: str) -> bool:
     """Loads weights that were kept under the same key; whether there are any.
 
     A damaged file is as good as none, with a warning.

@@ -196,11 +196,11 @@ def seeded_noise(device: torch.device, *seeds: int) -> Iterator[None]:
     """Draws from torch's global generators (dropout) follow from these seeds; afterwards
     the generators are as they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        seed_generators(device, mixed_seed(*seeds))
+        _seed_generators(device, mixed_seed(*seeds))
         yield
 
 
-def seed_generators(device: torch.device, seed: int) -> None:
+def _seed_generators(device: torch.device, seed: int) -> None:
     """Seeds torch's global generators, of the CPU and of a GPU."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
@@ -283,7 +283,7 @@ class Training:
         groups = parameter_groups(self.model, self.config.weight_decay)
         self.trained = [p for group in groups for p in cast("list[Tensor]", group["params"])]
         self.device = self.trained[0].device if self.trained else torch.device("cpu")
-        self.optimiser = build_optimiser(groups, self.config)
+        self.optimiser = _build_optimiser(groups, self.config)
         self.group = group()
         self.accumulator = Accumulator(group=self.group)
         self.done = 0  # optimiser steps
@@ -314,7 +314,7 @@ class Training:
                 continue
             if time.monotonic() - saved < self.checkpoints.seconds:
                 continue
-            self.check_losses()
+            self._check_losses()
             full = save_or_warn(self.checkpoints, self.done, *self.state(), warned=full)
             saved = time.monotonic()
 
@@ -331,7 +331,7 @@ class Training:
         self.unread.append((self.done + 1, loss))
         last = self.done + 1 == self.config.steps
         if not cuda or last or len(self.unread) >= UNREAD:
-            self.check_losses()  # before the update, on every process: none waits for another
+            self._check_losses()  # before the update, on every process: none waits for another
         self.group.sum_gradients(self.trained, self.device)
 
         if self.config.optimiser == "adamw":  # LAMB clips by itself
@@ -347,7 +347,7 @@ class Training:
         if self.noise_seed is None:
             return
         rank = () if self.group.first else (self.group.rank,)
-        seed_generators(self.device, mixed_seed(self.noise_seed, self.done, *rank))
+        _seed_generators(self.device, mixed_seed(self.noise_seed, self.done, *rank))
 
     def next_batch(self) -> Batch:
         """The next batch.
@@ -360,7 +360,7 @@ class Training:
             raise ValueError(f"the batches ended after {self.done} of {self.config.steps} steps")
         return batch
 
-    def check_losses(self) -> None:
+    def _check_losses(self) -> None:
         """Looks at the losses since the last look, with one wait for a GPU.
 
         Raises:
@@ -423,7 +423,9 @@ def save_or_warn(
     return warned
 
 
-def build_optimiser(groups: list[dict[str, object]], config: TrainConfig) -> torch.optim.Optimizer:
+def _build_optimiser(
+    groups: list[dict[str, object]], config: TrainConfig
+) -> torch.optim.Optimizer:
     """The optimiser of that configuration."""
     if config.optimiser == "lamb":
         return Lamb(

@@ -47,7 +47,7 @@ def one_of(kind: Any, default: str | None, what: str = "") -> Any:
     return field(default=default, metadata={"names": get_args(kind), "what": what})
 
 
-def rules_of(kind: type) -> dict[str, Mapping[str, Any]]:
+def _rules_of(kind: type) -> dict[str, Mapping[str, Any]]:
     """Name -> rule of its field; a class that gives a field another default keeps its rule."""
     declared = [vars(base).get("__dataclass_fields__", {}) for base in reversed(kind.__mro__)]
     every = [each for fields in declared for each in fields.values() if each.metadata]
@@ -68,14 +68,14 @@ class Settings:
             type.__setattr__(cls, "__repr__", Settings.__repr__)
 
     def __repr__(self) -> str:
-        usual, settings = usual_settings(type(self)), read_settings(self).items()
+        usual, settings = _usual_settings(type(self)), read_settings(self).items()
         shown = [f"{n}={value!r}" for n, value in settings if n not in usual or value != usual[n]]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __post_init__(self) -> None:
         own_numbers(self)
         settings = vars(self)
-        for name, rule in rules_of(type(self)).items():
+        for name, rule in _rules_of(type(self)).items():
             if (value := settings.get(name)) is None:
                 continue
             if "least" in rule and value < rule["least"]:
@@ -280,7 +280,7 @@ def settings_fields(kind: Any) -> dict[str, Any]:
     return {each.name: each for each in fields(kind) if each.init and each.repr}
 
 
-def usual_settings(kind: Any) -> dict[str, Any]:
+def _usual_settings(kind: Any) -> dict[str, Any]:
     """Name -> default of what a dataclass takes, where there is one."""
     usual = {name: each.default for name, each in settings_fields(kind).items()}
     return {name: value for name, value in usual.items() if value is not MISSING}
