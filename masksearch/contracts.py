@@ -109,14 +109,14 @@ class Report:
         for name in self.values:
             if not isinstance(name, str):
                 raise EvaluatorError(f"reported names are text, as {str(name)!r}; got {name!r}")
-        plain = {name: plain_number(name, value) for name, value in self.values.items()}
+        plain = {name: _plain_number(name, value) for name, value in self.values.items()}
         own_numbers(self)
         if whole(self.step) is None or self.step < 0:
             raise EvaluatorError(f"a Report's step is a whole number >= 0, got {self.step!r}")
         object.__setattr__(self, "values", plain)
 
 
-def plain_number(name: str, value: Any) -> float:
+def _plain_number(name: str, value: Any) -> float:
     """A reported value as Python's own number; an EvaluatorError names the line to write."""
     if type(value) in (float, int, bool):
         return value  # type: ignore[no-any-return]

@@ -361,13 +361,13 @@ def search(
     2
     """
     check_evaluator(evaluator)
-    check_amounts(trials, seconds, seed, bool(baselines or (budget and baselines is None)))
+    _check_amounts(trials, seconds, seed, bool(baselines or (budget and baselines is None)))
     trials, seed = whole(trials), int(seed)  # NumPy's, as no JSON takes
     reported = [objective.name for objective in evaluator.objectives]
     measured = evaluator.measure_names
     constraints = [constraints] if isinstance(constraints, str) else constraints
     limits = [parse_constraint(text, reported, measured) for text in constraints]
-    run, place = Path(run).expanduser().absolute(), read_executor(executor)
+    run, place = Path(run).expanduser().absolute(), _read_executor(executor)
     budgets, options = read_budgets(budget), dict(strategy_options or {})
     if budgets and isinstance(space, Units):
         space = with_costs(space, evaluator, None, required=True)
@@ -381,9 +381,9 @@ def search(
         "constraints": json.dumps(list(constraints)),
         "budget": json.dumps(budgets) if budgets else "",
         "scheduler": "" if scheduler is None else hide_passwords(repr(scheduler)),
-        **evaluator_facts(evaluator),
+        **_evaluator_facts(evaluator),
     }
-    with one_at_a_time(), StudyStore(run, storage) as store:
+    with _one_at_a_time(), StudyStore(run, storage) as store:
         chosen = build_strategy(
             strategy,
             space,
@@ -394,7 +394,7 @@ def search(
             constraints=limits,
             budgets=budgets,
         )
-        warn_of_few(chosen, name, trials, len(budgets))
+        _warn_of_few(chosen, name, trials, len(budgets))
         begun = store.stored_facts()
         opening = plan_opening(given, baselines, chosen, space, evaluator, budgets, begun)
         store.create(evaluator.objectives, facts | opening.facts)
@@ -417,11 +417,11 @@ def search(
             listeners=listeners,
             queue=opening.queue(seed),
         )
-        run_session(session, place, progress, name)
+        _run_session(session, place, progress, name)
     return Study(run, storage, store)
 
 
-def read_executor(executor: Any) -> Any:
+def _read_executor(executor: Any) -> Any:
     """An executor, or the one of that name on the command line."""
     if executor == "ray":
         from masksearch.executors.ray import RayTune
@@ -431,7 +431,7 @@ def read_executor(executor: Any) -> Any:
 
 
 @contextmanager
-def one_at_a_time() -> Iterator[None]:
+def _one_at_a_time() -> Iterator[None]:
     """Waits until no other thread of this process searches or compares: torch's random numbers,
     by which models begin and drop out, and Python's warnings are those of the process."""
     if not SEARCHING.acquire(blocking=False):
@@ -446,7 +446,7 @@ def one_at_a_time() -> Iterator[None]:
         SEARCHING.release()
 
 
-def check_amounts(trials: int | None, seconds: float | None, seed: int, baselines: bool) -> None:
+def _check_amounts(trials: int | None, seconds: float | None, seed: int, baselines: bool) -> None:
     """Refuses a search without an end, or whose numbers are none.
 
     Raises:
@@ -462,7 +462,7 @@ def check_amounts(trials: int | None, seconds: float | None, seed: int, baseline
         raise SearchError(f"seconds must be positive, got {seconds:g}")
 
 
-def warn_of_few(strategy: Strategy, name: str, trials: int | None, budgets: int) -> None:
+def _warn_of_few(strategy: Strategy, name: str, trials: int | None, budgets: int) -> None:
     """Warns where a strategy has no trials left for what it chooses."""
     needed = getattr(strategy, "jobs", 0) + budgets  # a job judges no mask
     if trials and budgets and trials < needed > budgets:
@@ -562,7 +562,7 @@ def compare(
     """
     check_evaluator(evaluator)
     run, seeds = Path(run).expanduser().absolute(), read_seeds(seeds)
-    place = read_executor(executor)
+    place = _read_executor(executor)
     margin = check_margin(margin, evaluator.objectives[0])
     evaluator = on_split(evaluator, split)
     seeds = seeds[:1] if evaluator.seedless else seeds
@@ -570,9 +570,9 @@ def compare(
     front = None if front_of is None else front_of.store
     compared = read_candidates(candidates, evaluator, front, budgets, kinds, storage)
     check_against(against, compared.prints)
-    with one_at_a_time(), StudyStore(run, storage) as store:
+    with _one_at_a_time(), StudyStore(run, storage) as store:
         stored = STORED_SPLITS[evaluator.split] if evaluator.split else ""
-        facts = {"kind": "compare", "half": stored, **evaluator_facts(evaluator)}
+        facts = {"kind": "compare", "half": stored, **_evaluator_facts(evaluator)}
         store.create(evaluator.objectives, facts)
         store.note_call(describe_call(evaluator, seeds=seeds, executor=place))
         before = store.records()
@@ -604,7 +604,7 @@ def compare(
         )
         slots = getattr(place, "slots", 1)
         plan = compared.plan(judged, seeds, evaluator, len(session.queue), slots)
-        run_session(session, place, progress, "compare", plan)
+        _run_session(session, place, progress, "compare", plan)
         records = [
             record
             for record in store.records()
@@ -614,7 +614,7 @@ def compare(
         return Comparison.of(*about, run=run, shape=evaluator.shape, storage=storage)
 
 
-def run_session(
+def _run_session(
     session: Session,
     executor: Executor,
     progress: Literal["auto"] | None,
@@ -650,7 +650,7 @@ def run_session(
             raise
 
 
-def evaluator_facts(evaluator: Evaluator) -> dict[str, str]:
+def _evaluator_facts(evaluator: Evaluator) -> dict[str, str]:
     """The facts that must not change between two calls on one run folder."""
     read_out = str(evaluator_settings(evaluator).get("read_out", READ_OUT))
     return {

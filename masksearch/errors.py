@@ -278,7 +278,7 @@ def install_command(extra: str) -> str:
     return f'pip install "masksearch[{extra}]"'  # adds to what is installed
 
 
-def outside_level() -> int:
+def _outside_level() -> int:
     """The `stacklevel` at which a warning points at whoever has called masksearch."""
     level, outside = 0, 1
     frame: FrameType | None = sys._getframe(1)
@@ -292,7 +292,7 @@ def outside_level() -> int:
 
 def warn(text: str, kind: type[Warning] = UserWarning) -> None:
     """Warns whoever has called masksearch."""
-    warnings.warn(text, kind, stacklevel=outside_level())
+    warnings.warn(text, kind, stacklevel=_outside_level())
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

@@ -192,7 +192,7 @@ def sparsify(
         faster=faster,
     )
     check_folder(request)
-    if (ended := read_ended(request.out, request.asked)) is not None:
+    if (ended := _read_ended(request.out, request.asked)) is not None:
         return ended
     request, full = prepare(request)
     studies = search_masks(request, full)
@@ -228,7 +228,7 @@ class SparsifyRequest:
 
     def __post_init__(self) -> None:
         if self.faster is not None:
-            self.check_target(self.faster)
+            self._check_target(self.faster)
         for name, least in (("recover_steps", 0), ("seeds", 1), ("trials", 1)):
             number = getattr(self, name)
             if number is not None and (whole(number) is None or number < least):
@@ -248,7 +248,7 @@ class SparsifyRequest:
                 f"{self.recover_steps}; leave it out, or give 0 (--recover-steps 0)"
             )
 
-    def check_target(self, faster: float) -> None:
+    def _check_target(self, faster: float) -> None:
         """Refuses a time that is none, or stands beside what it takes the place of."""
         if not (isinstance(faster, int | float) and 1 < faster < math.inf):
             raise ValueError(
@@ -363,7 +363,7 @@ class Shortlist:
 def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
     """Says what is to come, and fine-tunes the dense model: the request with its share of the
     pairs, and the evaluator that judges masks on that model, on the rows that searches read."""
-    start = build_judge(request)
+    start = _build_judge(request)
     if isinstance(start, GlueEvaluator):
         request.say(start.describe(start.downstream[0]))
     if request.faster is not None:
@@ -392,8 +392,8 @@ def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
         request.say(describe_work(start, request.seed, hand, gates, rungs, left))
     write_text_in_one_move(request.run / CALL, json.dumps(request.about, indent=1) + "\n")
     with progress_of_trainings("sparsify") if request.progress else nullcontext():
-        weights = dense_model(start, request.run, request.seed)
-        full = adjust(start, weights=weights, keep_recovered=True)
+        weights = _dense_model(start, request.run, request.seed)
+        full = _adjust(start, weights=weights, keep_recovered=True)
         full.on("holdout").provide_models(request.seed)  # refused here, not after the search
     return request, full
 
@@ -429,14 +429,14 @@ def shortlist(request: SparsifyRequest, full: Judge, studies: Mapping[str, Study
     found, hand = choose_candidates(studies, 1.0 if request.target else request.limit)
     searched: Mapping[str, Record | Mask] = found
     if request.target is not None:
-        searched = fit_to_time(request.target, studies, found)
+        searched = _fit_to_time(request.target, studies, found)
     if not request.recover_steps or len(hand) < 2:
         return Shortlist(searched, hand, {})
     judge = partial(compare, seeds=[request.seed], split="validation", **request.how)
     return Shortlist(searched, *halve(hand, full, judge, request.run, request.say))
 
 
-def fit_to_time(
+def _fit_to_time(
     target: Target, studies: Mapping[str, Study], found: Mapping[str, Record]
 ) -> dict[str, Record | Mask]:
     """The best mask of each search, if it meets the time, else one of a lower share that is cut
@@ -446,13 +446,13 @@ def fit_to_time(
         assert each.mask is not None
         [gates] = [r.artifacts["gates"] for r in study.records() if "gates" in r.artifacts]
         result = DamResult.load(path_inside(study.run, gates))
-        cut = partial(cut_at, result)
+        cut = partial(_cut_at, result)
         mask = target.fit(name, each.mask, cut)
         fitting[name] = each if mask == each.mask else mask
     return fitting
 
 
-def cut_at(result: DamResult, share: float) -> Mask:
+def _cut_at(result: DamResult, share: float) -> Mask:
     """The mask of that share of the pairs, at most."""
     return result.mask(sparsity=1 - share, within=True)
 
@@ -475,7 +475,7 @@ def judge_masks(
             return judged
         return replace(judged, budgets=dict.fromkeys(candidates.searched, request.limit))
 
-    plain = judge(adjust(full, adapt="none"), PLAIN)
+    plain = judge(_adjust(full, adapt="none"), PLAIN)
     if not request.recover_steps:
         return plain, plain
     for each in [*compared][1:]:
@@ -506,14 +506,14 @@ def save(
     advice = comparison.recommend(1.0 if request.target else request.limit)
     taken = comparison.entries[advice.name]
     by_seed = {
-        each: score_to_choose(full, advice.mask, each, request.run) for each in taken.scores
+        each: _score_to_choose(full, advice.mask, each, request.run) for each in taken.scores
     }
     middle = statistics.median_low(by_seed.values())
     seed = next(each for each, score in by_seed.items() if score == middle)
     saved = {"mask": taken.name, "score": taken.scores[seed], "density": 1 - taken.sparsity}
     if request.recover_steps:
         saved |= {"seed": seed, "scores on rows of the search": by_seed}
-    speed = time_judged(request, comparison)
+    speed = _time_judged(request, comparison)
     records = [record for each in studies.values() for record in each.records()]
     records += [record for each in candidates.rungs.values() for record in each.records]
     records += [*plain.records, *(comparison.records if request.recover_steps else ())]
@@ -531,7 +531,7 @@ def save(
         **speed,
     }
     if speed:
-        first = describe_speed(request, comparison, advice.name, speed["times as fast"])
+        first = _describe_speed(request, comparison, advice.name, speed["times as fast"])
         result["answer"] = f"{first} {result['answer']}"
     about = result["answer"], result["model"], result["task"]
     model = full.adapted(advice.mask, seed=seed)
@@ -542,7 +542,7 @@ def save(
     limit_length(out, model)
     if speed:
         middles = {name: middle for name, (_, middle, _) in speed["times as fast"].items()}
-        comparison = annotated(comparison, "times as fast", {"dense": 1.0} | middles)
+        comparison = _annotated(comparison, "times as fast", {"dense": 1.0} | middles)
     comparison = replace(comparison, notes={"answer": result["answer"]})
     page = comparison.report(request.run / "report" / "report.html").read_text("utf-8")
     page = page.replace("Beside this page", f"In {RUN}/report")  # where its files lie
@@ -564,8 +564,8 @@ def facts_of(
     loss = comparison.difference(taken, comparison.entries["dense"])
     parts = [f"{advice.sentence} {describe_kept(full, plain, taken.name)}"]
     facts: dict[str, Any] = {"outcome": advice.outcome}
-    facts |= {"difference": difference_as_json(advice.difference)}
-    facts |= {"minus dense": difference_as_json(loss), "masks": rows_as_json(comparison)}
+    facts |= {"difference": _difference_as_json(advice.difference)}
+    facts |= {"minus dense": _difference_as_json(loss), "masks": _rows_as_json(comparison)}
     facts |= {"agreement with the dense model": vars(agreement_of(plain, taken))}
     if steps:
         if not full.keeps_answers:
@@ -575,15 +575,15 @@ def facts_of(
             parts.append(AGAIN.format(len(taken.scores) + 2))
         untrained = plain.difference(plain.entries[taken.name], plain.entries["dense"])
         rungs = {count: scores_of(rung) for count, rung in candidates.rungs.items()}
-        facts |= {"hand-designed by steps": rungs, "masks as they are": rows_as_json(plain)}
+        facts |= {"hand-designed by steps": rungs, "masks as they are": _rows_as_json(plain)}
         facts |= {"ahead by seed": advice.by_seed}
-        facts |= {"minus dense as it is": difference_as_json(untrained)}
+        facts |= {"minus dense as it is": _difference_as_json(untrained)}
     kept = f"It keeps {1 - taken.sparsity:.1%} of the non-padding query-key pairs"
     parts.append(kept + (".", "; pairs are not seconds.")[request.target is None])
     return {"answer": " ".join(parts), **facts}
 
 
-def time_judged(request: SparsifyRequest, comparison: Comparison) -> dict[str, Any]:
+def _time_judged(request: SparsifyRequest, comparison: Comparison) -> dict[str, Any]:
     """How fast the model is under the masks that were judged, timed once more; nothing where no
     time was asked for."""
     if (target := request.target) is None:
@@ -596,7 +596,7 @@ def time_judged(request: SparsifyRequest, comparison: Comparison) -> dict[str, A
     return {"times as fast": quartiles, "speed": asked}
 
 
-def describe_speed(
+def _describe_speed(
     request: SparsifyRequest,
     comparison: Comparison,
     taken: str,
@@ -620,7 +620,7 @@ def describe_speed(
     return words
 
 
-def build_judge(request: SparsifyRequest) -> Judge:
+def _build_judge(request: SparsifyRequest) -> Judge:
     """Judges masks on the model that is given, on the rows that searches read."""
     fields: dict[str, Any] = {**request.settings, "split": "validation"}
     fields.pop(TIME_BATCH, None)
@@ -634,7 +634,7 @@ def build_judge(request: SparsifyRequest) -> Judge:
     return GlueEvaluator(None, request.data, **named, **fields)
 
 
-def adjust(judge: Judge, **changes: Any) -> Judge:
+def _adjust(judge: Judge, **changes: Any) -> Judge:
     """The evaluator with other settings of what is trained; an embedding model has none."""
     return judge if isinstance(judge, EmbeddingEvaluator) else replace(judge, **changes)
 
@@ -660,7 +660,7 @@ def check_folder(request: SparsifyRequest) -> None:
         )
 
 
-def read_ended(out: Path, asked: Mapping[str, Any]) -> Sparsified | None:
+def _read_ended(out: Path, asked: Mapping[str, Any]) -> Sparsified | None:
     """The result of the same call, where it has ended: nothing is trained or read again."""
     path, run = out / RESULT, out / RUN
     result = json.loads(path.read_text("utf-8")) if path.is_file() else {}
@@ -678,10 +678,10 @@ def read_ended(out: Path, asked: Mapping[str, Any]) -> Sparsified | None:
 def beside(comparison: Comparison, plain: Comparison) -> Comparison:
     """Masks after recovery, each with its score as it is beside the others."""
     untrained = {name: each.score.value for name, each in plain.entries.items()}
-    return annotated(comparison, UNTRAINED, untrained)
+    return _annotated(comparison, UNTRAINED, untrained)
 
 
-def annotated(comparison: Comparison, word: str, values: Mapping[str, float]) -> Comparison:
+def _annotated(comparison: Comparison, word: str, values: Mapping[str, float]) -> Comparison:
     """Masks with one more value each, under that word beside the task's scores."""
     task, *_ = comparison.tasks
     records = [
@@ -719,7 +719,7 @@ def agreement_of(plain: Comparison, masked: MaskRuns) -> Agreement:
     return agreement(dense.predictions[part], own.predictions[part])
 
 
-def dense_model(start: Judge, run: Path, seed: int) -> Path:
+def _dense_model(start: Judge, run: Path, seed: int) -> Path:
     """The folder of the fine-tuned model: the checkpoint itself where it has a head, or embeds."""
     given, folder = find_folder(str(start.weights))[1], run / MODEL
     if isinstance(start, EmbeddingEvaluator) or tuned_kind(given) is not None:
@@ -738,7 +738,7 @@ def dense_model(start: Judge, run: Path, seed: int) -> Path:
 def in_part(full: Judge, part: int) -> Judge:
     """The evaluator with a part of the steps of recovery, whose weights are not kept."""
     steps = max(1, full.recover_steps // part)
-    return adjust(full, recover_steps=steps, keep_recovered=False)
+    return _adjust(full, recover_steps=steps, keep_recovered=False)
 
 
 def choose_candidates(
@@ -807,7 +807,7 @@ def halve(
     return hand, rungs
 
 
-def score_to_choose(full: Judge, mask: Mask, seed: int, run: Path) -> float:
+def _score_to_choose(full: Judge, mask: Mask, seed: int, run: Path) -> float:
     """The score on rows of the search of a recovery that was kept; no training."""
     *_, last = full(mask, seed=seed, workdir=run / "choose" / str(seed))
     return last.values[full.objectives[0].name]
@@ -818,7 +818,7 @@ def scores_of(rung: Comparison) -> dict[str, float]:
     return {name: each.score.value for name, each in rung.entries.items()}
 
 
-def rows_as_json(comparison: Comparison) -> list[dict[Any, Any]]:
+def _rows_as_json(comparison: Comparison) -> list[dict[Any, Any]]:
     """The rows of a comparison's frame; without seeds where these change nothing."""
     frame = comparison.frame()
     if comparison.seedless:
@@ -826,7 +826,7 @@ def rows_as_json(comparison: Comparison) -> list[dict[Any, Any]]:
     return frame.to_dict("records")
 
 
-def difference_as_json(gap: PairedDifference | None) -> dict[str, Any] | None:
+def _difference_as_json(gap: PairedDifference | None) -> dict[str, Any] | None:
     """A difference with its interval; not known is null."""
     if gap is None:
         return None

@@ -218,23 +218,23 @@ def definition_hashes(function: Callable[..., Any]) -> dict[str, str]:
         file = inspect.getsourcefile(owner) or ""
         text = Path(file).read_text(encoding="utf-8") if source is None else source
         with PARSING:
-            defined = top_definitions(text)
+            defined = _top_definitions(text)
     except (OSError, TypeError, SyntaxError, ValueError):
         defined = {}
     if name not in defined or "<locals>" in owner.__qualname__:
-        return {name: hash_owner(owner) if source is None else text_hash(plain_text(source))}
+        return {name: _hash_owner(owner) if source is None else text_hash(_plain_text(source))}
     used: dict[str, str] = {}
     waiting = [name]
     while waiting:
         one = waiting.pop()
         if one in defined and one not in used:
             nodes = defined[one]
-            used[one] = text_hash("\n".join(map(plain_code, nodes)))
+            used[one] = text_hash("\n".join(map(_plain_code, nodes)))
             waiting += {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
     return dict(sorted(used.items()))
 
 
-def hash_owner(owner: Any) -> str:
+def _hash_owner(owner: Any) -> str:
     """The hash of the plain source of a function or class; where there is none (`python -c`), of
     its byte code: of its own + with the names in it.
 
@@ -242,24 +242,24 @@ def hash_owner(owner: Any) -> str:
         UserCodeError: If the code holds what has no text that is the same in every process.
     """
     try:
-        return text_hash(plain_text(textwrap.dedent(inspect.getsource(owner))))
+        return text_hash(_plain_text(textwrap.dedent(inspect.getsource(owner))))
     except (OSError, TypeError):
         code = getattr(owner, "__code__", None)
     codes = [code] if code else [f.__code__ for f in vars(owner).values() if inspect.isfunction(f)]
-    first = repr((code.co_code, plain_constant(code.co_consts))) if code else owner.__qualname__
-    return f"{text_hash(first)}+{text_hash(repr(plain_constant(tuple(codes))))}"
+    first = repr((code.co_code, _plain_constant(code.co_consts))) if code else owner.__qualname__
+    return f"{text_hash(first)}+{text_hash(repr(_plain_constant(tuple(codes))))}"
 
 
-def plain_constant(value: Any) -> Any:
+def _plain_constant(value: Any) -> Any:
     """A constant of byte code as a value whose `repr` is the same in every process."""
     match value:
         case CodeType():
             names = (value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars)
-            return ("code", value.co_code, plain_constant(value.co_consts), names)
+            return ("code", value.co_code, _plain_constant(value.co_consts), names)
         case frozenset():
-            return ("frozenset", *sorted(repr(plain_constant(each)) for each in value))
+            return ("frozenset", *sorted(repr(_plain_constant(each)) for each in value))
         case tuple():
-            return tuple(map(plain_constant, value))
+            return tuple(map(_plain_constant, value))
         case bool() | int() | float() | complex() | str() | bytes() | None | EllipsisType():
             return value
     raise UserCodeError(
@@ -268,16 +268,16 @@ def plain_constant(value: Any) -> Any:
     )
 
 
-def plain_text(text: str) -> str:
+def _plain_text(text: str) -> str:
     """A text as plain code where it is Python, else as it is."""
     try:
         with PARSING:
-            return plain_code(ast.parse(text))
+            return _plain_code(ast.parse(text))
     except (SyntaxError, ValueError):
         return text
 
 
-def top_definitions(text: str) -> dict[str, list[ast.stmt]]:
+def _top_definitions(text: str) -> dict[str, list[ast.stmt]]:
     """Names that a file defines at its top, with the statements that do."""
     by_name: dict[str, list[ast.stmt]] = {}
     for node in ast.parse(text).body:
@@ -297,7 +297,7 @@ def top_definitions(text: str) -> dict[str, list[ast.stmt]]:
     return by_name
 
 
-def plain_code(node: ast.AST) -> str:
+def _plain_code(node: ast.AST) -> str:
     """Code without comments, docstrings and formatting."""
     node = copy.deepcopy(node)
     for each in ast.walk(node):
