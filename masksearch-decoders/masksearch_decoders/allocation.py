@@ -123,7 +123,7 @@ class AllocateStrategy:
         totals: Table = (),
     ) -> None:
         if not isinstance(method, str):
-            check_scores(method, units)
+            _check_scores(method, units)
         elif method not in METHODS:
             raise unknown_name("method:", method, (*METHODS, "gates", "a file of gates"))
         if tries is not None and (method != "greedy" or tries < 1):
@@ -192,7 +192,7 @@ class AllocateStrategy:
                 self.gains[allocation] = value if self.objective.goal == "max" else -value
 
     @property
-    def judges_alone(self) -> bool:
+    def _judges_alone(self) -> bool:
         """Whether each unit is judged alone, for its score."""
         if self.training is not None or not isinstance(self.method, str):
             return False
@@ -202,7 +202,7 @@ class AllocateStrategy:
     def least_trials(self) -> int:
         """Trials that it takes before one is chosen by what others have shown, within each of the
         budgets of `"exchange"` (of larger ones some masks are known by then)."""
-        alone = len(self.units.names) * self.units.top if self.judges_alone else 0
+        alone = len(self.units.names) * self.units.top if self._judges_alone else 0
         if self.method == "greedy":
             return 2 + (alone or len(self.units.names))
         if self.method == "exchange":
@@ -213,7 +213,7 @@ class AllocateStrategy:
     def most_trials(self) -> int:
         """Trials of the whole plan, at most."""
         count, top = len(self.units.names), self.units.top
-        alone = count * top if self.judges_alone else 0
+        alone = count * top if self._judges_alone else 0
         if self.method == "exchange":
             sums = count.bit_length() * max(len(self.totals), 1)
             return 2 + len(self.budgets) * (top + 1 + ROUNDS * (self.changes + sums))
@@ -240,11 +240,11 @@ class AllocateStrategy:
         local, full = (0,) * count, tuple(row.index(max(row)) for row in costs)
         importance: list[list[float]] | None = None
         if self.trained is not None:
-            self.method = self.read_gates(self.trained)
+            self.method = self._read_gates(self.trained)
         yield (local, full)
         if not isinstance(self.method, str):
             importance = [list(self.method[name]) for name in self.units.names]
-        elif self.judges_alone:
+        elif self._judges_alone:
             start = full if self.method == "ablate" else local
             alone = [[replaced(start, u, at) for at in range(top + 1)] for u in range(count)]
             yield [each for levels in alone for each in levels if each != start]
@@ -255,7 +255,7 @@ class AllocateStrategy:
         if self.method == "greedy":
             yield from self.rounds(local, importance)
         elif self.method == "exchange":
-            yield from self.exchanges()
+            yield from self._exchanges()
         elif importance is not None and self.budgets and self.training is None:
             yield [self.costs.solve(importance, budget)[0] for budget in self.budgets]
         elif importance is not None:
@@ -264,9 +264,9 @@ class AllocateStrategy:
                 [each for each in path if within(self.costs.of(each), budget)][-1]
                 for budget in self.budgets
             ]
-            yield paid or [path[at] for at in coarse_to_fine(len(path))]
+            yield paid or [path[at] for at in _coarse_to_fine(len(path))]
 
-    def read_gates(self, record: Record) -> dict[str, list[float]]:
+    def _read_gates(self, record: Record) -> dict[str, list[float]]:
         """The scores that the gates of the first job stand for."""
         if "gates" not in record.artifacts:
             raise SearchError(
@@ -313,7 +313,7 @@ class AllocateStrategy:
                 return  # all were stopped by a constraint, or failed
             now = replaced(now, *min(scored, key=lambda move: (-scored[move], move)))
 
-    def exchanges(self) -> Iterator[Sequence[Allocation]]:
+    def _exchanges(self) -> Iterator[Sequence[Allocation]]:
         """Within each budget, moves what units hold from one to another while that is better."""
         count = len(self.units.names)
         judged = dict[Allocation, None]()  # by this plan, whatever else is known already
@@ -324,7 +324,7 @@ class AllocateStrategy:
                 batch = self.sums(alike[-1], {}, budget, count)
             yield batch
             judged |= dict.fromkeys(batch)
-            now = around = self.best_of(judged, budget)
+            now = around = self._best_of(judged, budget)
             for _ in range(ROUNDS):
                 yield (changed := self.changed(around))
                 gains = {e: self.gains[e] - self.gain(around) for e in changed if e in self.gains}
@@ -332,14 +332,14 @@ class AllocateStrategy:
                 sums = [each for most in limits for each in self.sums(around, gains, budget, most)]
                 yield (sums := [*dict.fromkeys(sums)])
                 judged |= dict.fromkeys([*changed, *sums])
-                if (best := self.best_of(judged, budget)) != now:
+                if (best := self._best_of(judged, budget)) != now:
                     now = around = best
                 elif around != alike[0]:
                     around = alike[0]  # there a unit shows that is worth nothing without another
                 else:
                     break
 
-    def best_of(self, judged: Iterable[Allocation], budget: float) -> Allocation:
+    def _best_of(self, judged: Iterable[Allocation], budget: float) -> Allocation:
         """The best within a budget, the first of equals."""
         return max((e for e in judged if within(self.costs.of(e), budget)), key=self.gain)
 
@@ -450,7 +450,7 @@ def build_allocation(search: StrategyRequest) -> AllocateStrategy:
             )
         del arguments["method"]
         config = one_shot_config(options, evaluator)
-        arguments |= {"training": gate_training(gates, config, units), "run": search.run}
+        arguments |= {"training": _gate_training(gates, config, units), "run": search.run}
     elif gates or config:
         raise SearchError("gates and config belong to method='gates', which trains them")
     elif isinstance(method, Path) or (isinstance(method, str) and method.endswith(".safetensors")):
@@ -470,7 +470,7 @@ KIND = StrategySpec(
 )
 
 
-def gate_training(gates: Mapping[str, Any], config: Mapping[str, Any], units: Units) -> OneShot:
+def _gate_training(gates: Mapping[str, Any], config: Mapping[str, Any], units: Units) -> OneShot:
     """The job that trains gates of each unit's own, switches unless another structure is named.
 
     Raises:
@@ -499,7 +499,7 @@ def gate_training(gates: Mapping[str, Any], config: Mapping[str, Any], units: Un
     return training
 
 
-def check_scores(scores: Scores, units: Units) -> None:
+def _check_scores(scores: Scores, units: Units) -> None:
     """Refuses scores that are not one finite number for each level of each unit."""
     for name in scores:
         check_name("unit", name, units.names)
@@ -512,7 +512,7 @@ def check_scores(scores: Scores, units: Units) -> None:
             )
 
 
-def coarse_to_fine(count: int) -> list[int]:
+def _coarse_to_fine(count: int) -> list[int]:
     """Indices from 0 to `count` - 1: the ends, then each time the middles of what lies between.
 
     >>> coarse_to_fine(6)

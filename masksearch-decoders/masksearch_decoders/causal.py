@@ -347,7 +347,7 @@ class CausalEvaluator(
             batch = self.batch
             recover = self.task().train_digest, batch, self.recover_config.identity
         return ({"tasks": prompts} if prompts else {}) | {
-            "model": self.weights_settings(),
+            "model": self._weights_settings(),
             "rows": self.rows.digest(),
             "half": STORED_SPLITS[self.split],
             "adapt": self.adapts,
@@ -357,7 +357,7 @@ class CausalEvaluator(
             "precision": self.precision,
         }
 
-    def weights_settings(self) -> dict[str, object]:
+    def _weights_settings(self) -> dict[str, object]:
         """The settings of the weights that a mask is put on, or that are trained under it."""
         if self.start is not None and self.adapts != "train":
             named = {"weights": self.start.digest, "length": self.length}
@@ -422,10 +422,10 @@ class CausalEvaluator(
         this seed, once, and kept in the cache. A fresh copy; of a checkpoint that is judged as
         it is all copies have the same weights in memory."""
         if self.start is not None and self.seedless:
-            return copy_beside(read_frozen(self.start, self.dtype, self.torch_device))
+            return copy_beside(_read_frozen(self.start, self.dtype, self.torch_device))
         made = self.build_model(seed)
         if self.start is None:
-            key = short_hash("dense-decoder-1", repr(self.weights_settings()), str(seed))
+            key = short_hash("dense-decoder-1", repr(self._weights_settings()), str(seed))
             path = cache_folder(self.cache) / DENSE / f"decoder-{key}.safetensors"
 
             def pretrain(kept: Checkpoints) -> None:
@@ -439,21 +439,21 @@ class CausalEvaluator(
 
     def dense_decoder(self, seed: int) -> DenseDecoder:
         """`dense`, one object for all masks; a checkpoint is one for all seeds."""
-        return read_dense(self, seed if self.scratch else 0)
+        return _read_dense(self, seed if self.scratch else 0)
 
     def provide_models(self, seed: int) -> None:
         """Trains, or finds, the dense model of a seed; SearchError if it has learned nothing, or
         none of the tasks."""
         if self.adapts == "train":
             return
-        loss = measure_text(self, seed if self.scratch else 0)
+        loss = _measure_text(self, seed if self.scratch else 0)
         if loss >= (constant := constant_loss(self.task(), self.rows)):
             raise SearchError(
                 f"without a mask the decoder loses {loss:.3f} nats a token, and a guess by how "
                 f"frequent tokens are {constant:.3f}, so no masks can be compared on it; train it "
                 "for longer, or take the tokenizer that it was trained with"
             )
-        self.dense_losses(seed)
+        self._dense_losses(seed)
 
     # -- judging -------------------------------------------------------------------------------
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
@@ -465,7 +465,7 @@ class CausalEvaluator(
         keys_of_rows(mask, self.shape)  # refuses a mask that does not fit before anything is read
         if self.adapts == "none":
             shared = self.dense_decoder(seed)
-            self.dense_losses(seed)  # while no mask is on
+            self._dense_losses(seed)  # while no mask is on
             with shared.under(mask) as model:
                 values = self.last_values(model, workdir, seed, shared)
             yield Report(0, values)
@@ -531,7 +531,7 @@ class CausalEvaluator(
         if len(losses := documents.scores["text"]) > 1:  # one document has no interval
             values[f"{LOSS}{LOW}"] = -lower_bound(-losses, -math.inf)
         values |= self.score_tasks(model)
-        if dense := self.dense_losses(seed):
+        if dense := self._dense_losses(seed):
             added = {f"{NLL_INCREASE}/{TEXT}": values[LOSS] - dense[LOSS]}
             for group, members in GROUPS.items():
                 each = [values[f"{LOSS}/{n}"] - dense[n] for n in members if n in dense]
@@ -550,12 +550,12 @@ class CausalEvaluator(
             values |= {f"{LOSS}/{group}": fmean(losses)} if losses else {}
         return values
 
-    def dense_losses(self, seed: int) -> dict[str, float]:
+    def _dense_losses(self, seed: int) -> dict[str, float]:
         """The dense model's losses on the text and in each task that it can do; empty where
         there is no such model, or no task."""
         if not self.tasks or self.adapts == "train":
             return {}
-        return measure_dense(self, seed if self.scratch else 0)
+        return _measure_dense(self, seed if self.scratch else 0)
 
     # -- gates ---------------------------------------------------------------------------------
     def differentiable(self, seed: int) -> Differentiable:
@@ -597,7 +597,7 @@ def read_weights(start: StoredDecoder, dtype: torch.dtype, device: torch.device)
 
 
 @lru_cache(maxsize=1)
-def read_frozen(start: StoredDecoder, dtype: torch.dtype, device: torch.device) -> NextTokenModel:
+def _read_frozen(start: StoredDecoder, dtype: torch.dtype, device: torch.device) -> NextTokenModel:
     """The same with frozen weights, which all models of a checkpoint that is judged share."""
     return read_weights(start, dtype, device).requires_grad_(False).eval()
 
@@ -609,11 +609,11 @@ def read_rows(text: NextTokenTask, split: Split, most: int) -> NextTokenRows:
 
 
 @lru_cache(maxsize=4)
-def measure_dense(evaluator: CausalEvaluator, seed: int) -> dict[str, float]:
+def _measure_dense(evaluator: CausalEvaluator, seed: int) -> dict[str, float]:
     """Losses of the dense model of an evaluator, which has no mask on: of the text, and of each
     task in which it is better than a guess. SearchError if there is none; warns of the others."""
     values = evaluator.score_tasks(evaluator.dense_decoder(seed).model)
-    losses, failed = {LOSS: measure_text(evaluator, seed)}, list[str]()
+    losses, failed = {LOSS: _measure_text(evaluator, seed)}, list[str]()
     for name, rows in evaluator.prompts.items():
         if (loss := values[f"{LOSS}/{name}"]) < rows.guess:
             losses[name] = loss
@@ -632,13 +632,13 @@ def measure_dense(evaluator: CausalEvaluator, seed: int) -> dict[str, float]:
 
 
 @lru_cache(maxsize=4)
-def measure_text(evaluator: CausalEvaluator, seed: int) -> float:
+def _measure_text(evaluator: CausalEvaluator, seed: int) -> float:
     """Loss of that model on the text."""
     scores = evaluator.score(evaluator.dense_decoder(seed).model)
     return token_values(scores, evaluator.rows, evaluator.edges)[LOSS]
 
 
 @lru_cache(maxsize=2)
-def read_dense(evaluator: CausalEvaluator, seed: int) -> DenseDecoder:
+def _read_dense(evaluator: CausalEvaluator, seed: int) -> DenseDecoder:
     """The dense model of an evaluator, for all masks."""
     return DenseDecoder(evaluator.dense(seed), evaluator.rows.tokens, evaluator.precision)

@@ -96,8 +96,8 @@ def allocate(options: AllocateOptions) -> None:
     for prefix, texts in split_settings(options.set or ()).items():
         named = {f"{prefix}.{name}".lstrip("."): text for name, text in texts.items()}
         settings |= read_settings(named, hints, "allocate")
-    decoder = read_part(DecoderOnText, settings)
-    within, delivery = read_part(CacheBudget, settings), read_part(Delivery, settings)
+    decoder = _read_part(DecoderOnText, settings)
+    within, delivery = _read_part(CacheBudget, settings), _read_part(Delivery, settings)
     with resumable(options.run, "allocate", vars(options)):
         plans = find_plans(
             *(decoder, within, delivery),
@@ -112,7 +112,7 @@ def allocate(options: AllocateOptions) -> None:
             typer.echo(line)
 
 
-def read_part(kind: Any, settings: Mapping[str, Any]) -> Any:
+def _read_part(kind: Any, settings: Mapping[str, Any]) -> Any:
     """The settings that are fields of a dataclass."""
     return kind(**{each.name: settings[each.name] for each in fields(kind)})
 

@@ -158,10 +158,10 @@ class StoredDecoder(StoredCheckpoint):
 
     def decoder(self, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
         """A fresh model with the stored weights in that type, in eval mode."""
-        return read_decoder(self.locate(), dtype)
+        return _read_decoder(self.locate(), dtype)
 
 
-def read_decoder(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
+def _read_decoder(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrainedModel:
     """The model of a folder with its next-token head, in eval mode, its weights in that type;
     `"auto"`: as they are stored.
 
@@ -174,7 +174,7 @@ def read_decoder(folder: Path, dtype: torch.dtype | Literal["auto"]) -> PreTrain
     both = getattr(config, "is_encoder_decoder", False)
     decodes = getattr(config, "is_decoder", False) or kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or both or not decodes:
-        raise refuse_encoder(folder, kind)
+        raise _refuse_encoder(folder, kind)
     with quiet():
         model, _ = read_model(AutoModelForCausalLM, folder, config=config, dtype=dtype)
     made: PreTrainedModel = model.eval()
@@ -189,7 +189,7 @@ def copy_beside(
     return copy.deepcopy(model, {id(each): weight(each) for each in model.parameters()})
 
 
-def refuse_encoder(folder: Path, kind: str) -> DataError:
+def _refuse_encoder(folder: Path, kind: str) -> DataError:
     """The error for a model that does not predict the next token."""
     return DataError(
         f"{folder / CONFIG}: {kind!r} is not a decoder that predicts the next token; give one "
@@ -241,7 +241,7 @@ def convert_gguf(path: Path, cache: Path | None = None) -> Path:
                     "packages gguf and accelerate (pip install gguf accelerate); or give a folder "
                     "with config.json and model.safetensors"
                 ) from error
-            refuse_dropped(path, made)
+            _refuse_dropped(path, made)
             made.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
             partial.rename(target)
@@ -253,7 +253,7 @@ def convert_gguf(path: Path, cache: Path | None = None) -> Path:
     return target
 
 
-def refuse_dropped(path: Path, model: PreTrainedModel) -> None:
+def _refuse_dropped(path: Path, model: PreTrainedModel) -> None:
     """Refuses a GGUF file of which transformers' reader drops what llama.cpp computes with.
 
     Args:
@@ -302,10 +302,10 @@ def open_decoder(name_or_folder: str | Path) -> StoredDecoder:
         name_or_folder = convert_gguf(Path(name_or_folder))
     name, folder = find_folder(name_or_folder)
     digest = hash_files(folder)
-    model: Any = read_decoder(folder, "auto")
+    model: Any = _read_decoder(folder, "auto")
     calls = probe(model, [model], None)
     if not all(call.causal for call in calls):
-        raise refuse_encoder(folder, model.config.model_type)
+        raise _refuse_encoder(folder, model.config.model_type)
     return StoredDecoder(
         name=name,
         folder=folder,
@@ -365,7 +365,7 @@ class NextTokenModel(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
-        self.plain = has_plain_head(model)
+        self.plain = _has_plain_head(model)
 
     @property
     def config(self) -> Any:
@@ -452,7 +452,7 @@ def divergence(logits: Tensor, target: Tensor) -> Tensor:
     return (log_target.exp() * (log_target - log_probabilities)).sum(-1)
 
 
-def has_plain_head(model: Any) -> bool:
+def _has_plain_head(model: Any) -> bool:
     """Whether the logits are the output embeddings' of the body's last hidden states."""
     head = model.get_output_embeddings()
     if head is None or model.base_model is model:
@@ -491,7 +491,7 @@ class LayerStates:
     """
 
     def __init__(self, model: NextTokenModel, tokens: int) -> None:
-        self.layers = layers_of(model)
+        self.layers = _layers_of(model)
         self.masks: list[str] = []  # digests of the masks under which the outputs were made
         self.outputs: dict[tuple[int, int], Any] = {}  # batch, layer -> what the layer returned
         self.computed = 0  # layers that were run, over all batches, for those who count
@@ -568,7 +568,7 @@ class LayerStates:
         return keep
 
 
-def layers_of(model: NextTokenModel) -> list[nn.Module]:
+def _layers_of(model: NextTokenModel) -> list[nn.Module]:
     """The layers of a decoder, each with one of the attention modules that carry the mask, in
     order; empty where they are not found."""
     attachment = in_force(model)

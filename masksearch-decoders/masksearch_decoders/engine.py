@@ -105,7 +105,7 @@ def key_bytes(width: int, item: int, _: Serving) -> int:
     return 2 * width * item
 
 
-def no_entries(_: PreTrainedConfig) -> dict[str, Any]:
+def _no_entries(_: PreTrainedConfig) -> dict[str, Any]:
     """The entries that an engine reads and transformers does not: none."""
     return {}
 
@@ -147,7 +147,7 @@ class Engine:
     floor: str = ""
     one_window: bool = False
     biases: bool = True
-    entries: Callable[[PreTrainedConfig], dict[str, Any]] = no_entries
+    entries: Callable[[PreTrainedConfig], dict[str, Any]] = _no_entries
     gguf: bool = False
     command: Callable[[str, Mapping[str, Any]], str] | None = None
     read_log: Callable[[str, Mapping[str, Any]], tuple[int, list[str]]] | None = None

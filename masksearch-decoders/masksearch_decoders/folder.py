@@ -89,7 +89,7 @@ def write_folder(
                 ).save_pretrained(beside)
             copy_tokenizer(tokenizer, beside)
         facts_written = {"format": FORMAT, **facts, "slides": slides} | {
-            "tried": try_folder(beside, model, engine, tokens, expected)
+            "tried": _try_folder(beside, model, engine, tokens, expected)
         }
         (beside / "serving.json").write_text(json.dumps(facts_written, indent=1) + "\n", "utf-8")
         if engine.read_log is not None:
@@ -100,7 +100,7 @@ def write_folder(
     return facts_written
 
 
-def try_folder(
+def _try_folder(
     folder: Path, model: PreTrainedModel, engine: Engine, tokens: Tensor, expected: float
 ) -> dict[str, Any]:
     """Opens what was written, with what there is here, and compares.
@@ -136,7 +136,7 @@ def nats(model: Any, tokens: Tensor) -> float:
     return float(model.eval()(tokens[None], labels=tokens[None], use_cache=False).loss)
 
 
-def nats_by_form(facts: Mapping[str, Any]) -> tuple[dict[str, dict[str, float]], str]:
+def _nats_by_form(facts: Mapping[str, Any]) -> tuple[dict[str, dict[str, float]], str]:
     """The loss a token of each form, by text and groups of tasks, and the rows of a Markdown
     table of them; the head of its first column is missing."""
     losses, rival = facts["losses"], facts.get("rival") or {}
@@ -173,7 +173,7 @@ def write_page(facts: Mapping[str, Any], out: Path) -> str:
     else:
         serve = f"```bash\n{engine.command(str(out), settings)}\n```"
     rival = facts.get("rival") or {}
-    nats_of, table = nats_by_form(facts)
+    nats_of, table = _nats_by_form(facts)
     short, tried = losses["short"], facts["tried"]
     apart = short["served"] - short["dense"]
     warning = ""

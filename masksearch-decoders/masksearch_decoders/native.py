@@ -143,11 +143,11 @@ def to_native(
         return native
     config = native_config(model.config, mask, target)
     if config.model_type == model.config.model_type:
-        return with_weights_of(model, type(model), config)
+        return _with_weights_of(model, type(model), config)
     native = getattr(transformers, name.replace("Llama", "SmolLM3", 1), None)
     if native is None or native is type(model):
         raise NativeError(f"transformers has no SmolLM3 for {name}; give its LlamaModel")
-    return with_weights_of(model, native, config)
+    return _with_weights_of(model, native, config)
 
 
 def from_native(model: PreTrainedModel | PreTrainedConfig) -> Mask:
@@ -178,7 +178,7 @@ def from_native(model: PreTrainedModel | PreTrainedConfig) -> Mask:
         else Causal() & Window(int(reach))
         if is_causal(config)
         else Window(int(reach))
-        for reach in own_reaches(config)
+        for reach in _own_reaches(config)
     ]
     return kept[0] if len(set(kept)) == 1 else PerLayer(kept)
 
@@ -190,7 +190,7 @@ def is_causal(config: PreTrainedConfig) -> bool:
     return config.model_type != "modernbert" and not both_ways
 
 
-def own_reaches(config: PreTrainedConfig) -> list[float]:
+def _own_reaches(config: PreTrainedConfig) -> list[float]:
     """How many keys before its own a query sees in each layer; infinity for all of them.
 
     Raises:
@@ -235,7 +235,7 @@ def native_config(config: PreTrainedConfig, mask: Mask, target: str = "transform
     Raises:
         NativeError: If it cannot.
     """
-    causal, limits = is_causal(config), own_reaches(config)
+    causal, limits = is_causal(config), _own_reaches(config)
     if mask.layers not in (None, len(limits)):
         count = mask.layers or 1
         stretched = [mask.of_layer(layer * count // len(limits)) for layer in range(len(limits))]
@@ -260,8 +260,8 @@ def native_config(config: PreTrainedConfig, mask: Mask, target: str = "transform
     types = [FULL if reach == math.inf else SLIDING for reach in reaches]
     if config.model_type in PLAIN and not windows:
         return copy.deepcopy(config)
-    native = smollm3_of(config) if config.model_type == "llama" else copy.deepcopy(config)
-    ropes = ropes_of(config, types)
+    native = _smollm3_of(config) if config.model_type == "llama" else copy.deepcopy(config)
+    ropes = _ropes_of(config, types)
     if ropes is None:
         why = "its sliding and its full layers turn positions by other angles, or not at all"
         refuse(config, f"{why}, so that one kind cannot take layers of both", layers)
@@ -273,7 +273,7 @@ def native_config(config: PreTrainedConfig, mask: Mask, target: str = "transform
     if native.model_type in SWITCHED:
         native.use_sliding_window = bool(windows)
         native.sliding_window = native.sliding_window if windows else None
-    write_entries(target, native)
+    _write_entries(target, native)
     if why := ENGINES[target].unserved(native):
         nearest = None if min(limits) < math.inf else from_native(config)
         raise NativeError(
@@ -282,7 +282,7 @@ def native_config(config: PreTrainedConfig, mask: Mask, target: str = "transform
     return native
 
 
-def ropes_of(config: PreTrainedConfig, types: Sequence[str]) -> dict[str, Any] | None:
+def _ropes_of(config: PreTrainedConfig, types: Sequence[str]) -> dict[str, Any] | None:
     """Rotary positions for each kind of layer, such that every layer keeps those it had.
 
     Returns:
@@ -305,7 +305,7 @@ def ropes_of(config: PreTrainedConfig, types: Sequence[str]) -> dict[str, Any] |
     return needed
 
 
-def smollm3_of(config: PreTrainedConfig) -> SmolLM3Config:
+def _smollm3_of(config: PreTrainedConfig) -> SmolLM3Config:
     """The SmolLM3 configuration of what a Llama computes."""
     data = {name: value for name, value in config.to_dict().items() if name not in LLAMA_ONLY}
     if data.get("head_dim") == config.hidden_size // config.num_attention_heads:
@@ -316,7 +316,7 @@ def smollm3_of(config: PreTrainedConfig) -> SmolLM3Config:
     return native
 
 
-def write_entries(target: str, config: PreTrainedConfig) -> None:
+def _write_entries(target: str, config: PreTrainedConfig) -> None:
     """Writes what programs read beside `layer_types`, and removes what contradicts it."""
     for name in chain(BY_PERIOD, *(each.entries(config) for each in ENGINES.values())):
         config.__dict__.pop(name, None)
@@ -348,7 +348,7 @@ def granite_swa_of(model: PreTrainedModel, target: str) -> Any:
             "as LlamaForCausalLM, without sinks"
         )
     if config.model_type in PLAIN:
-        own_reaches(config)  # refuses windows that transformers would not apply
+        _own_reaches(config)  # refuses windows that transformers would not apply
     names = {each.name for each in fields(GraniteSWAConfig)} | {"head_dim"}
     data = {key: value for key, value in config.to_dict().items() if key in names - {"model_type"}}
     width = data.get("head_dim") or config.hidden_size // config.num_attention_heads
@@ -375,7 +375,7 @@ def granite_swa_of(model: PreTrainedModel, target: str) -> Any:
             "Keep them with ms.attach, or drop them with sinks='none' (0.94 nats a token behind "
             "dense attention on SmolLM2, where a Llama's tuned sinks are 0.20)"
         )
-    return with_weights_of(model, GraniteSWAForCausalLM, native)
+    return _with_weights_of(model, GraniteSWAForCausalLM, native)
 
 
 def with_sink_logits(
@@ -395,22 +395,22 @@ def with_sink_logits(
     meter = SinkMeter(kept, local, heads)
     if kept == local:
         why = "keeps no sinks beside a window; leave sinks out"
-        if mask.heads is not None and any(isinstance(each, Columns) for each in every_part(mask)):
+        if mask.heads is not None and any(isinstance(each, Columns) for each in _every_part(mask)):
             why = "keeps sinks head by head, and engines know layers only; give all heads one mask"
         raise NativeError(f"{short_text(mask)} {why}")
     if sinks == "none":
         return to_native(model, PerLayer(local), target), meter, torch.empty(0)
     whole = granite_swa_of(model, target)
     native = to_native(whole, PerLayer(local), target)
-    last = max(max(each.positions) for each in every_part(mask) if isinstance(each, Columns))
+    last = max(max(each.positions) for each in _every_part(mask) if isinstance(each, Columns))
     most = MEASURED + steps * (sinks == "tune")
     tokens = calibration_text(text, model, most, last + native.config.sliding_window)
-    check_same(model, whole, tokens[:1, :64])
+    _check_same(model, whole, tokens[:1, :64])
     return native, meter, tokens
 
 
 @torch.no_grad()
-def check_same(model: Any, native: Any, tokens: Tensor) -> None:
+def _check_same(model: Any, native: Any, tokens: Tensor) -> None:
     """Whether two models say the same of some tokens `[1, positions]`, but for rounding.
 
     Raises:
@@ -427,7 +427,7 @@ def check_same(model: Any, native: Any, tokens: Tensor) -> None:
         )
 
 
-def with_weights_of(model: PreTrainedModel, native: type, config: PreTrainedConfig) -> Any:
+def _with_weights_of(model: PreTrainedModel, native: type, config: PreTrainedConfig) -> Any:
     """A model of a class and a configuration that has the parameters of another one.
 
     Raises:
@@ -491,7 +491,7 @@ def reach_of(mask: Mask, causal: bool) -> float | None:
 
 def what_else(mask: Mask, causal: bool) -> str:
     """Says what a mask of one layer keeps that is neither everything nor a window, in words."""
-    leaves = list(every_part(mask))
+    leaves = list(_every_part(mask))
     if mask.needs_tokens:
         return "what the tokens say"
     if mask.length is not None:
@@ -505,16 +505,16 @@ def what_else(mask: Mask, causal: bool) -> str:
     return f"{short_text(mask)}, which is neither everything nor a window"
 
 
-def every_part(mask: Mask) -> Iterator[Mask]:
+def _every_part(mask: Mask) -> Iterator[Mask]:
     """A mask and everything it is built of."""
     yield mask
     for part in mask.parts:
-        yield from every_part(part)
+        yield from _every_part(part)
 
 
 def refuse(config: PreTrainedConfig, why: str, layers: Sequence[Mask]) -> NoReturn:
     """Raises the error that says why masks cannot be served, and which ones can."""
-    nearest = nearest_native(config, layers)
+    nearest = _nearest_native(config, layers)
     raise NativeError(
         f"{type(config).__name__} cannot name this mask: {why}; the nearest mask that can be "
         f"served is {nearest}",
@@ -522,7 +522,7 @@ def refuse(config: PreTrainedConfig, why: str, layers: Sequence[Mask]) -> NoRetu
     )
 
 
-def nearest_native(config: PreTrainedConfig, layers: Sequence[Mask]) -> Mask:
+def _nearest_native(config: PreTrainedConfig, layers: Sequence[Mask]) -> Mask:
     """The mask that a configuration can name with the fewest other cells, at one length.
 
     Where rotary positions bind layers to their kind, each layer keeps the kind it has.
@@ -534,8 +534,8 @@ def nearest_native(config: PreTrainedConfig, layers: Sequence[Mask]) -> Mask:
     Returns:
         In each layer `full()` or one window.
     """
-    causal, windows = is_causal(config), own_reaches(config)
-    parts = [part for each in layers for part in every_part(each)]
+    causal, windows = is_causal(config), _own_reaches(config)
+    parts = [part for each in layers for part in _every_part(each)]
     lengths = [part.length for part in parts if part.length is not None]
     bound = min(windows)  # a window of the model's own bounds every other
     reaches = [part.reach for part in parts if isinstance(part, Window)]
@@ -549,13 +549,13 @@ def nearest_native(config: PreTrainedConfig, layers: Sequence[Mask]) -> Mask:
         each if reach == math.inf else each & Window(int(reach))
         for each, reach in zip(layers, windows, strict=True)
     ]
-    costs = {each: cells_apart(each, causal, length) for each in {*inside}}
+    costs = {each: _cells_apart(each, causal, length) for each in {*inside}}
     apart = torch.stack([costs[each] for each in inside])  # layers, reaches
     local, whole = apart[:, 1 : most + 1].clone(), apart[:, -1:].clone()
     whole[bounded] = math.inf
     index = int(torch.minimum(local, whole).sum(0).argmin())
     chosen = (local[:, index] < whole[:, 0]).tolist()
-    if ropes_of(config, [SLIDING if each else FULL for each in chosen]) is None:
+    if _ropes_of(config, [SLIDING if each else FULL for each in chosen]) is None:
         local[~bounded] = math.inf
         index = int(torch.minimum(local, whole).sum(0).argmin())
         chosen = bounded.tolist()
@@ -564,7 +564,7 @@ def nearest_native(config: PreTrainedConfig, layers: Sequence[Mask]) -> Mask:
     return kept[0] if len(set(kept)) == 1 else PerLayer(kept)
 
 
-def cells_apart(mask: Mask, causal: bool, length: int) -> Tensor:
+def _cells_apart(mask: Mask, causal: bool, length: int) -> Tensor:
     """In how many cells a mask of one layer differs from each window, in the mean of its heads.
 
     Returns:

@@ -139,7 +139,7 @@ class DenseDecoder:
         """Hidden states without a mask. The model carries one when they are asked for, so they
         come from a copy with the same weights."""
         made = cast(NextTokenModel, detach(copy_beside(self.model), missing_ok=True))
-        return dense_features(made, self.tokens, precision=self.precision)
+        return _dense_features(made, self.tokens, precision=self.precision)
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +175,7 @@ def score_tokens(
         model: With its mask on; its mode is restored.
         tokens: Ids `[rows, length]`.
         answers: Whether `right` is asked for, which costs a fifth of the output layer more.
-        dense: `dense_features` of the same tokens and weights without a mask, for `kl`.
+        dense: `_dense_features` of the same tokens and weights without a mask, for `kl`.
         precision: `"float32"`, or `"bfloat16"` for autocast.
         states: What the model's lower layers made of the same tokens under the mask before.
 
@@ -190,7 +190,7 @@ def score_tokens(
     with (
         keeping_modes(model),
         torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"),
-        casts_kept(model),
+        _casts_kept(model),
         nullcontext() if states is None else states.reused(model),
     ):
         model.eval()
@@ -227,7 +227,7 @@ def score_tokens(
 
 
 @contextmanager
-def casts_kept(model: nn.Module) -> Iterator[None]:
+def _casts_kept(model: nn.Module) -> Iterator[None]:
     """Autocast casts each weight once, not at every use: it keeps what it has cast of those alone
     that require a gradient, which no frozen weight does."""
     frozen = [each for each in model.parameters() if not each.requires_grad]
@@ -241,7 +241,7 @@ def casts_kept(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def dense_features(
+def _dense_features(
     model: NextTokenModel, tokens: Tensor, *, precision: Precision | None = "float32"
 ) -> list[Tensor]:
     """The features of a model without a mask, one tensor for each forward pass of `score_tokens`,
@@ -268,7 +268,7 @@ def band_edges(length: int) -> tuple[int, ...]:
     return tuple(4**power for power in range(2, 16) if 4**power < length)
 
 
-def band_means(values: Tensor, rows: NextTokenRows, edges: Sequence[int]) -> dict[str, float]:
+def _band_means(values: Tensor, rows: NextTokenRows, edges: Sequence[int]) -> dict[str, float]:
     """Means over the scored tokens of each band that has any.
 
     Args:
@@ -337,10 +337,12 @@ def token_values(
     Args:
         scores: What a model says of the tokens.
         rows: The tokens.
-        edges: As of `band_means`.
+        edges: As of `_band_means`.
     """
     means = {LOSS: float(document_scores(scores.nll, rows).mean())}
-    means |= {f"{LOSS}/{band}": mean for band, mean in band_means(scores.nll, rows, edges).items()}
+    means |= {
+        f"{LOSS}/{band}": mean for band, mean in _band_means(scores.nll, rows, edges).items()
+    }
     if scores.kl is not None:
         means["kl"] = float(document_scores(scores.kl, rows).mean())
     if rows.answers is not None and scores.right is not None:

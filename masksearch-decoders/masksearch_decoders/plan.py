@@ -175,7 +175,7 @@ def describe_rival(rival: Mapping[str, Any]) -> str:
     return f"{better}: {describe_loss(rival)} nats a token, its loss minus the plan's"
 
 
-def describe_tasks(by_form: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _describe_tasks(by_form: Mapping[str, Mapping[str, float]]) -> list[str]:
     """The losses of tasks' answers in nats a token, a line for each group of tasks.
 
     >>> describe_tasks({"dense": {"nll/tracing": 1.0, "vt": 0.5}, "plan": {"nll/tracing": 1.5}})
@@ -259,7 +259,7 @@ def report_lines(plan: Plan, path: Path, model: str) -> list[str]:
             f"  the widest window of the budget, {rival['mask']} in every layer: "
             f"{describe_rival(rival)}"
         )
-    lines += [f"  {line}" for line in describe_tasks(facts.get("tasks", {}))]
+    lines += [f"  {line}" for line in _describe_tasks(facts.get("tasks", {}))]
     native = facts["native"]
     if "served" in facts:
         served = facts["served"]["losses"]

@@ -248,19 +248,19 @@ def find_plans(
     limits = sorted(read_budgets(within.budgets))
     compares = check or delivery.out is not None
     evaluator = build_decoder_evaluator(decoder, within.unit, delivery, compares)
-    local = read_local(within.local, decoder.length)
-    refuse_floor(evaluator, limits[0])
+    local = _read_local(within.local, decoder.length)
+    _refuse_floor(evaluator, limits[0])
     if delivery.out is not None or delivery.sinks is not None:
         check_folder(evaluator, local[0], delivery, limits)
-    rivals = {limit: plainest_rival(evaluator, local[0], limit) for limit in limits}
+    rivals = {limit: _plainest_rival(evaluator, local[0], limit) for limit in limits}
     if compares:
-        warn_of_dense_rivals(rivals, decoder.length, delivery.serving)
+        _warn_of_dense_rivals(rivals, decoder.length, delivery.serving)
     uniform = {
         f"one window within {n:g}": m for n, m in rivals.items() if serves(m, evaluator, delivery)
     }
     method = within.method or ("exchange" if len(local) > 1 else "greedy")
     if len(local) > 1:
-        local = insert_levels(local, uniform.values(), decoder.length)
+        local = _insert_levels(local, uniform.values(), decoder.length)
     options: dict[str, Any] = {
         "unit": within.unit,
         "levels": write_levels([*local, masks.full()]),
@@ -284,14 +284,14 @@ def find_plans(
     plans = {}
     for limit, record in chosen.items():
         path = run / ("plan.json" if len(chosen) == 1 else f"plan-{limit:g}.json")
-        plan = make_plan(evaluator.evaluator, strategy, record, str(decoder.model))
+        plan = _make_plan(evaluator.evaluator, strategy, record, str(decoder.model))
         losses = unseen and unseen.compare(masked=plan.mask)
         rival, better = unseen and unseen.compare_rival(rivals[limit], plan.mask), plainest[limit]
         if unseen and rival and better and rival.get("high", 0.0) < 0 and not decoder.tasks:
             rival |= {"is_plan": True, "searched": describe_units(plan)}
             record, plan = (
                 better,
-                make_plan(evaluator.evaluator, strategy, better, str(decoder.model)),
+                _make_plan(evaluator.evaluator, strategy, better, str(decoder.model)),
             )
             losses = unseen.compare(masked=plan.mask)
         facts: dict[str, Any] = {
@@ -311,13 +311,13 @@ def find_plans(
             },
             "rival": rival,
             "tasks": unseen and unseen.compare_tasks(plan=plan.mask, rival=rivals[limit]),
-            "native": describe_native(evaluator.evaluator, plan, delivery.serve),
+            "native": _describe_native(evaluator.evaluator, plan, delivery.serve),
             "trial": record.number,
         }
         plans[limit] = replace(plan, found=facts)
         plans[limit].save(path)
         if delivery.out is not None and unseen is not None:
-            facts["served"] = write_served(evaluator, unseen, plans[limit], delivery, run)
+            facts["served"] = _write_served(evaluator, unseen, plans[limit], delivery, run)
             plans[limit].save(path)
     return plans
 
@@ -354,7 +354,7 @@ def build_decoder_evaluator(
     return EngineEvaluator(evaluator, layout, delivery.serving or Serving())
 
 
-def read_local(local: Mask | str | Sequence[Mask | str] | None, length: int) -> list[Mask]:
+def _read_local(local: Mask | str | Sequence[Mask | str] | None, length: int) -> list[Mask]:
     """The masks of units that are not full, the narrowest first; see `allocate`.
 
     Raises:
@@ -377,7 +377,7 @@ def read_local(local: Mask | str | Sequence[Mask | str] | None, length: int) -> 
     return levels or [default_local(length)]
 
 
-def insert_levels(levels: Sequence[Mask], others: Iterable[Mask], length: int) -> list[Mask]:
+def _insert_levels(levels: Sequence[Mask], others: Iterable[Mask], length: int) -> list[Mask]:
     """The levels, and those of the other masks that keep more than the first level and less than
     full attention, sorted by the pairs that they keep."""
     kept = {mask.sparsity(length, causal=True): mask for mask in [*others, *levels]}
@@ -404,7 +404,7 @@ def search_masks(
             warnings.filterwarnings("ignore", message="strategy 'allocate' judges")
             trials = strategy.most_trials
         if progress:
-            say_plan(evaluator.evaluator, trials + len(uniform))
+            _say_plan(evaluator.evaluator, trials + len(uniform))
         study = search(
             None,
             evaluator,
@@ -423,7 +423,7 @@ def search_masks(
     return strategy, study
 
 
-def say_plan(evaluator: CausalEvaluator, most: int) -> None:
+def _say_plan(evaluator: CausalEvaluator, most: int) -> None:
     """Says how many masks will be judged, and when the first one is likely to be, which dense
     attention comes before: one sequence is timed."""
     model, tokens, began = (
@@ -440,7 +440,7 @@ def say_plan(evaluator: CausalEvaluator, most: int) -> None:
     )
 
 
-def warn_of_dense_rivals(
+def _warn_of_dense_rivals(
     rivals: Mapping[float, Mask | None], length: int, serving: Serving | None
 ) -> None:
     """Warns where the rival of a budget is dense attention on texts as long as the judged ones."""
@@ -453,7 +453,7 @@ def warn_of_dense_rivals(
             )
 
 
-def plainest_rival(evaluator: EngineEvaluator, local: Mask, limit: float) -> Mask | None:
+def _plainest_rival(evaluator: EngineEvaluator, local: Mask, limit: float) -> Mask | None:
     """The widest window within a budget, in every layer: a searched mask has to beat it. None
     where nothing is within the budget, or an engine refuses the mask."""
     try:
@@ -465,7 +465,7 @@ def plainest_rival(evaluator: EngineEvaluator, local: Mask, limit: float) -> Mas
         return None
 
 
-def refuse_floor(evaluator: EngineEvaluator, budget: float) -> None:
+def _refuse_floor(evaluator: EngineEvaluator, budget: float) -> None:
     """Raises ValueError where an engine holds more than a budget of the narrowest window, which no
     allocation changes; names the floor, and what moves it."""
     layout, serving = evaluator.cache_layout, evaluator.serving
@@ -567,7 +567,7 @@ class Unseen:
         return losses
 
 
-def make_plan(
+def _make_plan(
     evaluator: CausalEvaluator, strategy: AllocateStrategy, record: Record, model: str
 ) -> Plan:
     """The plan of a trial."""
@@ -583,7 +583,7 @@ def make_plan(
     return Plan(named, units.unit, levels, dict(zip(units.names, allocation, strict=True)), mask)
 
 
-def describe_native(evaluator: CausalEvaluator, plan: Plan, serve: str | None) -> dict[str, str]:
+def _describe_native(evaluator: CausalEvaluator, plan: Plan, serve: str | None) -> dict[str, str]:
     """Which engines the configuration that names the mask is read by, or why there is none."""
     try:
         config = native_config(evaluator.config, plan.mask, serve or "transformers")
@@ -618,7 +618,7 @@ def check_folder(
             f"{local} keeps sinks, which no configuration names; give sinks='tune' (--sinks tune: "
             f"learned logits stand for them), or local='{without_sinks(local)}'"
         )
-    native = check_form(
+    native = _check_form(
         evaluator,
         masks.per_layer([masks.full(), *[local] * (evaluator.shape.layers - 1)]),
         serve,
@@ -630,7 +630,7 @@ def check_folder(
         raise NativeError(f"{parent} has {free:,} bytes free; the folder needs about {needed:,}")
 
 
-def check_form(evaluator: EngineEvaluator, mask: Mask, serve: str, sinks: Sinks | None) -> Any:
+def _check_form(evaluator: EngineEvaluator, mask: Mask, serve: str, sinks: Sinks | None) -> Any:
     """The model with the windows of a mask; NativeError if the engine could not serve it."""
     start, model = evaluator.evaluator.start, evaluator.evaluator.dense(0).model
     assert start is not None
@@ -648,14 +648,14 @@ def serves(mask: Mask | None, evaluator: EngineEvaluator, delivery: Delivery) ->
     """Whether there is a mask, and a folder that is asked for could hold it; warns where not."""
     if mask is not None and delivery.out is not None and delivery.serve is not None:
         try:
-            check_form(evaluator, mask, delivery.serve, delivery.sinks)
+            _check_form(evaluator, mask, delivery.serve, delivery.sinks)
         except (NativeError, DataError) as error:  # or the text is too short for its sinks
             warn(f"{mask} in every layer is judged, but cannot be the plan: {error}")
             return False
     return mask is not None
 
 
-def write_served(
+def _write_served(
     evaluator: EngineEvaluator, unseen: Unseen, plan: Plan, delivery: Delivery, run: Path
 ) -> dict[str, Any]:
     """Makes the served form of a plan, judges it on unseen documents, and writes the folder.

@@ -173,7 +173,7 @@ def calibrate(model: Any, native: Any, meter: SinkMeter, tokens: Tensor) -> None
     for layer, values in meter.values.items():
         attention = native.base_model.layers[layer].self_attn
         sums, shares = (torch.cat(each[layer], -1) for each in (meter.sums, meter.shares))
-        parameters: dict[str, Tensor] = {"sinks": matching_logit(sums, shares.mean(-1))}
+        parameters: dict[str, Tensor] = {"sinks": _matching_logit(sums, shares.mean(-1))}
         if native.config.attention_bias:
             groups = attention.num_key_value_groups
             mass = shares.sum(-1).view(-1, groups).sum(1)
@@ -188,7 +188,7 @@ def calibrate(model: Any, native: Any, meter: SinkMeter, tokens: Tensor) -> None
             setattr(holder, last, nn.Parameter(value_found.to(before)))
 
 
-def matching_logit(sums: Tensor, share: Tensor) -> Tensor:
+def _matching_logit(sums: Tensor, share: Tensor) -> Tensor:
     """The logit that gets a share of the attention in the mean, by bisection: float64 `[heads]`.
 
     Args:

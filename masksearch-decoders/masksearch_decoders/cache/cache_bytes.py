@@ -109,7 +109,7 @@ def needed_bytes(
     until = until if reached is None else min(until, reached)
     keys = 0
     for layer, window in enumerate(sizes.windows):
-        kept = held_by_heads(mask.of_layer(layer), sizes.heads, length, until, window)
+        kept = _held_by_heads(mask.of_layer(layer), sizes.heads, length, until, window)
         if by_head:
             keys += int(kept.view(sizes.kv_heads, -1, length).any(1).sum())
         else:
@@ -118,7 +118,7 @@ def needed_bytes(
     return KvBytes(keys * one, len(sizes.windows) * sizes.kv_heads * length * one)
 
 
-def held_by_heads(
+def _held_by_heads(
     mask: Mask, heads: int, length: int, until: int, window: int | None
 ) -> torch.Tensor:
     """Which keys each query head of a layer needs, bool `[heads, length]`."""

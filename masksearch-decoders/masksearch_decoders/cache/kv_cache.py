@@ -110,13 +110,13 @@ def kv_bytes(
         )
     engine = ENGINES[cache_layout]
     assert engine.keys is not None
-    served = served_windows(mask, sizes.windows, engine)
+    served = _served_windows(mask, sizes.windows, engine)
     one = sizes.kv_heads * engine.key_bytes(sizes.width, sizes.item, serving)
     dense = engine.keys([None] * len(served), length, serving)
     return KvBytes(engine.keys(served, length, serving) * one, dense * one)
 
 
-def served_windows(mask: Mask, windows: Sequence[int | None], engine: Engine) -> list[int | None]:
+def _served_windows(mask: Mask, windows: Sequence[int | None], engine: Engine) -> list[int | None]:
     """The window of each layer, in keys with the query's own, as an engine applies the mask.
 
     Args:

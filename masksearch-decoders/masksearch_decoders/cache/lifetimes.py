@@ -43,7 +43,7 @@ def last_queries(
     [5, 3, 4, 5, 5, 5]
     """
     mask.refuse_tokens()
-    if (end := last_of_interval(mask, keys, length, head)) is not None:
+    if (end := _last_of_interval(mask, keys, length, head)) is not None:
         return end
     if mask.length not in (None, length):
         mask = Cropped(mask, mask.length or length)
@@ -63,11 +63,11 @@ def last_queries(
     return last_of_keys
 
 
-def last_of_interval(mask: Mask, keys: Tensor, length: int, head: int) -> Tensor | None:
+def _last_of_interval(mask: Mask, keys: Tensor, length: int, head: int) -> Tensor | None:
     """As `last_queries`, from the expression alone; None where it is not of that kind."""
     last = torch.full_like(keys, length - 1)
     if isinstance(mask, PerHead):
-        return last_of_interval(mask.of[head], keys, length, head)
+        return _last_of_interval(mask.of[head], keys, length, head)
     if isinstance(mask, Full | Causal):
         return last
     if isinstance(mask, Window):
@@ -78,7 +78,7 @@ def last_of_interval(mask: Mask, keys: Tensor, length: int, head: int) -> Tensor
             return None
         return last.where(stands_at(keys, mask.positions), -1)
     if isinstance(mask, Either | Both):
-        ends = [last_of_interval(part, keys, length, head) for part in mask.of]
+        ends = [_last_of_interval(part, keys, length, head) for part in mask.of]
         join: Callable[[Tensor, Tensor], Tensor] = (
             torch.maximum if isinstance(mask, Either) else torch.minimum
         )

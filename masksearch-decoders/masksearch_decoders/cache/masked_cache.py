@@ -97,7 +97,7 @@ class MaskedCache(Cache):
                 f"one (layer_idx {sorted(map(str, numbered))}); use transformers' DynamicCache"
             )
         modules = [numbered[index] for index in windows]
-        layer_masks = [check_state(attachment.states[one]) for one in modules]
+        layer_masks = [_check_state(attachment.states[one]) for one in modules]
         reached = [one.longest for one in layer_masks if one.longest is not None]
         most = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
         if length is None and most is None and not reached:
@@ -116,7 +116,7 @@ class MaskedCache(Cache):
             modules, layer_masks, windows.items(), strict=True
         ):
             if (mask, window) not in made:
-                made[mask, window] = Retention(last_of_layer(mask, window, until))
+                made[mask, window] = Retention(_last_of_layer(mask, window, until))
             layers[index] = MaskedCacheLayer(module, mask, made[mask, window])
         super().__init__(layers=layers)
 
@@ -239,7 +239,7 @@ class MaskedCacheLayer(DynamicLayer):
             )
 
 
-def check_state(state: LayerState) -> Mask:
+def _check_state(state: LayerState) -> Mask:
     """The mask of a layer that a `MaskedCache` can serve.
 
     Raises:
@@ -260,7 +260,7 @@ def check_state(state: LayerState) -> Mask:
     return state.mask
 
 
-def last_of_layer(mask: Mask, window: int | None, until: int) -> Tensor:
+def _last_of_layer(mask: Mask, window: int | None, until: int) -> Tensor:
     """The last query of any head that keeps each key, int64 `[until]`.
 
     Args:

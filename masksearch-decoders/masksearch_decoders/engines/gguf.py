@@ -144,7 +144,7 @@ def to_gguf(
     writer, family, tensors = begin_file(model, tokenizer, dtype)
     import gguf
 
-    if reason := too_old(model.config):
+    if reason := _too_old(model.config):
         warn(reason)
 
     config, dtype, path = model.config, dtype or model.dtype, Path(path)
@@ -175,7 +175,7 @@ def to_gguf(
     return path
 
 
-def too_old(config: PreTrainedConfig) -> str:
+def _too_old(config: PreTrainedConfig) -> str:
     """Why the llama-cpp-python that is installed need not read which layers slide; or empty."""
     row, types = LLAMA_CPP.readings.get(config.model_type), getattr(config, "layer_types", None)
     if find_spec("llama_cpp") is None or not (row and row.since and SLIDING in (types or ())):
@@ -197,7 +197,7 @@ def try_gguf(path: Path, tokens: Tensor, config: PreTrainedConfig) -> tuple[str,
     """
     if find_spec("llama_cpp") is None:
         return "nothing: llama-cpp-python is not installed", None
-    if reason := too_old(config):
+    if reason := _too_old(config):
         return f"nothing: {reason}", None
     with LlamaCpp(path, Serving(length=len(tokens), ubatch=64)) as engine:
         return f"llama-cpp-python {engine.version}", float(engine.losses(tokens).mean())
@@ -218,9 +218,9 @@ def begin_file(
         raise NativeError(f"to_gguf takes dtype={', '.join(map(str, DTYPES))}, got {dtype!r}")
     writer = gguf.GGUFWriter(None, family.arch)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    add_settings(writer, family, config, width)
-    tensors = named_tensors(model, family) | add_rope(writer, family, config, width)
-    add_tokenizer(writer, tokenizer or model.name_or_path, config.vocab_size)
+    _add_settings(writer, family, config, width)
+    tensors = _named_tensors(model, family) | _add_rope(writer, family, config, width)
+    _add_tokenizer(writer, tokenizer or model.name_or_path, config.vocab_size)
     kind = DTYPES[dtype]
     writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
     return writer, family, tensors
@@ -270,7 +270,7 @@ def family_of(model: PreTrainedModel) -> Family:
     return family
 
 
-def named_tensors(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
+def _named_tensors(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
     """The weights by their names in the file.
 
     Raises:
@@ -299,7 +299,7 @@ def named_tensors(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
     return tensors
 
 
-def add_settings(writer: Any, family: Family, config: PreTrainedConfig, width: int) -> None:
+def _add_settings(writer: Any, family: Family, config: PreTrainedConfig, width: int) -> None:
     """Writes sizes, scales and windows."""
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -330,7 +330,7 @@ def add_settings(writer: Any, family: Family, config: PreTrainedConfig, width: i
         writer.add_sliding_window_pattern([kind == SLIDING for kind in config.layer_types])
 
 
-def add_rope(
+def _add_rope(
     writer: Any, family: Family, config: PreTrainedConfig, width: int
 ) -> dict[str, Tensor]:
     """Writes rotary positions.
@@ -375,7 +375,7 @@ def add_rope(
     return {"rope_freqs.weight": torch.pow(theta, -torch.arange(0, width, 2) / width) / turned}
 
 
-def read_cuts(file: Path, data: dict[str, Any]) -> tuple[str | None, bool | None]:
+def _read_cuts(file: Path, data: dict[str, Any]) -> tuple[str | None, bool | None]:
     """How llama.cpp cuts text as a tokenizer does: its name of what cuts bytes, or of
     sentencepiece whether a space comes before the text.
 
@@ -401,7 +401,7 @@ def read_cuts(file: Path, data: dict[str, Any]) -> tuple[str | None, bool | None
     return pre, prefix
 
 
-def add_tokenizer(writer: Any, folder: str | Path | None, rows: int) -> None:
+def _add_tokenizer(writer: Any, folder: str | Path | None, rows: int) -> None:
     """Writes the vocabulary, and how text is cut.
 
     Args:
@@ -421,7 +421,7 @@ def add_tokenizer(writer: Any, folder: str | Path | None, rows: int) -> None:
     whole = Tokenizer.from_file(str(file))
     data = json.loads(whole.to_str())
     model, added = data["model"], {each["id"]: each for each in data["added_tokens"]}
-    pre, prefix = read_cuts(file, data)
+    pre, prefix = _read_cuts(file, data)
     ids = {index: token for token, index in model["vocab"].items()}
     ids |= {index: each["content"] for index, each in added.items()}
     if not model["merges"]:

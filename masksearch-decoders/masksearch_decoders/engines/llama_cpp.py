@@ -30,7 +30,7 @@ def pad(cells: int) -> int:
     return -(-cells // 256) * 256
 
 
-def allocated_keys(windows: Windows, length: int, serving: Serving) -> int:
+def _allocated_keys(windows: Windows, length: int, serving: Serving) -> int:
     """Cells that it allocates for a context of `length` positions, over the layers.
 
     Reference: llama.cpp in llama-cpp-python 0.3.36, src/llama-context.cpp (`n_ctx_seq`) and
@@ -45,7 +45,7 @@ def allocated_keys(windows: Windows, length: int, serving: Serving) -> int:
     )
 
 
-def packed_bytes(width: int, _: int, serving: Serving) -> int:
+def _packed_bytes(width: int, _: int, serving: Serving) -> int:
     """Bytes of a key and its value in one KV head, in blocks of packed numbers.
 
     Raises:
@@ -107,8 +107,8 @@ LLAMA_CPP = Engine(
         **rows(granite_swa="src/models/granite-swa.cpp"),
         "exaone4": Reading("reads", "src/models/exaone4.cpp", layers=64, since=ARRAYS),
     },
-    keys=allocated_keys,
-    key_bytes=packed_bytes,
+    keys=_allocated_keys,
+    key_bytes=_packed_bytes,
     floor="ubatch",
     one_window=True,
     gguf=True,

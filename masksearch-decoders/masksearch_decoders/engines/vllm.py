@@ -15,7 +15,7 @@ from masksearch_decoders.engine import Engine, Reading, Serving, Windows, rows
 BACKEND = "write target='transformers' and serve it with --model-impl transformers"
 
 
-def reserved_keys(windows: Windows, length: int, serving: Serving) -> int:
+def _reserved_keys(windows: Windows, length: int, serving: Serving) -> int:
     """Keys that it reserves room for, for one sequence of `length` tokens, over the layers.
 
     Layers of one window are cut into groups of equally many, the last one padded; each group is
@@ -71,7 +71,7 @@ VLLM = Engine(
         "qwen3": Reading("reads if all slide", "models/qwen3.py, engine/arg_utils.py", BACKEND),
         "cohere2": Reading("keeps one key more", "models/commandr.py", BACKEND),
     },
-    keys=reserved_keys,
+    keys=_reserved_keys,
     floor="in_flight",
     command=command,
     read_log=read_log,

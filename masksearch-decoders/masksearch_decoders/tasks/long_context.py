@@ -121,7 +121,7 @@ def needle(key: str, value: str) -> str:
     return f"\nThe secret of|{key}| is|{value}|.\n"
 
 
-def find_needles(
+def _find_needles(
     *,
     kinds: str = "word number",
     keys: int = 1,
@@ -163,7 +163,7 @@ def find_needles(
     return make
 
 
-def trace_variables(draw: Draw, depth: float, room: int) -> Prompt:
+def _trace_variables(draw: Draw, depth: float, room: int) -> Prompt:
     """`vt`: a value is passed on from variable to variable, in sentences far from each other."""
     value, names = draw.number(), [draw.word() for _ in range(HOPS + 1)]
     sources = [value, *names]
@@ -173,7 +173,7 @@ def trace_variables(draw: Draw, depth: float, room: int) -> Prompt:
     return Prompt(list(zip(depths, sentences, strict=True)), question, names, list(NOISE))
 
 
-def common_words(draw: Draw, depth: float, room: int) -> Prompt:
+def _common_words(draw: Draw, depth: float, room: int) -> Prompt:
     """`cwe`: ten words stand often, the others seldom; they are asked for in the order in which
     they first stand."""
     question = "\nWhich ten words stand there most often? Most often:"
@@ -191,7 +191,7 @@ def common_words(draw: Draw, depth: float, room: int) -> Prompt:
     return Prompt([(depth, "|".join([WORDS, *order]))], question, asked, [])
 
 
-def frequent_words(draw: Draw, depth: float, room: int) -> Prompt:
+def _frequent_words(draw: Draw, depth: float, room: int) -> Prompt:
     """`fwe`: words by Zipf's law. The most frequent one is dots; the next three are asked for, in
     that order."""
     question = "\nWhich three words stand there most often, dots apart? Most often:"
@@ -206,7 +206,7 @@ def frequent_words(draw: Draw, depth: float, room: int) -> Prompt:
     return Prompt([(depth, "|".join([WORDS, *order]))], question, words[1:4], [])
 
 
-def planted_facts(*, hops: int) -> Task:
+def _planted_facts(*, hops: int) -> Task:
     """Questions over facts in the text; with two hops the answer's sentence has to be found by
     what another one says. Three facts of the same kind stand beside each."""
 
@@ -227,7 +227,7 @@ def planted_facts(*, hops: int) -> Task:
     return make
 
 
-def pass_key(draw: Draw, depth: float, room: int) -> Prompt:
+def _pass_key(draw: Draw, depth: float, room: int) -> Prompt:
     """`passkey`: one number; reference: Mohtashami and Jaggi, arXiv 2305.16300, Section 4.2."""
     number = draw.number()
     question = "\nWhat is the pass key? The pass key is"
@@ -236,21 +236,21 @@ def pass_key(draw: Draw, depth: float, room: int) -> Prompt:
 
 
 RETRIEVAL: dict[str, Task] = {
-    "passkey": pass_key,
-    "niah_single_1": find_needles(filler="noise"),
-    "niah_single_2": find_needles(),
-    "niah_single_3": find_needles(kinds="word uuid"),
-    "niah_multikey_1": find_needles(keys=4),
-    "niah_multikey_2": find_needles(filler="needles"),
-    "niah_multikey_3": find_needles(kinds="uuid uuid", filler="needles"),
-    "niah_multivalue": find_needles(values=4),
-    "niah_multiquery": find_needles(keys=4, asked=4),
+    "passkey": _pass_key,
+    "niah_single_1": _find_needles(filler="noise"),
+    "niah_single_2": _find_needles(),
+    "niah_single_3": _find_needles(kinds="word uuid"),
+    "niah_multikey_1": _find_needles(keys=4),
+    "niah_multikey_2": _find_needles(filler="needles"),
+    "niah_multikey_3": _find_needles(kinds="uuid uuid", filler="needles"),
+    "niah_multivalue": _find_needles(values=4),
+    "niah_multiquery": _find_needles(keys=4, asked=4),
 }
 GROUPS: dict[str, dict[str, Task]] = {
     "retrieval": RETRIEVAL,
-    "tracing": {"vt": trace_variables},
-    "aggregation": {"cwe": common_words, "fwe": frequent_words},
-    "answering": {"qa_1": planted_facts(hops=1), "qa_2": planted_facts(hops=2)},
+    "tracing": {"vt": _trace_variables},
+    "aggregation": {"cwe": _common_words, "fwe": _frequent_words},
+    "answering": {"qa_1": _planted_facts(hops=1), "qa_2": _planted_facts(hops=2)},
 }
 TASKS = {name: task for group in GROUPS.values() for name, task in group.items()}
 
@@ -318,7 +318,7 @@ def task_rows(text: NextTokenText, split: Split, name: str, count: int) -> NextT
         for piece in answers:
             answer = ids(piece)
             if piece != ",":
-                needs[row, at : at + len(answer)] = at - last_place(answer, context)
+                needs[row, at : at + len(answer)] = at - _last_place(answer, context)
             at += len(answer)
     made, answered = torch.from_numpy(tokens), needs > 0
     documents = base.documents[np.arange(count) % len(base.tokens)]
@@ -326,7 +326,7 @@ def task_rows(text: NextTokenText, split: Split, name: str, count: int) -> NextT
     return NextTokenRows(made, labels, documents, needs, answered, guess)
 
 
-def last_place(tokens: list[int], context: list[int]) -> int:
+def _last_place(tokens: list[int], context: list[int]) -> int:
     """Where these tokens last begin in a context."""
     size = len(tokens)
     return next(
