@@ -181,14 +181,14 @@ def build(spec: TableSpec, out: Path | str, *, executor: Executor | None = None)
 def assembled(spec: TableSpec, cells: pd.DataFrame, planned: int) -> Table:
     """The table of the cells, with what they cost and what the datasheet says."""
     judges = spec.judges()
-    units, dense = spec.units, judged_dense(judges, spec)
+    units, dense = spec.units, _judged_dense(judges, spec)
     [objective, *_] = spec.judge.objectives
     values = [name for name in cells.columns if name != "choice"]
     cells = cells.astype(dict.fromkeys(values, "float32"))
     cells[PAIRS] = [
         units.density(spec.allocation(tuple(map(int, choice)))) for choice in cells.choice
     ]
-    bytes_of_dense = add_bytes(cells, spec)
+    bytes_of_dense = _add_bytes(cells, spec)
     sheet = Datasheet(
         name=spec.name,
         what=spec.what,
@@ -229,7 +229,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def judged_dense(
+def _judged_dense(
     judges: Mapping[Tokens, Evaluator], spec: TableSpec
 ) -> dict[str, dict[str, float]]:
     """The values of the model with every unit at the top, by each set of tokens."""
@@ -242,7 +242,7 @@ def judged_dense(
     return values_of
 
 
-def add_bytes(cells: pd.DataFrame, spec: TableSpec) -> dict[str, int]:
+def _add_bytes(cells: pd.DataFrame, spec: TableSpec) -> dict[str, int]:
     """Adds columns of the caches' bytes, in every layout that counts all of the choices."""
     config = getattr(spec.judge, "config", None)
     dense: dict[str, int] = {}
