@@ -313,6 +313,27 @@ def test_no_class_name_stands_for_two_things():
     assert [name for name, count in names.items() if count > 1] == ["Columns"]
 
 
+def test_a_function_that_its_file_alone_names_is_marked_private():
+    """A name that nothing else in the project has, pages and tests included, begins with an
+    underscore, unless a decorator hands it on."""
+    tops = ("masksearch*", "search_spaces", "tests", "docs", "experiments", "benchmarks")
+    found = [path for top in (*tops, "notebooks", "*.md") for path in PACKAGE.parent.glob(top)]
+    found = [each for path in found for each in ([path] if path.is_file() else path.rglob("*"))]
+    kinds = {".py", ".md", ".ipynb", ".j2", ".js", ".toml"}
+    words = collections.Counter[str]()
+    for path in found:
+        if path.suffix in kinds and path.is_file():
+            words.update({*re.findall(r"[A-Za-z_]\w*", path.read_text("utf-8"))})
+    alone = {
+        f"{path.name}: {node.name}"
+        for path in (*FILES, *DECODERS)
+        for node in tree_of(path).body
+        if isinstance(node, ast.FunctionDef) and not node.decorator_list
+        if words[node.name] == 1 and not node.name.startswith("_")
+    }
+    assert not alone, f"begin these names with an underscore: {sorted(alone)}"
+
+
 def test_rooms_are_small_enough_to_hold_in_mind():
     loose = [path.name for path in PACKAGE.glob("*.py")]
     assert len(loose) <= 9, f"at most 9 loose files at the top, there are {sorted(loose)}"
