@@ -515,7 +515,7 @@ def _check_scores(scores: Scores, units: Units) -> None:
 def _coarse_to_fine(count: int) -> list[int]:
     """Indices from 0 to `count` - 1: the ends, then each time the middles of what lies between.
 
-    >>> coarse_to_fine(6)
+    >>> _coarse_to_fine(6)
     [0, 5, 2, 1, 3, 4]
     """
     order = [0, count - 1] if count else []

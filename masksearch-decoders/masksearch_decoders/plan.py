@@ -178,7 +178,7 @@ def describe_rival(rival: Mapping[str, Any]) -> str:
 def _describe_tasks(by_form: Mapping[str, Mapping[str, float]]) -> list[str]:
     """The losses of tasks' answers in nats a token, a line for each group of tasks.
 
-    >>> describe_tasks({"dense": {"nll/tracing": 1.0, "vt": 0.5}, "plan": {"nll/tracing": 1.5}})
+    >>> _describe_tasks({"dense": {"nll/tracing": 1.0, "vt": 0.5}, "plan": {"nll/tracing": 1.5}})
     ["tracing, nats an answer's token: dense 1.000, plan 1.500 (+0.500)"]
     """
     lines = []

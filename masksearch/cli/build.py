@@ -475,7 +475,7 @@ def read_setting(name: str, text: str, hint: Any) -> Any:
 def _read_value(text: str) -> Any:
     """The value that a text is in JSON or in Python, or else the text itself.
 
-    >>> read_value("true"), read_value(".2"), read_value("[.1, 1_000]"), read_value("flip")
+    >>> _read_value("true"), _read_value(".2"), _read_value("[.1, 1_000]"), _read_value("flip")
     (True, 0.2, [0.1, 1000], 'flip')
     """
     for read in (json.loads, ast.literal_eval):

@@ -378,9 +378,9 @@ def _task_batches(
 def _deal_rows(count: int) -> tuple[list[int], list[int]]:
     """Numbers of the training rows that gates learn on, and of those that are held out.
 
-    >>> deal_rows(11)
+    >>> _deal_rows(11)
     ([0, 1, 2, 3, 4, 5, 6, 7, 8, 10], [9])
-    >>> deal_rows(1)  # one row is in both
+    >>> _deal_rows(1)  # one row is in both
     ([0], [0])
     """
     aside = list(range(min(EVERY, count) - 1, count, EVERY))[:SET_ASIDE]

@@ -398,7 +398,7 @@ def _take_message(pool: Pool, workers: list[WorkerProcess], worker: WorkerProces
 def _name_exit(code: int) -> str:
     """An exit code in words.
 
-    >>> name_exit(-11)
+    >>> _name_exit(-11)
     'killed by SIGSEGV'
     """
     if code >= 0:

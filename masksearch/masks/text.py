@@ -235,9 +235,9 @@ def folded(text: str) -> str:
 def _heads_in_words(text: str) -> str:
     """How many heads of a mask that tells them apart are full; empty for any other expression.
 
-    >>> heads_in_words("per_layer([full(), per_head([window(2), full()])])")
+    >>> _heads_in_words("per_layer([full(), per_head([window(2), full()])])")
     '3 of 4 heads full'
-    >>> heads_in_words("per_head([window(2), star(), window(2)])")
+    >>> _heads_in_words("per_head([window(2), star(), window(2)])")
     '2 masks in 3 heads'
     """
     rows = [parts_of(part, "per_head") for part in parts_of(text, "per_layer")]

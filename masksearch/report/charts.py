@@ -434,7 +434,7 @@ def _name_layers(
 def _separate_labels(ideal: Sequence[float], gap: float) -> list[float]:
     """Places in [0, 1], in order, at least `gap` apart and near the wanted ones.
 
-    >>> separate_labels([0.5, 0.5, 0.9], 0.2)
+    >>> _separate_labels([0.5, 0.5, 0.9], 0.2)
     [0.4, 0.6, 0.9]
     """
     gap = min(gap, 1 / max(1, len(ideal) - 1))

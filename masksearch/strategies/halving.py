@@ -200,7 +200,7 @@ def _require_value(
 def _stratum_of(density: float, ratio: float) -> int:
     """Stratum of a density: 0 for (1/ratio, 1], 1 for (1/ratio^2, 1/ratio], ...
 
-    >>> [stratum_of(density, 2) for density in (1.0, 0.51, 0.5, 0.25, 0.1)]
+    >>> [_stratum_of(density, 2) for density in (1.0, 0.51, 0.5, 0.25, 0.1)]
     [0, 0, 1, 2, 3]
     """
     if not 0 < density <= 1:

@@ -317,7 +317,7 @@ def secret_keys(url: sqlalchemy.URL) -> list[str]:
 def _show_url(url: sqlalchemy.URL) -> str:
     """A URL for people, with `***` for its password and the secrets of its query.
 
-    >>> show_url(sqlalchemy.make_url("postgresql://me:K/x y@db:5432/masks?password=K"))
+    >>> _show_url(sqlalchemy.make_url("postgresql://me:K/x y@db:5432/masks?password=K"))
     'postgresql://me:***@db:5432/masks?password=***'
     """
     shown = url.update_query_dict(dict.fromkeys(secret_keys(url), HIDDEN)).render_as_string()
@@ -348,7 +348,7 @@ def _strike(text: str, passwords: Collection[str]) -> str:
     struck as a whole word only: the text holds such words and numbers of its own, and holes in
     their place would spoil it and tell the password. In addresses every password is hidden.
 
-    >>> strike("K/x9 w%Q, and K/x9%20w%25Q, but not a", ["K/x9 w%Q", "a"])
+    >>> _strike("K/x9 w%Q, and K/x9%20w%25Q, but not a", ["K/x9 w%Q", "a"])
     '***, and ***, but not a'
     """
     for each in sorted(passwords, key=len, reverse=True):
