@@ -54,6 +54,7 @@ SCRIPTS = (
     Script("attention", on_gpu=()),
     Script("decode"),
     Script("words"),
+    Script("tiles"),
     Script("card", usual=None, on_gpu=()),
     Script("judging", usual=None, smoke=None),  # of a checkpoint and a text that it is given
 )

@@ -340,6 +340,15 @@ def test_words_benchmark_smoke(tmp_path):
 
 
 @pytest.mark.nightly
+def test_tiles_benchmark_smoke(tmp_path):
+    run(FOLDER / "tiles.py", "--smoke", "--out", str(tmp_path))
+    rows = json.loads((tmp_path / "tiles.json").read_text(encoding="utf-8"))["rows"]
+    sides = [(row["share"], row["backend"]) for row in rows]
+    assert sides == [(0.25, "auto"), (0.25, "sdpa"), (0.0, "auto"), (0.0, "sdpa")]
+    assert all(row["faster"]["median"] > 0 for row in rows)
+
+
+@pytest.mark.nightly
 def test_judging_benchmark_on_a_tiny_decoder(tmp_path):
     words = ["=", *(f"w{number}" for number in range(12))]
     model = tiny_decoder(tmp_path / "model", words, num_hidden_layers=4, initializer_range=0.05)

@@ -15,10 +15,10 @@ The rule goes by length, device and the share of tiles that the device's kernel 
 
 On the CPU the rule takes the faster of SDPA and block gather, or one within 10 % of it, in all 160
 recorded cells: 4 % on an Intel Xeon, 8 % on an AMD EPYC (benchmarks/results: ten masks at 512 to
-4,096 positions, with and without gradients, compared in turns). Their tiles are those of 64 x 64;
-under masks of which the narrow tiles alone are below .6, gather was 1.1 to 3 times as fast as SDPA
-(512 to 2,048 positions, calls and whole encoders). FlexAttention is never taken
-there: it has no backward pass, and each new length compiles for 3 to 17 seconds.
+4,096 positions, with and without gradients, compared in turns), whose tiles are kept in blocks of
+64 x 64; under narrow tiles whole encoders are faster by it than by SDPA at every share that was
+tried, of 50 % or less (benchmarks/results/tiles.json). FlexAttention is never taken there: it has
+no backward pass, and each new length compiles for 3 to 17 seconds.
 
 On CUDA the rule is that of one NVIDIA H200 with torch 2.11 (benchmarks/results/card.json: twelve
 masks and 200 layouts, heads of 64 numbers). There FlexAttention's blocks are of 128 positions,
