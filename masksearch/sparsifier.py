@@ -75,7 +75,6 @@ DAM: Mapping[str, Any] = {
 TILES: Mapping[str, Any] = {**DAM, "gates": {"structure": "block"}}  # where time is asked for
 TIME_BATCH = "time_batch"  # a setting of its own: rows of a batch that is timed
 BUDGET = 0.12  # where neither a share nor a time is asked for
-DENSE_INSTEAD = 0.05  # a loss above which dense attention is recommended
 SPACE, TRIALS = "masksearch.spaces:head_roles", 24  # of a strategy that draws
 AGAIN = (  # rates by simulation: docs/statistics.md
     "The same call with {} seeds trains the missing ones alone; after such a second look equal "
@@ -442,7 +441,8 @@ def _fit_to_time(
     """The best mask of each search, if it meets the time, else one of a lower share that is cut
     out of the same gates."""
     fitting: dict[str, Record | Mask] = {}
-    for (name, each), study in zip(found.items(), studies.values(), strict=True):
+    for name, each in found.items():
+        study = studies[name]
         assert each.mask is not None
         [gates] = [r.artifacts["gates"] for r in study.records() if "gates" in r.artifacts]
         result = DamResult.load(path_inside(study.run, gates))
@@ -513,7 +513,15 @@ def save(
     saved = {"mask": taken.name, "score": taken.scores[seed], "density": 1 - taken.sparsity}
     if request.recover_steps:
         saved |= {"seed": seed, "scores on rows of the search": by_seed}
-    speed = _time_judged(request, comparison)
+    speed: dict[str, Any] = {}
+    if (target := request.target) is not None:
+        masks = {each.name: each.mask for each in comparison.records if each.mask is not None}
+        quartiles = target.time_judged(masks)
+        middles = {name: middle for name, (_, middle, _) in quartiles.items()}
+        comparison = _annotated(comparison, "times as fast", {"dense": 1.0} | middles)
+        loss = comparison.difference(taken, comparison.entries["dense"])
+        speed = {"speed": target.about, "times as fast": quartiles}
+        speed["answer"] = target.describe_answer(loss, taken.name, quartiles)
     records = [record for each in studies.values() for record in each.records()]
     records += [record for each in candidates.rungs.values() for record in each.records]
     records += [*plain.records, *(comparison.records if request.recover_steps else ())]
@@ -528,11 +536,9 @@ def save(
         "versions": {"masksearch": VERSION, "torch": torch.__version__},
         "saved": saved,
         **facts_of(request, full, candidates, advice, comparison, plain),
-        **speed,
     }
     if speed:
-        first = _describe_speed(request, comparison, advice.name, speed["times as fast"])
-        result["answer"] = f"{first} {result['answer']}"
+        result |= speed | {"answer": f"{speed['answer']} {result['answer']}"}
     about = result["answer"], result["model"], result["task"]
     model = full.adapted(advice.mask, seed=seed)
     metric = "agreement with the dense model" if full.keeps_answers else full.objectives[0].name
@@ -540,9 +546,6 @@ def save(
     save_pretrained(model, out, found=Findings(*about, *score))
     copy_tokenizer(find_folder(result["model"])[1], out)
     limit_length(out, model)
-    if speed:
-        middles = {name: middle for name, (_, middle, _) in speed["times as fast"].items()}
-        comparison = _annotated(comparison, "times as fast", {"dense": 1.0} | middles)
     comparison = replace(comparison, notes={"answer": result["answer"]})
     page = comparison.report(request.run / "report" / "report.html").read_text("utf-8")
     page = page.replace("Beside this page", f"In {RUN}/report")  # where its files lie
@@ -581,43 +584,6 @@ def facts_of(
     kept = f"It keeps {1 - taken.sparsity:.1%} of the non-padding query-key pairs"
     parts.append(kept + (".", "; pairs are not seconds.")[request.target is None])
     return {"answer": " ".join(parts), **facts}
-
-
-def _time_judged(request: SparsifyRequest, comparison: Comparison) -> dict[str, Any]:
-    """How fast the model is under the masks that were judged, timed once more; nothing where no
-    time was asked for."""
-    if (target := request.target) is None:
-        return {}
-    masks = {each.name: each.mask for each in comparison.records if each.mask is not None}
-    last = {f"{n}, last timing": mask for n, mask in masks.items() if n != "dense"}
-    found = target.timings.of(last, "last timing")
-    quartiles = {name.removesuffix(", last timing"): each for name, each in found.items()}
-    asked = {"asked": target.times, "rows": target.timings.rows, "of random tiles": target.table}
-    return {"times as fast": quartiles, "speed": asked}
-
-
-def _describe_speed(
-    request: SparsifyRequest,
-    comparison: Comparison,
-    taken: str,
-    quartiles: Mapping[str, Sequence[float]],
-) -> str:
-    """The first words of an answer to a target of time: what is lost, and how fast it is."""
-    entries, target = comparison.entries, request.target
-    assert target is not None
-    loss = comparison.difference(entries[taken], entries["dense"])
-    low, middle, high = quartiles[taken]
-    met = "" if low >= target.times else f", misses {target.times:g}"
-    words = (
-        f"{loss.text(signed=True)}, {middle:.2f} times as fast{met} (quartiles {low:.2f} to "
-        f"{high:.2f}; {target.timings.rows})."
-    )
-    for name, (least, own, _) in quartiles.items():
-        if name != taken:
-            words += f" {name}: {own:.2f} times, lower quartile {least:.2f}."
-    if loss.value < -DENSE_INSTEAD:
-        return f"Dense attention is recommended: every mask loses over {DENSE_INSTEAD:g}. {words}"
-    return words
 
 
 def _build_judge(request: SparsifyRequest) -> Judge:

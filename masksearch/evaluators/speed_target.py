@@ -12,14 +12,16 @@ their own (`masksearch.models.speed.time_masks`). Each is made once and kept in 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from masksearch.analysis.stats import PairedDifference
 from masksearch.attention.kernels.choose import grain_on
 from masksearch.contracts import Shape, generator
 from masksearch.evaluators.embedding import EmbeddingEvaluator
@@ -40,6 +42,7 @@ STEP = 0.005  # of the shares at which drawn masks are looked for
 LIMIT = "the diagonal's tiles"
 DRAWINGS = 3  # of each family of drawn masks
 CUTS = 2  # lower shares that a found mask is cut at, at most
+LARGE_LOSS = 0.05  # of the score, above which dense attention is recommended
 DRAWN = 43  # stream of random numbers
 
 
@@ -203,6 +206,40 @@ class Target:
             lower = min(self.between(self.limit, at), at[0] - STEP)
             mask = cut(max(self.limit[0], lower))
         return mask
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What was asked for, on which rows, and the table, as plain data."""
+        return {"asked": self.times, "rows": self.timings.rows, "of random tiles": self.table}
+
+    def time_judged(self, masks: Mapping[str, Mask]) -> dict[str, list[float]]:
+        """How fast the model is under masks, timed once more; "dense" is left out."""
+        last = {f"{n}, last timing": mask for n, mask in masks.items() if n != "dense"}
+        found = self.timings.of(last, "last timing")
+        return {name.removesuffix(", last timing"): each for name, each in found.items()}
+
+    def describe_answer(
+        self, loss: PairedDifference, taken: str, quartiles: Mapping[str, Sequence[float]]
+    ) -> str:
+        """The first words of an answer: the score that is lost, and how fast the model is.
+
+        Args:
+            loss: Of the mask that is taken, minus dense attention.
+            taken: Its name.
+            quartiles: Of all masks that were judged.
+        """
+        low, middle, high = quartiles[taken]
+        met = "" if low >= self.times else f", misses {self.times:g}"
+        words = (
+            f"{loss.text(signed=True)}, {middle:.2f} times as fast{met} (quartiles {low:.2f} to "
+            f"{high:.2f}; {self.timings.rows})."
+        )
+        for name, (least, own, _) in quartiles.items():
+            if name != taken:
+                words += f" {name}: {own:.2f} times, lower quartile {least:.2f}."
+        if loss.value < -LARGE_LOSS:
+            return f"Dense attention is recommended: every mask loses over {LARGE_LOSS:g}. {words}"
+        return words
 
 
 def aim(
