@@ -14,7 +14,7 @@ from masksearch import sparsifier
 from masksearch.contracts import POINT
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.gates.gates import Gates
-from masksearch.masks.measure import BLOCK
+from masksearch.masks.measure import grain_on
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch_decoders import kv_bytes
 from masksearch_decoders.engines import ENGINES as READ
@@ -258,7 +258,7 @@ CLAIMS += sentences(
         "llama.cpp and TensorRT-LLM; transformers and llama.cpp were run.": [
             *(SHORT["vllm"], SHORT["sglang"]),
         ],
-        "Sparsity is speed only where whole {} x {} blocks are left out": [BLOCK, BLOCK],
+        "Sparsity is speed only where whole {} x {} tiles are left out": [*grain_on("cpu")],
         f"A short run prefers masks that learn *{'sooner' if SOONER else 'later'}*;": [],
     },
 )

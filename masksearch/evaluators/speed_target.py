@@ -209,7 +209,7 @@ class Target:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What was asked for, on which rows, and the table, as plain data."""
+        """The target, the rows that were timed, and the table, as plain data."""
         return {"asked": self.times, "rows": self.timings.rows, "of random tiles": self.table}
 
     def time_judged(self, masks: Mapping[str, Mask]) -> dict[str, list[float]]:
