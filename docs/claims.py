@@ -11,10 +11,10 @@ from transformers import LlamaConfig
 import masksearch as ms
 from experiments.verify import NUMBER, Claim, rows, sentences
 from masksearch import sparsifier
+from masksearch.attention.kernels.choose import grain_on
 from masksearch.contracts import POINT
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.gates.gates import Gates
-from masksearch.masks.measure import grain_on
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch_decoders import kv_bytes
 from masksearch_decoders.engines import ENGINES as READ
