@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="squad/, glue/, wikitext-2/")
     parser.add_argument("--weights", help="a sentence-transformers folder; default: offline extra")
     parser.add_argument("--parts", nargs="+", choices=PLAN["parts"], default=[*PLAN["parts"]])
-    parser.add_argument("--seeds", type=int, nargs="+", default=PLAN["seeds"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=PLAN["embedder"]["seeds"])
     parser.add_argument("--runs", type=Path, default=Path("runs/23_no_labels"))
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
@@ -201,19 +201,22 @@ def main() -> None:
     given.weights = given.weights or run.offline_model()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    budgets = PLAN["smoke" if given.smoke else "embedder"]["budgets"]
     for part in given.parts:
         plan = PLAN["parts"][part]
         models = [Embedded(given, part, seed) for seed in given.seeds if seed in plan["seeds"]]
         for model in models:
-            for budget in PLAN["budgets"]:
+            for budget in budgets:
                 given.arms = [
-                    arm for arm in plan["arms"] if budget in PLAN["arms_at"].get(arm, [budget])
+                    arm
+                    for arm in plan["arms"]
+                    if given.smoke or budget in PLAN["arms_at"].get(arm, [budget])
                 ]
                 for arm in given.arms:
                     model.search(arm, budget)
                 model.choose(budget)
                 model.judge(budget)
-        for budget in PLAN["budgets"] if len(models) > 1 else ():
+        for budget in budgets if len(models) > 1 else ():
             models[0].consensus(models, budget)
 
 
