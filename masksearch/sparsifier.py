@@ -333,6 +333,11 @@ class SparsifyRequest:
         return self.budget
 
     @property
+    def judged_within(self) -> float:
+        """The share that masks are chosen within; any, where they have a time in common."""
+        return self.limit if self.target is None else 1.0
+
+    @property
     def how(self) -> dict[str, Any]:
         """Arguments that `search` and `compare` share."""
         return {"executor": self.executor, "progress": self.progress}
@@ -425,7 +430,7 @@ def search_masks(request: SparsifyRequest, full: Judge) -> dict[str, Study]:
 
 def shortlist(request: SparsifyRequest, full: Judge, studies: Mapping[str, Study]) -> Shortlist:
     """The masks to judge, by rows that searches read: of hand-designed ones by halving."""
-    found, hand = choose_candidates(studies, 1.0 if request.target else request.limit)
+    found, hand = choose_candidates(studies, request.judged_within)
     searched: Mapping[str, Record | Mask] = found
     if request.target is not None:
         searched = _fit_to_time(request.target, studies, found)
@@ -503,7 +508,7 @@ def save(
         plain: These as they are.
     """
     out, study = request.out, next(iter(studies.values()))
-    advice = comparison.recommend(1.0 if request.target else request.limit)
+    advice = comparison.recommend(request.judged_within)
     taken = comparison.entries[advice.name]
     by_seed = {
         each: _score_to_choose(full, advice.mask, each, request.run) for each in taken.scores
