@@ -88,8 +88,8 @@ CLAIMS = [
     ),
     Claim(
         "README.md",
-        "| And for a decoder? | On novels: one wider window in every layer {} searched full "
-        "layers at a quarter of SmolLM2's cache; after distillation the two are not told apart | "
+        "| And for a decoder? | On novels, yes: at a quarter of SmolLM2's cache one wider window "
+        "in every layer {} searched full layers; after distillation no difference is shown | "
         "searched minus window, nats a token: {} [{}, {}] |",
         ["beats" if window.high < 0 else "loses", *behind[:3]],
     ),

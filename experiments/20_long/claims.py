@@ -134,10 +134,10 @@ CLAIMS += sentences(
 CLAIMS += [
     Claim(
         "README.md",
-        "| Those that `allocate` finds on the tasks that judge: SmolLM2's answers lose {} than "
-        "under one window of the same bytes, though {} of them are shown to be right whole | "
+        "| `allocate`, searching on the tasks that judge, finds them: at equal bytes SmolLM2's "
+        "answers lose {} than under one window; that {} of them are right whole is not shown | "
         "`allocate` minus window, nats a token, one search: {} [{}, {}] |",
-        [LESS["narrow"][0] * -1, "no more", *apart("smollm2", 0.25, "narrow")],
+        [LESS["narrow"][0] * -1, "more", *apart("smollm2", 0.25, "narrow")],
     ),
     Claim(
         "docs/does_search_pay.md",
