@@ -369,8 +369,7 @@ assert EFFECTS[2] < 0 < contrast(QNLI, "dam", "fisher_rounds")[2]  # "on STS-B a
 CLAIMS.append(
     Claim(
         "docs/does_search_pay.md",
-        "| a trained encoder, and no training under the mask | DAM, or first-order effects "
-        '(`"prune"`) | within {} % of STS-B\'s pairs DAM keeps {} where dense attention has {}, '
+        "Within {} % of STS-B's pairs DAM keeps {} where dense attention has {}, "
         "TPE over heads {}. DAM is {} of greedy rounds and TPE over heads on two tasks, of "
         "effects on STS-B alone. Greedy rounds scored a mask on {} rows, TPE on {}, DAM and "
         "effects on {} "

@@ -221,9 +221,9 @@ ALL_PAGES = {
     ],
 }
 FIRST_PAGE = {
-    "| When is a hand-designed mask enough for an encoder? | When it trains from a raw checkpoint: "
-    "two full heads in each layer keep {} than DAM's masks within {} % of the pairs, though no "
-    "published family does | DAM minus these: {} [{}, {}] |": [
+    "| When is a hand-designed mask enough for an encoder? | When it trains from a raw "
+    "checkpoint: two full heads in each layer keep {} than DAM's masks within {} % of "
+    "the pairs, though no published family does | DAM minus these: {} [{}, {}] |": [
         *(-BEHIND["DAM - full heads"][2], 30, *BEHIND["DAM - full heads"][:3]),
     ],
 }

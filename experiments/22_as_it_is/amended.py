@@ -1,6 +1,7 @@
-"""What follows from the lines of results/amended/: the contrasts of amendment.toml.
+"""What follows from the lines of results/amended/: the contrasts of amendment.toml, what each arm
+keeps, and `amended.png`: every dense model's score over the share of pairs, one panel a task.
 
-python experiments/22_as_it_is/amended.py
+    python experiments/22_as_it_is/amended.py
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ import tomllib
 from collections.abc import Mapping
 from itertools import product
 
+import figures
 import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
 from tables import (
     HERE,
     RESULTS,
@@ -24,10 +28,12 @@ from tables import (
 )
 
 from masksearch.analysis.stats import estimate, holm, holm_levels
+from masksearch.report import style
 
 PLAN = tomllib.loads((HERE / "amendment.toml").read_text(encoding="utf-8"))
 BUDGETS = PLAN["models"]["budgets"]
 TESTED, TESTED_AT = ("SST-2", "QQP"), 0.12  # (b) of the plan
+MOVED = ["task", "seed", "difference"]
 OPPONENTS = {  # an arm -> how the names of its masks begin; the rows that choose prefer one
     "drawn": "hand {}: ",
     "same token": "hand {}: same token",
@@ -103,23 +109,63 @@ def kept(lines: Mapping[Model, list[Line]]) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def moved(lines: Mapping[Model, list[Line]]) -> dict[Model, float]:
+def moved(lines: Mapping[Model, list[Line]]) -> pd.DataFrame:
     """How far the dense models that were made anew are from 22's, on the rows that choose."""
     earlier = all_lines()
     pairs = {
         model: [named(each, "choice", "dense") for each in (own, earlier.get(model, []))]
         for model, own in lines.items()
     }
-    return {m: new["score"] - old["score"] for m, (new, old) in pairs.items() if new and old}
+    gaps = {m: new["score"] - old["score"] for m, (new, old) in pairs.items() if new and old}
+    return pd.DataFrame([(*model, gap) for model, gap in gaps.items()], columns=MOVED)
+
+
+def draw(axes: Axes, lines: Mapping[Model, list[Line]], task: str) -> None:
+    """DAM's masks, the better of first-order effects, and the better of the masks that follow the
+    words: the mean over the dense models, and a point for each of them."""
+    dense = [line["score"] for line in judged(lines, task, "dense", BUDGETS[0]).values()]
+    shown = {
+        "dam": (style.ORANGE, "^", "DAM"),
+        "effects": (style.GREEN, "p", "first-order effects"),
+        "same token": (style.INK, "D", "drawn: the same token, [CLS], a window"),
+    }
+    for arm, (colour, marker, name) in shown.items():
+        cells = [[*judged(lines, task, arm, budget).values()] for budget in BUDGETS]
+        points = [(line["density_judged"], line["score"]) for own in cells for line in own]
+        axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=3, alpha=0.45,
+                  markeredgewidth=0)  # fmt: skip
+        means = [pd.DataFrame(own)[["density_judged", "score"]].mean() for own in cells if own]
+        axes.plot([m.iloc[0] for m in means], [m.iloc[1] for m in means], marker=marker,
+                  color=colour, markersize=5, linewidth=1.2, label=name)  # fmt: skip
+    axes.axhline(sum(dense) / len(dense), color=style.GREY, linestyle="--", linewidth=0.9,
+                 label="dense")  # fmt: skip
+    style.clean(axes, "share of the pairs", figures.UNITS.get(task, "accuracy"))
+    axes.set_title(task, fontsize=style.LABEL, color=style.INK)
+
+
+@rc_context(style.PRINT)
+def picture(lines: Mapping[Model, list[Line]]) -> None:
+    """Draws amended.png."""
+    figure = style.new_figure(10.2, 3.2)
+    tasks = [task for task in PLAN["tasks"] if judged(lines, task, "dam", BUDGETS[0])]
+    panels = figure.subplots(1, len(tasks))
+    for axes, task in zip(panels, tasks, strict=True):
+        draw(axes, lines, task)
+    handles, labels = panels[-1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=8, fontsize=style.SMALL,
+                  frameon=False)  # fmt: skip
+    style.write_figure(figure, RESULTS / "amended.png")
 
 
 def main() -> None:
-    """Prints and writes the tables."""
+    """Prints and writes the tables, and draws."""
     lines = all_lines(RESULTS / "amended")
-    for name, table in {"contrasts": contrasts(lines), "kept": kept(lines)}.items():
-        table.to_csv(RESULTS / f"amended_{name}.csv", index=False, float_format="%.5f")
-        print(table.round(3).to_string(), "\n")
-    print(moved(lines))
+    picture(lines)
+    for table in (contrasts, kept, moved):
+        found = table(lines)
+        path = RESULTS / f"amended_{table.__name__}.csv"
+        found.to_csv(path, index=False, float_format="%.5f")
+        print(found.round(3).to_string(), "\n")
 
 
 if __name__ == "__main__":
