@@ -230,7 +230,7 @@ PAGE = {
     ],
     "Arms, all on the frozen model and told the budget: DAM (free gates, {} steps); first-order "
     "effects in {} rounds; random search and TPE in "
-    "[head_roles](../../search_spaces/head_roles.py)"
+    "[head_roles](../../../search_spaces/head_roles.py)"
     " at equal tokens; attention weights, of pairs and of whole heads; random keys.": [
         ARMS["dam"]["options"]["config"]["steps"],
         ARMS["prune"]["options"]["rounds"],
@@ -367,8 +367,10 @@ AMENDED_TASKS = ("QQP", "QNLI", "SST-2", "STS-B")
 COUNT = int(sum(kept.loc[(task, AT, "dam"), "models"] for task in AMENDED_TASKS))
 FIRST_PAGE = {
     "{} MiniLMs, fine-tuned on {} tasks: the mask is put on and nothing is trained further "
-    "([experiment 22](experiments/22_as_it_is/README.md)). Score over the share of pairs, means "
-    "and single models.": [COUNT, len(AMENDED_TASKS)],
+    "([experiment 22](experiments/22_as_it_is/README.md)). Score over the share of pairs.": [
+        COUNT,
+        len(AMENDED_TASKS),
+    ],
     "| In pairs, not in time: with {} % of the pairs DAM's mask keeps {} of {} on QQP, {} of {} "
     "on QNLI, {} of {} on SST-2 and {} of {} on STS-B; the best drawn one, in which each token "
     "also sees the same token elsewhere, keeps {}, {}, {} and {} | DAM minus the drawn mask: {} "
