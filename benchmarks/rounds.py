@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
+import json
 import os
 import platform
 import resource
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from proxy_sides import clock
 
+RESULTS = Path(__file__).parent / "results"
 SHORTEST = 0.02  # seconds that a sample lasts at least, by calling its side several times
 Side = Callable[[], object]
+Setting = TypeVar("Setting")  # a dataclass: what a script measures
 
 
 def interleaved(
@@ -122,3 +127,35 @@ def machine(device: torch.device) -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "versions": versions | {"python": platform.python_version()},
     }
+
+
+def write_rows(
+    about: str,
+    name: str,
+    setting: Setting,
+    small: Setting,
+    measure: Callable[[Setting], Iterable[dict[str, Any]]],
+) -> None:
+    """A script's main function: measures on one thread of a CPU, and writes and prints the rows.
+
+    Args:
+        about: The script's docstring.
+        name: Of the file of results.
+        setting: What is measured.
+        small: The same with --smoke.
+        measure: The rows of a setting.
+    """
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="tiny; its figures mean nothing")
+    parser.add_argument("--out", type=Path, default=RESULTS, help=f"folder of {name}.json")
+    given = parser.parse_args()
+    if given.smoke and given.out == RESULTS:
+        parser.error("--smoke needs another --out: its figures must not mix with real ones")
+    chosen: Any = small if given.smoke else setting
+    torch.set_num_threads(1)
+    rows = [*measure(chosen)]
+    found = machine(torch.device("cpu")) | {"setting": asdict(chosen), "rows": rows}
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for row in rows:
+        print(row)

@@ -12,23 +12,19 @@ the rounds' ratios with the 10 and 90 % points.
 
 from __future__ import annotations
 
-import argparse
-import json
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from rounds import Side, faster, interleaved, machine
+from rounds import Side, faster, interleaved, write_rows
 from transformers import BertConfig, BertModel
 
 from masksearch import Shape
 from masksearch.attention.attach import attach
 from masksearch.evaluators.speed_target import random_tiles
 
-RESULTS = Path(__file__).parent / "results"
 TILE = (64, 16)
 
 
@@ -87,24 +83,11 @@ def measured(setting: Setting, encoder: tuple[int, int, int, int]) -> list[dict[
     ]
 
 
-def main() -> None:
-    """Measures every encoder, and prints the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny; its figures mean nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of tiles.json")
-    given = parser.parse_args()
-    if given.smoke and given.out == RESULTS:
-        parser.error("--smoke needs another --out: its figures must not mix with real ones")
-    small = {"encoders": ((1, 32, 2, 256),), "shares": (0.25, 0.0), "tokens": 256, "rounds": 2}
-    setting = Setting(**small) if given.smoke else Setting()
-    torch.set_num_threads(1)
-    rows = [row for each in setting.encoders for row in measured(setting, each)]
-    found = machine(torch.device("cpu")) | {"setting": asdict(setting), "rows": rows}
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "tiles.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for row in rows:
-        print(row)
+def every_encoder(setting: Setting) -> list[dict[str, Any]]:
+    """The rows of all encoders."""
+    return [row for encoder in setting.encoders for row in measured(setting, encoder)]
 
 
 if __name__ == "__main__":
-    main()
+    small = Setting(((1, 32, 2, 256),), shares=(0.25, 0.0), tokens=256, rounds=2)
+    write_rows(__doc__, "tiles", Setting(), small, every_encoder)

@@ -11,21 +11,16 @@ take turns; a figure is the median of the rounds' ratios with the 10 and 90 % po
 
 from __future__ import annotations
 
-import argparse
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from rounds import Side, faster, interleaved, machine
+from rounds import Side, faster, interleaved, write_rows
 from transformers import BertConfig, BertModel
 
 from masksearch import masks
 from masksearch.attention.attach import attach
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -79,23 +74,11 @@ def measured(setting: Setting, length: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Measures every length, and prints the figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny; its figures mean nothing")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of words.json")
-    given = parser.parse_args()
-    if given.smoke and given.out == RESULTS:
-        parser.error("--smoke needs another --out: its figures must not mix with real ones")
-    setting = Setting((8, 16), layers=1, heads=2, rounds=2) if given.smoke else Setting()
-    torch.set_num_threads(1)
-    rows = [measured(setting, length) for length in setting.lengths]
-    found = machine(torch.device("cpu")) | {"setting": asdict(setting), "rows": rows}
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "words.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for row in rows:
-        print(row)
+def every_length(setting: Setting) -> list[dict[str, Any]]:
+    """The rows of all lengths."""
+    return [measured(setting, length) for length in setting.lengths]
 
 
 if __name__ == "__main__":
-    main()
+    small = Setting((8, 16), layers=1, heads=2, rounds=2)
+    write_rows(__doc__, "words", Setting(), small, every_length)

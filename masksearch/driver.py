@@ -575,8 +575,7 @@ def compare(
         facts = {"kind": "compare", "half": stored, **_evaluator_facts(evaluator)}
         store.create(evaluator.objectives, facts)
         store.note_call(describe_call(evaluator, seeds=seeds, executor=place))
-        before = store.records()
-        judged = Comparison.of(before, store.objectives(), store.facts())
+        judged = Comparison.of(store.records(), store.objectives(), store.facts())
         protocols = protocols_of_rows(evaluator) if compared.found else ()
         judged = replace(
             judged,

@@ -432,34 +432,22 @@ def shortlist(request: SparsifyRequest, full: Judge, studies: Mapping[str, Study
     """The masks to judge, by rows that searches read: of hand-designed ones by halving."""
     found, hand = choose_candidates(studies, request.judged_within)
     searched: Mapping[str, Record | Mask] = found
-    if request.target is not None:
-        searched = _fit_to_time(request.target, studies, found)
+    if (target := request.target) is not None:
+        searched = {n: _fit_to_time(target, studies[n], n, each) for n, each in found.items()}
     if not request.recover_steps or len(hand) < 2:
         return Shortlist(searched, hand, {})
     judge = partial(compare, seeds=[request.seed], split="validation", **request.how)
     return Shortlist(searched, *halve(hand, full, judge, request.run, request.say))
 
 
-def _fit_to_time(
-    target: Target, studies: Mapping[str, Study], found: Mapping[str, Record]
-) -> dict[str, Record | Mask]:
-    """The best mask of each search, if it meets the time, else one of a lower share that is cut
-    out of the same gates."""
-    fitting: dict[str, Record | Mask] = {}
-    for name, each in found.items():
-        study = studies[name]
-        assert each.mask is not None
-        [gates] = [r.artifacts["gates"] for r in study.records() if "gates" in r.artifacts]
-        result = DamResult.load(path_inside(study.run, gates))
-        cut = partial(_cut_at, result)
-        mask = target.fit(name, each.mask, cut)
-        fitting[name] = each if mask == each.mask else mask
-    return fitting
-
-
-def _cut_at(result: DamResult, share: float) -> Mask:
-    """The mask of that share of the pairs, at most."""
-    return result.mask(sparsity=1 - share, within=True)
+def _fit_to_time(target: Target, study: Study, name: str, found: Record) -> Record | Mask:
+    """The best mask of a search, if it meets the time, else one of a lower share that is cut out
+    of the same gates."""
+    assert found.mask is not None
+    [gates] = [r.artifacts["gates"] for r in study.records() if "gates" in r.artifacts]
+    result = DamResult.load(path_inside(study.run, gates))
+    mask = target.fit(name, found.mask, lambda share: result.mask(sparsity=1 - share, within=True))
+    return found if mask == found.mask else mask
 
 
 def judge_masks(
@@ -510,9 +498,10 @@ def save(
     out, study = request.out, next(iter(studies.values()))
     advice = comparison.recommend(request.judged_within)
     taken = comparison.entries[advice.name]
-    by_seed = {
-        each: _score_to_choose(full, advice.mask, each, request.run) for each in taken.scores
-    }
+    by_seed: dict[int, float] = {}
+    for each in taken.scores:  # on rows of the search, of recoveries that were kept: no training
+        *_, last = full(advice.mask, seed=each, workdir=request.run / "choose" / str(each))
+        by_seed[each] = last.values[full.objectives[0].name]
     middle = statistics.median_low(by_seed.values())
     seed = next(each for each, score in by_seed.items() if score == middle)
     saved = {"mask": taken.name, "score": taken.scores[seed], "density": 1 - taken.sparsity}
@@ -648,8 +637,7 @@ def _read_ended(out: Path, asked: Mapping[str, Any]) -> Sparsified | None:
 
 def beside(comparison: Comparison, plain: Comparison) -> Comparison:
     """Masks after recovery, each with its score as it is beside the others."""
-    untrained = {name: each.score.value for name, each in plain.entries.items()}
-    return _annotated(comparison, UNTRAINED, untrained)
+    return _annotated(comparison, UNTRAINED, scores_of(plain))
 
 
 def _annotated(comparison: Comparison, word: str, values: Mapping[str, float]) -> Comparison:
@@ -776,12 +764,6 @@ def halve(
         hand = [by_name[each.name] for each in order] or hand
         rungs[steps] = rung
     return hand, rungs
-
-
-def _score_to_choose(full: Judge, mask: Mask, seed: int, run: Path) -> float:
-    """The score on rows of the search of a recovery that was kept; no training."""
-    *_, last = full(mask, seed=seed, workdir=run / "choose" / str(seed))
-    return last.values[full.objectives[0].name]
 
 
 def scores_of(rung: Comparison) -> dict[str, float]:

@@ -283,16 +283,6 @@ def _configs_of(model: nn.Module, attachment: Attachment) -> list[PreTrainedConf
     return [*saved, *(config for config, _ in attachment.previous)]
 
 
-def _describe_masks(masks: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration's note on the masks, for whoever opens it without masksearch."""
-    named = {
-        part: {"mask": f"{mask!s:.200}", "digest": mask.digest}
-        for part, mask in masks.items()
-        if isinstance(mask, Mask)
-    }
-    return {"masks": named, "open_with": "masksearch.load_pretrained(folder)"}
-
-
 def _same_entries(one: Any, other: Any) -> bool:
     """Whether two configurations, and those inside, have equal entries and implementations.
 
@@ -312,9 +302,14 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     """Puts a prepared attachment in force, on a model that carries none."""
     for module, copied, _ in attachment.configs:
         module.__dict__["config"] = copied
-    parts = [what for what in attachment.what.values() if isinstance(what, Mask)]
-    for config in _configs_of(model, attachment) if parts else []:  # whatever saves it says so
-        setattr(config, ENTRY, _describe_masks(attachment.what))
+    masked = {
+        part: {"mask": f"{mask!s:.200}", "digest": mask.digest}
+        for part, mask in attachment.what.items()
+        if isinstance(mask, Mask)
+    }
+    for config in _configs_of(model, attachment) if masked else []:  # whatever saves it says so
+        note = {"masks": deepcopy(masked), "open_with": "masksearch.load_pretrained(folder)"}
+        setattr(config, ENTRY, note)
         setattr(config, KEY, NAME)
     banks = list(attachment.banks)
     if banks:

@@ -341,8 +341,7 @@ def pack(padding: Tensor, causal: bool) -> Tensor:
 
 def _write_out(mask: Tensor, queries: int) -> Tensor:
     """Packed padding as SDPA takes it, bool `[batch, 1, queries, keys]`."""
-    padding = mask.flatten(1)[:, None, None]
-    visible = padding.expand(-1, -1, queries, -1)
+    visible = mask.flatten(1)[:, None, None].expand(-1, -1, queries, -1)
     if mask.ndim == CAUSAL:
         visible = visible & torch.ones_like(visible[0, 0]).tril()
     return visible

@@ -180,8 +180,7 @@ class LayerMask:
     ) -> str:
         """`"gather"` or `"flex"` where such a call is computed by it, else empty."""
         asked = (device, trains, dtype)
-        choice = self.lower(lambda: self.choose(length, *asked), length, "choice", *asked)
-        backend = choice.backend
+        backend = self.lower(lambda: self.choose(length, *asked), length, "choice", *asked).backend
         return backend if backend in ("gather", "flex") else ""
 
     def plan(self, backend: str, length: int, device: torch.device) -> GatherPlan | FlexPlan:

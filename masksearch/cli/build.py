@@ -203,8 +203,7 @@ def _planted_evaluator(values: Mapping[str, Any], texts: Mapping[str, str]) -> E
             "without a corpus the planted one is used, which takes "
             f"{', '.join('--' + name for name in (*sorted(names), 'set'))}"
         )
-    further = further_settings(PlantedEvaluator, texts)
-    return PlantedEvaluator(**values, **further)
+    return PlantedEvaluator(**values, **further_settings(PlantedEvaluator, texts))
 
 
 def further_settings(kind: Any, texts: Mapping[str, str]) -> dict[str, Any]:

@@ -257,8 +257,7 @@ def write_data(folder: Path, *, steps: int = 500) -> list[str]:
     Raises:
         DataError: If there is something already.
     """
-    names = ("text", "glue", "bert", "llama")
-    text, glue, bert, llama = paths = [folder / name for name in names]
+    text, glue, bert, llama = paths = [folder / name for name in ("text", "glue", "bert", "llama")]
     if taken := [path for path in paths if path.exists()]:
         raise DataError(f"{taken[0]} exists, and --data replaces nothing: name another folder")
     typer.echo(f"demo: small models train for {steps} steps each", err=True)

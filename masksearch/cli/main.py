@@ -251,8 +251,7 @@ def resume_command(options: ResumeOptions) -> None:
         masksearch resume runs/search --trials 16 --slots 2
     """
     changed = dict(vars(options))
-    run = changed.pop("run")
-    command, stored = _read_known_command(run, changed)
+    command, stored = _read_known_command(changed.pop("run"), changed)
     repeated(command)(**stored)
 
 

@@ -259,8 +259,7 @@ def _read_argument(described: str, default: str) -> Argument:
         default = meaning[1] if meaning else ""
     else:
         default = re.sub("Default|['\"()]", "", default)
-    help = re.split(r"\. |[.,;]? (?=None = |default: |see )|\.$", text)[0]
-    return Argument(default, help)
+    return Argument(default, re.split(r"\. |[.,;]? (?=None = |default: |see )|\.$", text)[0])
 
 
 def _read_helps(docstring: str) -> dict[str, str]:

@@ -185,8 +185,7 @@ def report(options: ReportOptions) -> None:
     from masksearch.report.collect import report_on, studies_in
 
     path = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
-    page = report_on(folders, path, storage=storage)
-    result: dict[str, Any] = {"report": str(page.resolve())}
+    result: dict[str, Any] = {"report": str(report_on(folders, path, storage=storage).resolve())}
     studies = studies_in(folders[0], storage) if len(folders) == 1 else []
     if [study.kind for study in studies] == ["compare"]:
         from masksearch.analysis.compare import ComparedMasks

@@ -163,8 +163,9 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
 
     def differentiable(self, seed: int) -> Differentiable:
         """The dense model with frozen weights; gates learn its own embeddings."""
-        rows = self.data.train, seed
-        made = train_together([self.model()], [rows], self.trainer, imitate=True)
+        made = train_together(
+            [self.model()], [(self.data.train, seed)], self.trainer, imitate=True
+        )
         made.model.requires_grad_(False)
         return made
 

@@ -275,8 +275,7 @@ class MlmEvaluator(EncoderBase, Evaluator):
         a distillation that of the best constant state."""
         if not self._distils:
             return self.task().context_free_loss
-        targets = [batch["target"].flatten(0, 1) for batch in batches]
-        states = torch.cat(targets).double()
+        states = torch.cat([batch["target"].flatten(0, 1) for batch in batches]).double()
         weights = states.square().sum(1, keepdim=True).reciprocal()
         best = (weights * states).sum(0) / weights.sum()
         return float((weights * (states - best).square()).sum(1).mean())

@@ -151,8 +151,7 @@ class PlantedEvaluator(TrainingBase, Evaluator):
     @property
     def task(self) -> PlantedTask:
         """The pre-training task."""
-        sequences = self.held_out_sequences
-        return PlantedTask(self.process, self.batch, sequences, self.draw)
+        return PlantedTask(self.process, self.batch, self.held_out_sequences, self.draw)
 
     @property
     def downstream_tasks(self) -> tuple[PlantedLabelTask, ...]:

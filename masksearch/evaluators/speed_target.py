@@ -40,6 +40,7 @@ SHARES = (0.5, 0.35, 0.25, 0.15, 0.08)  # of all tiles, that are timed first
 BATCHES, REPEATS = 4, 2  # of the first and the last timing
 STEP = 0.005  # of the shares at which drawn masks are looked for
 LIMIT = "the diagonal's tiles"
+DRAWN_SHARES = {f"{share:.0%} of the tiles": share for share in SHARES} | {LIMIT: 0.0}
 DRAWINGS = 3  # of each family of drawn masks
 CUTS = 2  # lower shares that a found mask is cut at, at most
 LARGE_LOSS = 0.05  # of the score, above which dense attention is recommended
@@ -109,21 +110,24 @@ class Target:
     timings: Timings
 
     @cached_property
-    def table(self) -> dict[str, list[float]]:
-        """Tiles drawn at random, and none but the diagonal's: name -> times as fast."""
-        made = {f"{share:.0%} of the tiles": share for share in SHARES} | {LIMIT: 0.0}
-        masks = {name: random_tiles(share, self.shape, self.block) for name, share in made.items()}
-        return self.timings.of(masks, "timing")
+    def tiles(self) -> dict[str, BlockLayout]:
+        """Name -> tiles drawn at random, and last none but the diagonal's."""
+        return {n: random_tiles(s, self.shape, self.block) for n, s in DRAWN_SHARES.items()}
 
-    def density(self, share: float) -> float:
-        """The share of the pairs of tiles drawn at random."""
-        return effective_density(random_tiles(share, self.shape, self.block), self.shape)
+    @cached_property
+    def table(self) -> dict[str, list[float]]:
+        """Name of such tiles -> times as fast."""
+        return self.timings.of(self.tiles, "timing")
+
+    def point(self, name: str) -> tuple[float, float]:
+        """Of such tiles: their share of the pairs, and the time as a share of dense attention's,
+        in the lower quartile of the speed."""
+        return effective_density(self.tiles[name], self.shape), 1 / self.table[name][0]
 
     @cached_property
     def limit(self) -> tuple[float, float]:
-        """Of the diagonal's tiles: their share of the pairs, and the time as a share of dense
-        attention's, in the lower quartile of the speed."""
-        return self.density(0.0), 1 / self.table[LIMIT][0]
+        """The point of the diagonal's tiles."""
+        return self.point(LIMIT)
 
     @cached_property
     def share(self) -> float:
@@ -141,8 +145,8 @@ class Target:
                 "rows, which gain more"
             )
         below = self.limit
-        for share in sorted(SHARES):
-            at = self.density(share), 1 / self.table[f"{share:.0%} of the tiles"][0]
+        for name in sorted(self.tiles, key=DRAWN_SHARES.__getitem__)[1:]:
+            at = self.point(name)
             if at[1] > 1 / self.times:
                 return self.between(below, at)
             below = at
@@ -203,8 +207,7 @@ class Target:
             if low >= self.times or number == CUTS:
                 break
             at = effective_density(mask, self.shape), 1 / low
-            lower = min(self.between(self.limit, at), at[0] - STEP)
-            mask = cut(max(self.limit[0], lower))
+            mask = cut(max(self.limit[0], min(self.between(self.limit, at), at[0] - STEP)))
         return mask
 
     @property

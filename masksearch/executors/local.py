@@ -288,10 +288,8 @@ class WorkerProcess:
 
     def send(self, message: Any) -> None:
         """One message; a dead worker is noticed when its pipe is read."""
-        try:
+        with suppress(OSError):  # its end of the pipe is closed: reading meets the end of the file
             self.pipe.send_bytes(cloudpickle.dumps(message))
-        except OSError:
-            pass  # its end of the pipe is closed: reading meets the end of the file
 
     def kill(self) -> str:
         """Ends the process, and those that it has started and that have not left its session;

@@ -200,8 +200,7 @@ def at_sparsity(
     if (kept < rows).any():
         rule = key_in_every_row("sparsity is at most", weights, block, "1 - 1/n = ")
         raise ValueError(f"{rule}{1 - least:.6g} at length {length}, got {sparsity}")
-    mask = (ranks.view(len(kept), -1) < kept).view(ranks.shape)
-    return spread_tiles(mask, length, block)
+    return spread_tiles((ranks.view(len(kept), -1) < kept).view(ranks.shape), length, block)
 
 
 def _kept_by_weight(

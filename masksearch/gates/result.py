@@ -492,23 +492,6 @@ def _large_rises(losses: Mapping[str, float], undecided: float, cause: str) -> l
     return notes
 
 
-def _pair_scores(tables: Sequence[Tensor]) -> tuple[list[float], list[float]]:
-    """IoU of every pair of bool `[layers, heads, n, n]`: as they stand, and with heads matched.
-
-    Heads of one layer may change places without changing the model, so two seeds that found
-    the same need not have it in the same head. The matching has the largest number of shared
-    edges; as the number of edges is given, it also has the largest IoU of the whole tables.
-    """
-    plain, matched = [], []
-    for one, two in itertools.combinations(tables, 2):
-        shared = one.flatten(2).float() @ two.flatten(2).float().mT
-        orders = [linear_sum_assignment(layer.numpy(), maximize=True)[1] for layer in shared]
-        paired = torch.stack([of[order] for of, order in zip(two, orders, strict=True)])
-        plain.append(overlap(one, two))
-        matched.append(overlap(one, paired))
-    return plain, matched
-
-
 def agreement(
     probabilities: Sequence[Tensor],
     *,
@@ -542,7 +525,21 @@ def agreement(
     sparsity = 1 - max(density, least_density(shape[-1], **how))
 
     def scores(tables: Sequence[Tensor]) -> tuple[list[float], list[float]]:
-        return _pair_scores([at_sparsity(table, sparsity, **how) for table in tables])
+        """IoU of every pair, cut there: as they stand, and with heads matched.
+
+        Heads of one layer may change places without changing the model, so two seeds that found
+        the same need not have it in the same head. The matching has the largest number of shared
+        edges; as the number of edges is given, it also has the largest IoU of the whole tables.
+        """
+        plain, matched = [], []
+        cut = (at_sparsity(table, sparsity, **how) for table in tables)
+        for one, two in itertools.combinations(cut, 2):
+            shared = one.flatten(2).float() @ two.flatten(2).float().mT
+            orders = [linear_sum_assignment(layer.numpy(), maximize=True)[1] for layer in shared]
+            paired = torch.stack([of[order] for of, order in zip(two, orders, strict=True)])
+            plain.append(overlap(one, two))
+            matched.append(overlap(one, paired))
+        return plain, matched
 
     plain, matched = scores(probabilities)
     named = ("structure", "signed", "global_count", "block")

@@ -96,8 +96,7 @@ class TensorBoardLogger(RecordLogger):
     def _writer_of(self, number: int) -> Any:
         """The event file of a trial that runs."""
         if number not in self.trials:
-            folder = self.folder / "trials" / str(number)
-            self.trials[number] = self.open(str(folder))
+            self.trials[number] = self.open(str(self.folder / "trials" / str(number)))
         return self.trials[number]
 
     def stop(self) -> None:

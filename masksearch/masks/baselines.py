@@ -127,8 +127,7 @@ def equal_cost_baselines(
         words = SameToken(special) | Columns(1)
         beside |= {"same token": (words, [0]), f"same token, {WIDEST}": (words, reaches)}
     for name, (tokens, sizes) in beside.items():
-        make = partial(_neighbours_and, tokens)
-        drawn[name] = fullest(limit, price, make, sizes, layers, ends)
+        drawn[name] = fullest(limit, price, partial(_neighbours_and, tokens), sizes, layers, ends)
     drawn |= heads_within(limit, price, shape, order, ends)
     return {name: mask for name, mask in drawn.items() if mask is not None}
 
@@ -327,7 +326,8 @@ def widest_window(
         length: Positions that a window may reach back, at most.
         local: Its sinks are kept.
     """
-    sinks = _sinks_of(local)
+    parts = local.of if isinstance(local, Either) else (local,)
+    sinks = [part for part in parts if isinstance(part, Columns)]
     return densest(limit, cost, lambda reach: reduce(or_, [*sinks, Window(reach)]), range(length))
 
 
@@ -399,12 +399,6 @@ def _whole_head_mask(
         )
     alike = not end and all(each == made[0] for each in made)
     return made[0] if alike else PerLayer([*made, *end])
-
-
-def _sinks_of(mask: Mask) -> list[Mask]:
-    """The tokens of fixed positions that the mask of one layer keeps."""
-    parts = mask.of if isinstance(mask, Either) else (mask,)
-    return [part for part in parts if isinstance(part, Columns)]
 
 
 def default_local(length: int) -> Mask:

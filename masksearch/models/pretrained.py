@@ -370,8 +370,7 @@ def rows_read(
     kind = (tuned_kind(folder) if tuned else None) or kind
     if kind is not None:
         pooling = config.get("classifier_pooling", "cls"), config.get("summary_type", "first")
-        points = kind == "QuestionAnswering" or pooling != ("cls", "first")
-        rows = None if points else 1
+        rows = None if kind == "QuestionAnswering" or pooling != ("cls", "first") else 1
     return rows if config.get("model_type") in FIRST_ROW else None
 
 

@@ -15,7 +15,6 @@ import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from masksearch.analysis.pareto import pareto, sparsity_of
-from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.contracts import Record
 from masksearch.errors import MaskSearchError
 from masksearch.files import write_text_in_one_move
@@ -105,7 +104,8 @@ def render_page(result: Mapping[str, Any], figures: Path) -> str:
     )
     environment.filters |= {
         "png": lambda name: png_text(figures / name),
-        "data": _script_data,
+        # JSON that may stand in a script element
+        "data": lambda value: json.dumps(value, ensure_ascii=False).replace("<", "\\u003c"),
         "json": json.dumps,
         "short": short_text,
     }
@@ -149,11 +149,6 @@ def png_text(path: Path) -> str:
     return base64.b64encode(path.read_bytes()).decode("ascii")
 
 
-def _script_data(value: Any) -> str:
-    """JSON that may stand in a script element."""
-    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
-
-
 def draw(folder: Path, section: Section) -> dict[str, dict[str, Any]]:
     """Saves the masks' figure for print; saves and returns what the page shows as it is."""
     named, shape = dict(list(_masks_to_draw(section).items())[:PICTURES]), section.shape
@@ -164,8 +159,14 @@ def draw(folder: Path, section: Section) -> dict[str, dict[str, Any]]:
             figure = plot_masks(drawn, shape.length, shape.layers, shape.heads, shares)
             save(figure, folder, f"{section.key}masks")
     shown = list(dam_pictures(section.dam, section.searched))
-    if section.proxy is not None:
-        shown.append(_proxy_picture(section.proxy))
+    if (proxy := section.proxy) is not None:
+        title = f"Rank agreement of {proxy.proxy} with {proxy.target} over the budget of the proxy"
+        legend = (
+            "Left: Kendall's tau-b of the masks' ranking at each budget with the reference, and "
+            "the noise ceiling (two seeds of the reference). Right: every mask over the budget; "
+            "where lines cross, a shorter run ranks otherwise."
+        )
+        shown.append(Picture("proxy", plot_proxy(proxy), title, legend))
     return {
         made.key: {
             "file": save(made.figure, folder, f"{section.key}{made.key}")[0].name,
@@ -176,18 +177,6 @@ def draw(folder: Path, section: Section) -> dict[str, dict[str, Any]]:
         }
         for made in shown
     }
-
-
-def _proxy_picture(proxy: ProxyCard) -> Picture:
-    """The figure of a proxy card."""
-    return Picture(
-        "proxy",
-        plot_proxy(proxy),
-        f"Rank agreement of {proxy.proxy} with {proxy.target} over the budget of the proxy",
-        "Left: Kendall's tau-b of the masks' ranking at each budget with the reference, and the "
-        "noise ceiling (two seeds of the reference). Right: every mask over the budget; where "
-        "lines cross, a shorter run ranks otherwise.",
-    )
 
 
 def _masks_to_draw(section: Section) -> dict[str, tuple[Mask, float]]:

@@ -128,7 +128,9 @@ def run_prune(evaluator: Evaluator, job: Prune, *, seed: int, workdir: Path) -> 
         order, done = _read_order(path)
     share = job.config["rows"] // rounds
     for number in range(rounds):
-        batches = _take_rows(source, share)  # those of rounds that are done too: a stream
+        batches: list[Batch] = []
+        while sum(len(batch["input_ids"]) for batch in batches) < share:
+            batches.append(next(source.batches))  # those of rounds that are done too: a stream
         if number < done:
             continue
         density = job.config["density"] ** (number / rounds)
@@ -141,14 +143,6 @@ def run_prune(evaluator: Evaluator, job: Prune, *, seed: int, workdir: Path) -> 
         metadata = {"format": FORMAT, "rounds": str(number + 1)}
         write_tensors(path, {"order": order}, metadata, what="an order")
         yield Report(number + 1, {"loss": loss, "density": density})
-
-
-def _take_rows(source: Differentiable, rows: int) -> list[Batch]:
-    """The next batches with that many rows at least."""
-    batches: list[Batch] = []
-    while sum(len(batch["input_ids"]) for batch in batches) < rows:
-        batches.append(next(source.batches))
-    return batches
 
 
 def _measure_edges(

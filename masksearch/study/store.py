@@ -558,8 +558,7 @@ class StudyStore:
 
     def say(self, what: str) -> None:
         """One line on the server, with the time, since it may happen again."""
-        line = f"{time.strftime('%H:%M:%S')}: the server of {self.location.shown} {what}"
-        warn(line)
+        warn(f"{time.strftime('%H:%M:%S')}: the server of {self.location.shown} {what}")
 
     def _check_owner(self, new: int) -> None:
         """Whether the study is as this driver has left it.

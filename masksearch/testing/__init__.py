@@ -280,8 +280,7 @@ def assert_law(
     told, running = _run_in_slots(original, draws)
     copies = [resumed(make, told, running)]
     if any_order:
-        shuffled = random.Random(1).sample(told, len(told))
-        copies.append(resumed(make, shuffled, running[::-1]))
+        copies.append(resumed(make, random.Random(1).sample(told, len(told)), running[::-1]))
     for record in [*running, None, None]:
         wanted = asked(original)
         for copy in copies:

@@ -10,7 +10,7 @@ loads torch: the command line reads its options from these classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, MISSING, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
@@ -68,8 +68,8 @@ class Settings:
             type.__setattr__(cls, "__repr__", Settings.__repr__)
 
     def __repr__(self) -> str:
-        usual, settings = _usual_settings(type(self)), read_settings(self).items()
-        shown = [f"{n}={value!r}" for n, value in settings if n not in usual or value != usual[n]]
+        usual = {name: each.default for name, each in settings_fields(type(self)).items()}
+        shown = [f"{n}={v!r}" for n, v in read_settings(self).items() if v != usual[n]]
         return f"{type(self).__name__}({', '.join(shown)})"
 
     def __post_init__(self) -> None:
@@ -278,12 +278,6 @@ def refuse_missing(evaluator: Settings, name: str) -> None:
 def settings_fields(kind: Any) -> dict[str, Any]:
     """Name -> field of what a dataclass takes and shows."""
     return {each.name: each for each in fields(kind) if each.init and each.repr}
-
-
-def _usual_settings(kind: Any) -> dict[str, Any]:
-    """Name -> default of what a dataclass takes, where there is one."""
-    usual = {name: each.default for name, each in settings_fields(kind).items()}
-    return {name: value for name, value in usual.items() if value is not MISSING}
 
 
 def read_settings(evaluator: Any) -> dict[str, Any]:

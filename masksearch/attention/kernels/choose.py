@@ -286,8 +286,7 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _differentiate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """The backward pass of `attention`."""
     operator: Callable[..., Any] = torch.ops.masksearch.attention_backward
-    grads = operator(gradient, *ctx.saved_tensors, *ctx.settings)
-    return (*grads, None, None, None, None)
+    return (*operator(gradient, *ctx.saved_tensors, *ctx.settings), None, None, None, None)
 
 
 attention.register_autograd(_differentiate, setup_context=_save_inputs)

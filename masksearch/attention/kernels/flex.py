@@ -98,8 +98,7 @@ class FlexPlan:
             visible: bool `[batch, n]`, False = padding.
         """
         missing = self.partial.shape[-1] * self.block - self.length
-        seen = F.pad(visible.all(0), (0, missing), value=False)
-        clean = seen.view(-1, self.block).all(1)
+        clean = F.pad(visible.all(0), (0, missing), value=False).view(-1, self.block).all(1)
         whole = self.whole & clean
         partial = self.partial | (self.whole & ~clean)
         predicate = _with_padding(self.predicate, visible.to(torch.int8))

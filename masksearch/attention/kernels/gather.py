@@ -373,8 +373,7 @@ class InCache(torch.autograd.Function):
         plan, grad = ctx.plan, grad.contiguous()
         tensors = [query, key, value] if sink is None else [query, key, value, sink]
         grads = [torch.zeros_like(states) for states in tensors]
-        most = IN_CACHE * torch.get_num_threads()
-        parts = parts_of(plan, query, most, keeps=True, trains=True)
+        parts = parts_of(plan, query, IN_CACHE * torch.get_num_threads(), keeps=True, trains=True)
         queries, keys = [grad, query, result], [key, value]
         for part, total in zip(parts, sums, strict=True):
             _attend_backward(part, plan.unit, queries, keys, seen, total, ctx.scaling, grads, sink)

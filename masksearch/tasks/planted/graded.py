@@ -325,8 +325,7 @@ class GradedProcess:
     def digest(self) -> str:
         """Short hash of everything that the distribution depends on."""
         fields = (self.length, self.symbols, self.hidden, self.seed)
-        text = repr(("graded-1", fields, [astuple(each) for each in self.dependencies]))
-        return text_hash(text)
+        return text_hash(repr(("graded-1", fields, [astuple(each) for each in self.dependencies])))
 
     def sample(self, count: int, random: torch.Generator) -> Tensor:
         """Draws sequences: int64 `[count, length]`."""

@@ -252,8 +252,7 @@ class PlantedProcess:
     def digest(self) -> str:
         """Short hash of everything that the distribution depends on."""
         fields = (self.length, self.vocabulary, self.offsets, self.keys, self.hidden, self.seed)
-        text = repr(("planted-1", fields, self.pairs, self.permutations.tolist()))
-        return text_hash(text)
+        return text_hash(repr(("planted-1", fields, self.pairs, self.permutations.tolist())))
 
     def sample(self, count: int, random: torch.Generator) -> Tensor:
         """Draws sequences: int64 `[count, length]`."""

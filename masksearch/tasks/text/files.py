@@ -306,8 +306,7 @@ class HubText:
         if folder is None:
             return [*parts, self.name]
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        names = [str(path.relative_to(folder)) for path in files]
-        return [*parts, *names, content_hash(files)]
+        return [*parts, *[str(path.relative_to(folder)) for path in files], content_hash(files)]
 
     def write(self, target: Path, split: str | None = None) -> Path | None:
         """Writes the text of a split as a plain text file.

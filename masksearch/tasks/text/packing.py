@@ -47,8 +47,7 @@ class Boundaries:
         kept = []
         for begins in (self.documents, self.paragraphs):
             inside = begins[np.searchsorted(begins, start) : np.searchsorted(begins, stop)] - start
-            first = np.zeros(1 if stop > start else 0, np.int64)
-            kept.append(np.union1d(first, inside))
+            kept.append(np.union1d(np.zeros(1 if stop > start else 0, np.int64), inside))
         return Boundaries(stop - start, *kept)
 
 

@@ -100,8 +100,7 @@ class CheckpointTokenizer:
         Raises:
             DataError: If it feeds a model something else than ids and token types.
         """
-        words = ("a", *self.whole.get_vocab())
-        word = next(each for each in words if self.encode([each])[0])
+        word = next(each for each in ("a", *self.whole.get_vocab()) if self.encode([each])[0])
         (ids,), pair = self.encode([word]), self.whole(word, word)
         row, count = pair["input_ids"], len(ids)
         one, *_, two = (at for at in range(len(row)) if row[at : at + count] == ids)
