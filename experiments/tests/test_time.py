@@ -227,7 +227,7 @@ def test_time_smoke(data, tmp_path):
     words += ["--tasks", "which-author"]
     words += ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     for more in ([], [], ["--time-only"]):  # the second call finds every line
-        run_script("24_time/run.py", *words, *more, cache=tmp_path / "cache")
+        run_script("24_time/timed.py", *words, *more, cache=tmp_path / "cache")
     contrasts = load_script("24_time/contrasts.py")
     ((_, own),) = contrasts.all_lines(tmp_path / "results").items()
     keys = ("stage", "rows", "name", "arm", "hour")

@@ -1,7 +1,7 @@
 """Masks of a kernel's tiles that make long rows faster: does search keep more than drawing does?
 
-    python experiments/24_time/run.py --data FOLDER [--tasks imdb-long ..] [--seeds 0 1 ..]
-    python experiments/24_time/run.py --data FOLDER --time-only     # later, at other hours
+    python experiments/24_time/timed.py --data FOLDER [--tasks imdb-long ..] [--seeds 0 1 ..]
+    python experiments/24_time/timed.py --data FOLDER --time-only     # later, at other hours
 
 For each task and seed: fine-tune a dense model; train gates of tiles, and cut a mask that meets
 the target of time; choose the best drawn mask that meets it on other rows; judge; time. plan.toml
@@ -27,7 +27,7 @@ from optuna.trial import BaseTrial
 from stretch import stretch
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.with_name("22_as_it_is")))  # whose run.py is the one meant below
+sys.path.insert(0, str(HERE.with_name("22_as_it_is")))
 import lines  # noqa: E402
 import run  # noqa: E402
 
