@@ -1,0 +1,244 @@
+"""24_time: rows that stay apart, names that are gone, positions that stand twice, the planned
+contrasts of made-up lines, its stages at a toy size."""
+
+import base64
+import itertools
+import json
+import random
+from pathlib import Path
+from statistics import fmean
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from experiment_scripts import load_script, run_script
+from real_data import DATA, real
+from scipy import stats
+from tiny_checkpoint import tiny_checkpoint
+from toy_sentences import WORDS, write_lines
+from transformers import BertModel
+
+from masksearch.tasks.glue.columns import Columns
+from masksearch.tasks.glue.read import load_glue
+
+
+@pytest.fixture(scope="module")
+def texts() -> ModuleType:
+    return load_script("24_time/texts.py")
+
+
+@pytest.fixture(scope="module")
+def data(texts, tmp_path_factory) -> Path:
+    """Made-up reviews whose words tell the label, and novels of numbered sentences."""
+    folder, draw = tmp_path_factory.mktemp("data"), random.Random(0)
+
+    def say(words: list[str], count: int) -> str:
+        return " ".join(draw.choices(words, k=count))
+
+    for part, count in (("train", 400), ("dev", 100)):
+        rows = [f"{say(WORDS[40 * (n % 2) :][:40], 180)}\t{n % 2}" for n in range(count)]
+        write_lines(folder / "imdb-long" / f"{part}.tsv", ["review\tlabel", *rows])
+    for at, novel in enumerate(texts.PLAN["tasks"]["which-author"]["novels"]):
+        own = WORDS[8 * at : 8 * at + 8]
+        said = [f"{say(own, 14)} Mr. Bell {n} and Anna. Anna {say(own, 3)}." for n in range(600)]
+        write_lines(folder / "english-novels" / f"{novel}.txt", said)
+    return folder
+
+
+@pytest.mark.parametrize("task", ["imdb-long", "which-author"])
+def test_no_row_is_in_two_parts_and_searches_read_those_dealt_to_them(texts, data, tmp_path, task):
+    plan = texts.PLAN["tasks"][task] | texts.PLAN["smoke"]["rows"]
+    parts = texts.deal(data, task, plan)
+    assert {name: len(rows) for name, rows in parts.items()} == {
+        name: plan[name] for name in ("train", "search", "choice", "judge")
+    }
+    every = [text for rows in parts.values() for text, _ in rows]
+    assert len({*every}) == len(every)
+    assert parts == texts.deal(data, task, plan)
+    texts.write(parts, tmp_path / task)
+    found = Columns(("text",), "label").read(tmp_path / task)
+    for split, part in (("validation", "search"), ("holdout", "choice"), ("test", "judge")):
+        rows = load_glue(tmp_path, found, split=split)
+        assert {text for (text,) in rows.dev[task].texts} == {text for text, _ in parts[part]}
+
+
+def test_the_last_third_of_a_novel_is_a_passage_away(texts, data):
+    parts = texts.deal(
+        data, "which-author", texts.PLAN["tasks"]["which-author"] | texts.PLAN["smoke"]["rows"]
+    )
+    numbers: dict[tuple[str, bool], list[int]] = {}
+    for part, rows in parts.items():
+        for text, author in rows:
+            own = [int(word) for word in text.split() if word.isdigit()]
+            numbers.setdefault((author, part in ("train", "search")), []).extend(own)
+    authors = {author for author, _ in numbers}
+    assert len(authors) == 10
+    for author in authors:
+        assert max(numbers[author, True]) + 8 < min(numbers[author, False])
+
+
+def test_names_are_one_word_wherever_they_stand(texts):
+    said = 'Anna saw Mr. Bell. "Bell," said Anna\'s aunt, "I hear the bell." So Anna, J. Roe and'
+    said += " I ran; the bell rang, and Anna O'Neil laughed: Then the bell fell. Roe slept."
+    plain = texts.without_names(said)
+    left = {*texts.LETTERS.findall(plain)}
+    assert left.isdisjoint({"Anna", "Roe", "Neil"})
+    assert {"I", "So", "Then", "bell", "aunt"} <= left
+    assert len(plain.split()) == len(said.split())
+    assert plain.startswith("someone saw someone. Bell.")  # as often in small letters
+
+
+@real
+@pytest.mark.slow
+def test_real_reviews_are_as_many_as_planned(texts):
+    plan = texts.PLAN["tasks"]["imdb-long"]
+    parts = texts.deal(DATA, "imdb-long", plan)
+    assert {name: len(rows) for name, rows in parts.items()} == plan
+
+
+@real
+@pytest.mark.nightly
+def test_real_novels_have_the_planned_rows_and_no_names(texts):
+    plan = texts.PLAN["tasks"]["which-author"]
+    parts = texts.deal(DATA, "which-author", plan)
+    assert len(parts["train"]) > 1100
+    assert (len(parts["search"]), len(parts["choice"])) == (plan["search"], plan["choice"])
+    assert len(parts["judge"]) > 450
+    everything = " ".join(text for rows in parts.values() for text, _ in rows)
+    for name in ("Jarndyce", "Tulkinghorn", "Rochester", "Katharine", "Strether", "Feverel"):
+        assert name not in everything
+
+
+def test_positions_stand_twice(tmp_path):
+    stretch = load_script("24_time/stretch.py").stretch
+    start = tiny_checkpoint(tmp_path / "start", WORDS)
+    out = stretch(start, tmp_path / "out")
+    one, two = (BertModel.from_pretrained(folder).eval() for folder in (start, out))
+    short, long = (model.embeddings.position_embeddings.weight for model in (one, two))
+    assert len(long) == 2 * len(short) == two.config.max_position_embeddings == 96
+    assert torch.equal(long[0::2], short)
+    assert torch.equal(long[1::2], short)
+    ids = torch.randint(5, 60, (2, 48))
+    for shift in (0, 1):  # at positions 2k + shift it answers as the checkpoint at k
+        places = 2 * torch.arange(48)[None] + shift
+        again = two(ids, position_ids=places).last_hidden_state
+        torch.testing.assert_close(again, one(ids).last_hidden_state)
+    assert json.loads((out / "tokenizer_config.json").read_text())["model_max_length"] == 96
+
+
+# -- contrasts ---------------------------------------------------------------------------------
+ROWS, SEEDS, HOURS = 1000, range(4), (1.29, 1.34, 1.4)
+RIGHT = {  # task -> mask -> rows that are right on choosing and on judging rows
+    "imdb-long": {"dam": (790, 800), "drawn: star": (780, 700), "drawn: fixed": (770, 790),
+                  "tpe": (700, 760), "random": (700, 720)},
+    "which-author": {"dam": (790, 800), "drawn: star": (780, 800), "drawn: fixed": (770, 850)},
+}  # fmt: skip
+SLOW = ("imdb-long", 3)  # a model whose drawn mask misses the target
+
+
+def made_up() -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Task and seed -> lines as the run writes them."""
+    lines: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for task, seed in itertools.product(RIGHT, SEEDS):
+        lines[task, seed] = own = []
+        named = RIGHT[task] | {"dense": (850, 850)}
+        named |= {"front dam 0.5": (0, 840), "front drawn 0.5: star": (0, 830)} if not seed else {}
+        for name, rights in named.items():
+            if name in ("tpe", "random") and seed > 1:
+                continue
+            for rows, right in zip(("choice", "judge"), rights, strict=True):
+                right += (seed - 1) * (rows == "judge") * (name == "dam")
+                bits = np.packbits(np.arange(ROWS) < right)
+                own.append(
+                    {"stage": "score", "rows": rows, "name": name, "score": right / ROWS,
+                     "density": 0.2, "density_judged": 0.2, "constant": 0.5, "seconds": 1.0,
+                     "each": f"{ROWS}b{base64.b85encode(bits.tobytes()).decode()}"}
+                )  # fmt: skip
+            slower = 0.1 * ((task, seed) == SLOW and name == "drawn: star")
+            for hour, middle in enumerate(HOURS):
+                ends = {"low": middle - 0.02, "median": middle - slower, "high": middle + 0.02}
+                own.append({"stage": "time", "name": name, "hour": f"T{hour}", **ends})
+    return lines
+
+
+def test_contrasts_are_those_of_the_plan():
+    contrasts = load_script("24_time/contrasts.py")
+    lines = made_up()
+    found = contrasts.primary(lines).set_index("task")
+    # of the drawn masks that of the choosing rows, and no model on which one misses the target
+    gaps = [0.1 + (seed - 1) / ROWS for seed in SEEDS if ("imdb-long", seed) != SLOW]
+    assert found.loc["imdb-long", "difference"] == pytest.approx(fmean(gaps))
+    assert found["models"].tolist() == [3, 4]
+    assert found.loc["which-author", "difference"] == pytest.approx(0.0005)
+    assert found["adjusted_p"].tolist() == pytest.approx(
+        [2 * found["p"].iloc[0], found["p"].iloc[1]]
+    )
+    assert found["level"].tolist() == [0.975, 0.95]
+    assert found["pays"].tolist() == [True, False]
+    assert found["enough"].tolist() == [False, True]
+    speeds = contrasts.speeds(lines).set_index(["task", "seed", "arm"])
+    assert speeds.loc[("imdb-long", 0, "dam"), ["median", "least", "most", "hours"]].tolist() == [
+        *(1.34, 1.29, 1.4, 3)
+    ]
+    assert speeds[~speeds["met"]].index.tolist() == [(*SLOW, "drawn")]
+    assert contrasts.tasks_in(lines) == dict.fromkeys(RIGHT, True)
+
+
+def test_samplers_have_intervals_over_rows_alone():
+    found = load_script("24_time/contrasts.py").against_samplers(made_up())
+    (row,) = found[found["contrast"] == "dam - tpe"].to_dict("records")
+    each = np.mean([np.arange(ROWS) < 799, np.arange(ROWS) < 800], 0) - (np.arange(ROWS) < 760)
+    half = stats.t.ppf(0.975, ROWS - 1) * each.std(ddof=1) / ROWS**0.5
+    assert row["models"] == 2
+    assert row["difference"] == pytest.approx(each.mean())
+    assert [row["low"], row["high"]] == pytest.approx([each.mean() - half, each.mean() + half])
+
+
+def test_scores_and_the_picture_are_those_of_the_lines(tmp_path):
+    figures = load_script("24_time/figures.py")
+    for (task, seed), own in made_up().items():
+        write_lines(tmp_path / f"{task}_{seed}.jsonl", list(map(json.dumps, own)))
+    lines = figures.contrasts.all_lines(tmp_path)
+    scores = figures.contrasts.scores(lines).set_index(["task", "arm"])
+    assert scores.loc[("imdb-long", "drawn"), "minus_dense"] == pytest.approx(-0.15)
+    assert scores.loc[("imdb-long", "dense"), "score"] == pytest.approx(0.85)
+    front = figures.contrasts.front(lines)
+    assert front.loc[front["several"], "arm"].tolist() == ["dam", "drawn"] * 2
+    figures.write(tmp_path)
+    assert (tmp_path / "time.png").stat().st_size > 5_000
+
+
+@pytest.mark.nightly
+def test_limits_of_a_toy():
+    found = load_script("24_time/limits.py").measured((1, 32, 2, 128), repeats=1)
+    assert (found["low"] > 0).all()
+    assert found["kept"].is_monotonic_decreasing
+    assert found["kept"].iloc[-1] == 0.5  # the diagonal's of tiles of 64 x 16
+
+
+@pytest.mark.nightly
+def test_time_smoke(data, tmp_path):
+    stretch = load_script("24_time/stretch.py").stretch
+    start = tiny_checkpoint(tmp_path / "start", [*WORDS, "someone", "and"])
+    start = stretch(stretch(start, tmp_path / "two"), tmp_path / "four")
+    words = ["--data", data, "--weights", start, "--smoke", "--seeds", "0"]
+    words += ["--tasks", "which-author"]
+    words += ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    for more in ([], [], ["--time-only"]):  # the second call finds every line
+        run_script("24_time/timed.py", *words, *more, cache=tmp_path / "cache")
+    contrasts = load_script("24_time/contrasts.py")
+    ((_, own),) = contrasts.all_lines(tmp_path / "results").items()
+    keys = ("stage", "rows", "name", "arm", "hour")
+    known = [tuple(line.get(key) for key in keys) for line in own]
+    assert len({*known}) == len(known)
+    stages = [line["stage"] for line in own]
+    assert [stages.count(each) for each in ("dense", "target", "search")] == [1, 1, 3]
+    (target,) = (line for line in own if line["stage"] == "target")
+    for search in (line for line in own if line["stage"] == "search"):
+        assert max(search["densities"]) <= target["share"] + 1e-5
+    names = {line["name"] for line in contrasts.scored(own, "judge")}
+    chosen = {"dense", "dam", "tpe", "random", contrasts.mask_of(own, "drawn")}
+    assert chosen | {"front dam 0.5"} <= names
+    assert names - {"dense"} == {line["name"] for line in own if line["stage"] == "time"}
