@@ -15,7 +15,8 @@ EXPERIMENTS = Path(__file__).parents[1]
 def load_script(place: str) -> ModuleType:
     """The script at a place in experiments/, such as "12_sparsebert_table/table.py".
 
-    What it imports from its folder is that folder's, whichever other `tables` is loaded.
+    What it imports from its folder is that folder's, whichever other `tables` is loaded; nothing
+    that it imports from experiments/ stays loaded under its bare name.
     """
     path = EXPERIMENTS / place
     name = f"experiment_{path.parent.name}_{path.stem}"
@@ -28,13 +29,15 @@ def load_script(place: str) -> ModuleType:
     for each, other in before.items():
         if Path(str(other.__file__)).parent != path.parent:
             del sys.modules[each]
+    known, places = {*sys.modules}, [*sys.path]
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
     finally:
-        sys.path.remove(str(path.parent))
-        for each in beside:
-            sys.modules.pop(each, None)
+        sys.path[:] = places
+        for each in sys.modules.keys() - known:
+            if EXPERIMENTS in Path(str(getattr(sys.modules[each], "__file__", None))).parents:
+                del sys.modules[each]
         sys.modules.update(before)
     return module
 
