@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ from masksearch.models.embedding import open_embedding  # noqa: E402
 
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
 SPLITS: dict[str, Split] = {"search": "validation", "choice": "holdout"}
+OTHERS = PLAN["others"]  # where arms beside DAM search
+SAMPLERS = ("random", "tpe")
 RANKED = 10  # of nDCG
 
 
@@ -156,16 +159,22 @@ class Embedded(run.Model):
         ms.save_mask(mask, self.runs / "masks" / f"consensus_{budget}.safetensors")
         self.score({f"dam {budget}, consensus of {len(others)}": mask}, "judge", arm="consensus")
 
+    def work(self, arms: list[str], budget: float) -> None:
+        """Searches, chooses and judges, where that has not ended."""
+        self.given.arms = arms
+        for arm in arms:
+            run.PLAN["arms"][arm] |= {"trials": OTHERS["trials"]} if arm in SAMPLERS else {}
+            self.search(arm, budget)
+        self.choose(budget)
+        self.judge(budget)
+
     def judge(self, budget: float) -> None:
         """Scores on what judges what the plan compares, once all is chosen."""
         hand: Named = self.hand_designed(budget)
-        named = self.found(budget) | {"dense": masks.full()}
-        for prefix in ("", "same token"):
-            chosen = lines.tables.scored(self.lines.lines, "choice", f"hand {budget}: {prefix}")
-            if chosen:
-                name = lines.tables.best(chosen)["name"]
-                named[name] = hand[name]
-        self.score(named, "judge")
+        name = lines.best_hand(self.lines.lines, budget)
+        first = self.seed == min(self.plan["seeds"])  # the dense model is the same for all
+        dense = {"dense": masks.full()} if first else {}
+        self.score(self.found(budget) | {name: hand[name]} | dense, "judge")
 
 
 def gains(scores: torch.Tensor, right: torch.Tensor) -> np.ndarray:
@@ -205,17 +214,11 @@ def main() -> None:
     for part in given.parts:
         plan = PLAN["parts"][part]
         models = [Embedded(given, part, seed) for seed in given.seeds if seed in plan["seeds"]]
-        for model in models:
-            for budget in budgets:
-                given.arms = [
-                    arm
-                    for arm in plan["arms"]
-                    if given.smoke or budget in PLAN["arms_at"].get(arm, [budget])
-                ]
-                for arm in given.arms:
-                    model.search(arm, budget)
-                model.choose(budget)
-                model.judge(budget)
+        for model, budget in product(models, budgets):
+            model.work(["dam"], budget)
+        for model, budget in product(models, budgets):
+            if given.smoke or (model.seed in OTHERS["seeds"] and budget in OTHERS["budgets"]):
+                model.work(plan["arms"], budget)
         for budget in budgets if len(models) > 1 else ():
             models[0].consensus(models, budget)
 

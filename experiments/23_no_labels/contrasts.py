@@ -1,0 +1,214 @@
+"""What follows from the lines of results/: what the plan compares, and what each arm keeps.
+
+python experiments/23_no_labels/contrasts.py --data FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import texts
+from scipy.stats import t
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.with_name("22_as_it_is")))
+from tables import (  # noqa: E402
+    Line,
+    Model,
+    all_lines,
+    as_line,
+    best,
+    minus,
+    named,
+    rows_of,
+    scored,
+)
+
+from masksearch.analysis.row_scores import RowScores  # noqa: E402
+from masksearch.analysis.stats import (  # noqa: E402
+    ErrorPart,
+    PairedDifference,
+    estimate,
+    holm,
+    holm_levels,
+    paired_difference,
+)
+
+RESULTS = HERE / "results"
+PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
+TASKS, PARTS = PLAN["classifiers"]["tasks"], PLAN["parts"]
+BUDGETS, MARGIN = PLAN["embedder"]["budgets"], PLAN["margin"]["kept"]
+Lines = Mapping[Model, list[Line]]
+
+
+# -- (a) classifiers ---------------------------------------------------------------------------
+def of_arm(lines: Lines, task: str, name: str) -> dict[int, Line]:
+    """Seed -> the judged line of the mask of that name, of the models that have ended."""
+    return {
+        seed: line
+        for (of, seed), own in sorted(lines.items())
+        if of == task and own[-1]["stage"] == "ended"
+        if (line := named(own, "judge", name))
+    }
+
+
+def mean_of_tasks(gaps: Sequence[PairedDifference]) -> PairedDifference:
+    """The mean of differences of several tasks. The spread over models is taken to be the same in
+    each: its estimates are pooled."""
+    value, count = math.fsum(gap.value for gap in gaps) / len(gaps), len(gaps) ** 2
+    models, rows = ([gap.errors[at] for gap in gaps] for at in range(2))
+    degrees = sum(part.df for part in models)
+    spread = sum(gap.n * part.variance * part.df for gap, part in zip(gaps, models, strict=True))
+    spread *= sum(1 / gap.n for gap in gaps) / degrees / count
+    drawn = ErrorPart(sum(part.variance for part in rows) / count, min(part.df for part in rows))
+    errors = ErrorPart(spread, degrees), drawn
+    half = math.sqrt(sum(float(t.isf(0.025, part.df)) ** 2 * part.variance for part in errors))
+    models_of_all = sum(gap.n for gap in gaps)
+    return PairedDifference(value, value - half, value + half, models_of_all, errors=errors)
+
+
+def classifiers(lines: Lines) -> pd.DataFrame:
+    """Gates without labels minus gates with them: for each budget the mean over tasks, with p of
+    both one-sided tests at the margin and Holm's adjusted ones, and each task by itself."""
+    table, means = [], dict[float, PairedDifference]()
+    for budget in PLAN["classifiers"]["budgets"]:
+        gaps = []
+        for task in TASKS:
+            sides = [of_arm(lines, task, f"{arm} {budget}") for arm in ("answers", "labels")]
+            if len(sides[0].keys() & sides[1].keys()) > 2:
+                gaps.append(minus(*sides))
+                table.append({"budget": budget, "task": task} | as_line(gaps[-1], *sides))
+        if len(gaps) == len(TASKS):
+            means[budget] = mean_of_tasks(gaps)
+    adjusted = [holm([gap.p_above(-MARGIN, sign) for gap in means.values()]) for sign in (1, -1)]
+    for budget, loses, gains in zip(means, *adjusted, strict=True):
+        mean = means[budget]
+        table.append(
+            {"budget": budget, "task": "mean", "difference": mean.value, "low": mean.low,
+             "high": mean.high, "models": mean.n, "p_loses_less": loses, "p_gains_less": gains,
+             "within": max(loses, gains) < 0.05}
+        )  # fmt: skip
+    return pd.DataFrame(table)
+
+
+# -- (b) the embedding model -------------------------------------------------------------------
+def mask_of(own: list[Line], arm: str, budget: float) -> str:
+    """The name of the mask that stands for an arm; of drawn ones that of the choosing texts."""
+    if arm == "drawn":
+        return best(scored(own, "choice", f"hand {budget}: "))["name"]
+    return arm if arm == "dense" else f"{arm} {budget}"
+
+
+def judged(lines: Lines, part: str, arm: str, budget: float) -> dict[int, Line]:
+    """Seed -> the judged line of an arm's mask; the dense model is judged once for a part."""
+    own = {seed: each for (of, seed), each in sorted(lines.items()) if of == part}
+    own = {n: each for n, each in own.items() if named(each, "judge", f"dam {budget}")}
+    found = {n: named(each, "judge", mask_of(each, arm, budget)) for n, each in own.items()}
+    if arm == "dense":
+        found = dict.fromkeys(found, next(filter(None, found.values()), None))
+    return {seed: line for seed, line in found.items() if line}
+
+
+def by_paragraph(line: Line, paragraphs: Sequence[int]) -> RowScores:
+    """A line's gains summed over the questions of each paragraph that has some, so that the mean
+    over paragraphs is that over questions."""
+    gains = rows_of(line).scores["rows"]
+    _, numbers = np.unique(paragraphs, return_inverse=True)
+    sums = np.bincount(numbers, weights=gains)
+    sums *= len(sums) / len(gains)
+    return RowScores({"rows": sums}, {"rows": 1.0}, {"rows": str(len(sums))})
+
+
+def difference(
+    one: Mapping[int, Line], other: Mapping[int, Line], paragraphs: Sequence[int], level: float
+) -> PairedDifference:
+    """The difference of two arms over searches and, on SQuAD, over paragraphs."""
+    scores = [{seed: line["score"] for seed, line in arm.items()} for arm in (one, other)]
+    if not paragraphs:
+        return paired_difference(*scores, level)
+    rows = [{seed: by_paragraph(line, paragraphs) for seed, line in arm.items()}
+            for arm in (one, other)]  # fmt: skip
+    return paired_difference(*scores, level, rows_a=rows[0], rows_b=rows[1])
+
+
+def embedder(lines: Lines, paragraphs: Sequence[int]) -> pd.DataFrame:
+    """DAM minus every other arm, and each arm minus dense; the two planned tests, DAM minus the
+    best drawn mask on SQuAD, with Holm's adjusted p and level."""
+    table, family = list[Line](), list[Line]()
+    for part, budget in product(PARTS, BUDGETS):
+        arms = [*PARTS[part]["arms"], "drawn"]
+        compared = [("dam", arm) for arm in arms[1:]] + [(arm, "dense") for arm in arms]
+        for pair in compared:
+            sides = [judged(lines, part, arm, budget) for arm in pair]
+            known = paragraphs if part == "squad" else ()
+            if len(sides[0].keys() & sides[1].keys()) > 1:
+                found = {"part": part, "budget": budget, "contrast": " - ".join(pair)}
+                found |= as_line(difference(*sides, known, 0.95), *sides) | {"level": 0.95}
+                table.append(found)
+                if part == "squad" and pair == ("dam", "drawn"):
+                    family.append(found | {"sides": sides})
+    p_values = [each["p"] for each in family]
+    for each, p, level in zip(family, holm(p_values), holm_levels(p_values), strict=True):
+        sides = each.pop("sides")
+        row = table[table.index(each)]
+        row |= as_line(difference(*sides, paragraphs, level), *sides) | {
+            "level": level,
+            "adjusted_p": p,
+        }
+    return pd.DataFrame(table)
+
+
+# -- scores ------------------------------------------------------------------------------------
+def kept(lines: Lines) -> pd.DataFrame:
+    """The mean score of each mask, over models or searches, and its share of the pairs."""
+    found = [
+        (task, b, name, of_arm(lines, task, name if name == "dense" else f"{name} {b}"))
+        for task, b, name in product(TASKS, BUDGETS, ("dense", "labels", "answers"))
+    ]
+    found += [(part, b, arm, judged(lines, part, arm, b)) for part, b in product(PARTS, BUDGETS)
+              for arm in ("dense", *PARTS[part]["arms"], "drawn")]  # fmt: skip
+    found += [
+        (part, b, "consensus", {0: line})
+        for part, b in product(PARTS, BUDGETS)
+        for line in scored(lines.get((part, 0), []), "judge", f"dam {b}, consensus")
+    ]
+    table = []
+    for of, budget, arm, own in found:
+        if own:
+            mean = estimate([line["score"] for line in own.values()])
+            shares = [line["density_judged"] for line in own.values()]
+            names = Counter(line["name"] for line in own.values())
+            table.append(
+                {"of": of, "budget": budget, "arm": arm, "n": len(own), "score": mean.value,
+                 "low": mean.low, "high": mean.high, "share": sum(shares) / len(own),
+                 "mask": names.most_common(1)[0][0]}
+            )  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def main() -> None:
+    """Prints and writes the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="holds squad/")
+    lines, questions = all_lines(RESULTS), texts.squad(parser.parse_args().data)
+    paragraphs = questions.right[:: PARTS["squad"]["every"]]
+    for name, table in (
+        ("classifiers", classifiers(lines)),
+        ("embedder", embedder(lines, paragraphs)),
+        ("kept", kept(lines)),
+    ):
+        table.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.5f")
+        print(name, table.round(3).to_string(), "", sep="\n")
+
+
+if __name__ == "__main__":
+    main()
