@@ -721,7 +721,7 @@ def choose_candidates(
     for name, each in records.items():
         own = [record for record in each if record.role == "trial"]
         for best in ranked(own, objectives, budget=limit, learned=False)[:1]:
-            found[best.name or name] = best
+            found[name] = best
     drawn = [record for record in listed if record.role == "baseline"]
     hand: dict[str, Record] = {}
     for record in ranked(drawn, objectives, budget=limit, baselines=True, learned=False):

@@ -474,12 +474,13 @@ def describe_kept(masks: Sequence[KeptShares]) -> list[str]:
     if any(np.ptp(np.mean(each["kept"], axis=1)) > 1e-9 for each in masks):
         fullest = [int(np.mean(each["kept"], axis=1).argmax()) for each in masks]
         layer = max(sorted(set(fullest)), key=fullest.count)
+        both = (first.mean(1), last.mean(1)) if len(masks) > 1 else (first.mean(1),)
         means = "; ".join(
-            f"layer {index} {percent(before)} and {percent(after)}"
-            for index, (before, after) in enumerate(zip(first.mean(1), last.mean(1), strict=True))
+            f"layer {index} {' and '.join(map(percent, shares))}"
+            for index, shares in enumerate(zip(*both, strict=True))
         )
-        kept = f" Kept in the first and in the last mask: {means}." if len(first) <= TOLD else ""
-        lines.append(
-            f"Layer {layer} is the fullest in {fullest.count(layer)} of {len(masks)} masks.{kept}"
-        )
+        of = " in the first and in the last mask" if len(masks) > 1 else ""
+        kept = f" Kept{of}: {means}." if len(first) <= TOLD else ""
+        often = f" in {fullest.count(layer)} of {len(masks)} masks" if len(masks) > 1 else ""
+        lines.append(f"Layer {layer} is the fullest{often}.{kept}")
     return lines

@@ -45,7 +45,7 @@ function picture(point) {
   return make("div", { class: "picture", style: `grid-template-columns: repeat(${columns}, 1fr)` }, ...images);
 }
 function figures({ point, section, chart }) {
-  const rows = [[chart.score.name, withInterval([point.score, point.low, point.high]) +
+  const rows = [[chart.score.title, withInterval([point.score, point.low, point.high]) +
     (point.seeds > 1 ? `, ${point.seeds} seeds` : ", one seed")]];
   rows.push(["sparsity", `${point.sparsity.toFixed(1)}%`]);
   if (point.table_sparsity != null && Math.abs(point.table_sparsity - point.sparsity) > 0.05)
@@ -226,7 +226,7 @@ for (const place of document.querySelectorAll(".gallery")) { // each mask once
     seen.add(key);
     const about = `${point.sparsity.toFixed(1)}% sparse${lead ? `, ${point.short}` : ""}`, name = make("b", {}, point.name);
     const role = point.lead === point.name ? "" : `${point.lead}: `;
-    const told = lead ? [role, name, make("br"), `${chart.score.name} `,
+    const told = lead ? [role, name, make("br"), `${chart.score.title} `,
       withInterval([point.score, point.low, point.high])] : [point.name];
     const button = make("button", { type: "button", "data-card": point.id },
       picture(point), ...told, make("br"), about);
