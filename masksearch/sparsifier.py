@@ -498,24 +498,11 @@ def save(
     out, study = request.out, next(iter(studies.values()))
     advice = comparison.recommend(request.judged_within)
     taken = comparison.entries[advice.name]
-    by_seed: dict[int, float] = {}
-    for each in taken.scores:  # on rows of the search, of recoveries that were kept: no training
-        *_, last = full(advice.mask, seed=each, workdir=request.run / "choose" / str(each))
-        by_seed[each] = last.values[full.objectives[0].name]
-    middle = statistics.median_low(by_seed.values())
-    seed = next(each for each, score in by_seed.items() if score == middle)
+    seed, by_seed = _median_seed(request, full, advice.mask, [*taken.scores])
     saved = {"mask": taken.name, "score": taken.scores[seed], "density": 1 - taken.sparsity}
     if request.recover_steps:
         saved |= {"seed": seed, "scores on rows of the search": by_seed}
-    speed: dict[str, Any] = {}
-    if (target := request.target) is not None:
-        masks = {each.name: each.mask for each in comparison.records if each.mask is not None}
-        quartiles = target.time_judged(masks)
-        middles = {name: middle for name, (_, middle, _) in quartiles.items()}
-        comparison = _annotated(comparison, "times as fast", {"dense": 1.0} | middles)
-        loss = comparison.difference(taken, comparison.entries["dense"])
-        speed = {"speed": target.about, "times as fast": quartiles}
-        speed["answer"] = target.describe_answer(loss, taken.name, quartiles)
+    comparison, speed = _timed(request, comparison, taken)
     records = [record for each in studies.values() for record in each.records()]
     records += [record for each in candidates.rungs.values() for record in each.records]
     records += [*plain.records, *(comparison.records if request.recover_steps else ())]
@@ -546,6 +533,36 @@ def save(
     write_text_in_one_move(out / "report.html", page)
     write_text_in_one_move(out / RESULT, json.dumps(result, indent=1, default=str) + "\n")
     return Sparsified(result["answer"], advice.mask, out, comparison, study)
+
+
+def _median_seed(
+    request: SparsifyRequest, full: Judge, mask: Mask, seeds: Sequence[int]
+) -> tuple[int, dict[int, float]]:
+    """The seed whose recovery has the median score on rows of the search, and these scores; of
+    recoveries that were kept, so that nothing is trained."""
+    by_seed: dict[int, float] = {}
+    for seed in seeds:
+        *_, last = full(mask, seed=seed, workdir=request.run / "choose" / str(seed))
+        by_seed[seed] = last.values[full.objectives[0].name]
+    middle = statistics.median_low(by_seed.values())
+    return next(seed for seed, score in by_seed.items() if score == middle), by_seed
+
+
+def _timed(
+    request: SparsifyRequest, comparison: Comparison, taken: MaskRuns
+) -> tuple[Comparison, dict[str, Any]]:
+    """Where a time is asked for, the judged masks timed once more: the comparison with how fast
+    each is, and what the result says of it."""
+    if (target := request.target) is None:
+        return comparison, {}
+    judged = {each.name: each.mask for each in comparison.records if each.mask is not None}
+    quartiles = target.time_judged(judged)
+    middles = {name: middle for name, (_, middle, _) in quartiles.items()}
+    comparison = _annotated(comparison, "times as fast", {"dense": 1.0} | middles)
+    loss = comparison.difference(taken, comparison.entries["dense"])
+    answer = target.describe_answer(loss, taken.name, quartiles)
+    about = {"speed": target.about, "times as fast": quartiles, "answer": answer}
+    return comparison, about
 
 
 def facts_of(
