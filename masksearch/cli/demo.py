@@ -42,6 +42,7 @@ from masksearch.report.collect import NOTES, report_on
 from masksearch.strategies.build import spec_of
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch.tasks.planted.process import PlantedProcess
+from masksearch.training.loop import one_thread
 
 STRATEGIES = ("dam", "tpe", "nsga2", "random")
 TRIALS = 10  # masks of each search by a strategy that draws them from the space
@@ -239,6 +240,7 @@ def _describe_reached(process: GradedProcess, studies: Mapping[str, Sequence[Stu
     return [line for _, line in sorted(reached, reverse=True)]
 
 
+@one_thread()  # as fast for models so small, and not much slower beside another program
 def write_data(folder: Path, *, steps: int = 500) -> list[str]:
     """Writes small data for the commands of the README: `text/`, `glue/SST-2/`, `glue/MRPC/`,
     `bert/`, an encoder that has learnt the text, and with masksearch-decoders a decoder, `llama/`.
