@@ -204,3 +204,12 @@ def test_a_comparison_of_dense_attention_alone_is_printed(tmp_path, objectives, 
     write_report(tmp_path / "report.html", [Section({}, objectives, {"c": comparison})], title="t")
     for end in ("pdf", "svg", "png"):
         assert (tmp_path / "figures" / f"compared.{end}").stat().st_size > 1000
+
+
+def test_an_interval_of_shares_ends_at_1_on_the_page_too(objectives, compared, shape):
+    runs = {"dense": (masks.full(), [0.95, 1.0, 0.97]), "star": (masks.star(), [0.9, 0.99, 1.0])}
+    records = compared(runs, values={"SST-2/majority": 0.5, "SST-2": 0.9})
+    comparison = ms.Comparison(tuple(records), objectives, shape=shape)
+    points = page_of(Section({}, objectives, {"c": comparison}))["comparisons"][0]["chart"]
+    assert [point["high"] for point in points["points"]] == [1.0, 1.0]
+    assert all(entry.score.high > 1 for entry in comparison.entries.values())
