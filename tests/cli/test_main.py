@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and what it says of runs and masks."""
 
 import json
+import os
 import sys
 import threading
 import warnings
@@ -14,12 +15,24 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
+from masksearch.__main__ import main as program
 from masksearch.cli import main as cli
 from masksearch.cli.output import print_front
 from masksearch.contracts import Report
 
 
 # -- commands ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_that_wait_soon_sleep_unless_the_user_says_otherwise(monkeypatch, given, spins):
+    monkeypatch.setattr(cli, "main", lambda: None)
+    monkeypatch.setattr(os, "environ", dict(given))
+    program()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
 @pytest.fixture
 def files(tmp_path):
     write_toys(tmp_path)
