@@ -26,9 +26,9 @@ from tables import (  # noqa: E402
     Model,
     all_lines,
     as_line,
-    best,
     minus,
     named,
+    opponent,
     rows_of,
     scored,
 )
@@ -47,6 +47,7 @@ RESULTS = HERE / "results"
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
 TASKS, PARTS = PLAN["classifiers"]["tasks"], PLAN["parts"]
 BUDGETS, MARGIN = PLAN["embedder"]["budgets"], PLAN["margin"]["kept"]
+HAND = "hand-designed"  # the mask that the choosing texts prefer, as `opponent` has it
 Lines = Mapping[Model, list[Line]]
 
 
@@ -101,18 +102,11 @@ def classifiers(lines: Lines) -> pd.DataFrame:
 
 
 # -- (b) the embedding model -------------------------------------------------------------------
-def mask_of(own: list[Line], arm: str, budget: float) -> str:
-    """The name of the mask that stands for an arm; of drawn ones that of the choosing texts."""
-    if arm == "drawn":
-        return best(scored(own, "choice", f"hand {budget}: "))["name"]
-    return arm if arm == "dense" else f"{arm} {budget}"
-
-
 def judged(lines: Lines, part: str, arm: str, budget: float) -> dict[int, Line]:
     """Seed -> the judged line of an arm's mask; the dense model is judged once for a part."""
     own = {seed: each for (of, seed), each in sorted(lines.items()) if of == part}
     own = {n: each for n, each in own.items() if named(each, "judge", f"dam {budget}")}
-    found = {n: named(each, "judge", mask_of(each, arm, budget)) for n, each in own.items()}
+    found = {n: named(each, "judge", opponent(each, arm, budget)) for n, each in own.items()}
     if arm == "dense":
         found = dict.fromkeys(found, next(filter(None, found.values()), None))
     return {seed: line for seed, line in found.items() if line}
@@ -145,7 +139,7 @@ def embedder(lines: Lines, paragraphs: Sequence[int]) -> pd.DataFrame:
     best drawn mask on SQuAD, with Holm's adjusted p and level."""
     table, family = list[Line](), list[Line]()
     for part, budget in product(PARTS, BUDGETS):
-        arms = [*PARTS[part]["arms"], "drawn"]
+        arms = [*PARTS[part]["arms"], HAND]
         compared = [("dam", arm) for arm in arms[1:]] + [(arm, "dense") for arm in arms]
         for pair in compared:
             sides = [judged(lines, part, arm, budget) for arm in pair]
@@ -154,7 +148,7 @@ def embedder(lines: Lines, paragraphs: Sequence[int]) -> pd.DataFrame:
                 found = {"part": part, "budget": budget, "contrast": " - ".join(pair)}
                 found |= as_line(difference(*sides, known, 0.95), *sides) | {"level": 0.95}
                 table.append(found)
-                if part == "squad" and pair == ("dam", "drawn"):
+                if part == "squad" and pair == ("dam", HAND):
                     family.append(found | {"sides": sides})
     p_values = [each["p"] for each in family]
     for each, p, level in zip(family, holm(p_values), holm_levels(p_values), strict=True):
@@ -175,7 +169,7 @@ def kept(lines: Lines) -> pd.DataFrame:
         for task, b, name in product(TASKS, BUDGETS, ("dense", "labels", "answers"))
     ]
     found += [(part, b, arm, judged(lines, part, arm, b)) for part, b in product(PARTS, BUDGETS)
-              for arm in ("dense", *PARTS[part]["arms"], "drawn")]  # fmt: skip
+              for arm in ("dense", *PARTS[part]["arms"], HAND)]  # fmt: skip
     found += [
         (part, b, "consensus", {0: line})
         for part, b in product(PARTS, BUDGETS)

@@ -240,7 +240,7 @@ def _describe_reached(process: GradedProcess, studies: Mapping[str, Sequence[Stu
     return [line for _, line in sorted(reached, reverse=True)]
 
 
-@one_thread()  # as fast for models so small, and not much slower beside another program
+@one_thread()  # the same data however many there are, and no crawl beside another program
 def write_data(folder: Path, *, steps: int = 500) -> list[str]:
     """Writes small data for the commands of the README: `text/`, `glue/SST-2/`, `glue/MRPC/`,
     `bert/`, an encoder that has learnt the text, and with masksearch-decoders a decoder, `llama/`.

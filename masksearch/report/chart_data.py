@@ -474,13 +474,15 @@ def describe_kept(masks: Sequence[KeptShares]) -> list[str]:
     if any(np.ptp(np.mean(each["kept"], axis=1)) > 1e-9 for each in masks):
         fullest = [int(np.mean(each["kept"], axis=1).argmax()) for each in masks]
         layer = max(sorted(set(fullest)), key=fullest.count)
-        both = (first.mean(1), last.mean(1)) if len(masks) > 1 else (first.mean(1),)
+        ends = [first, last][: len(masks)]  # of one mask it is itself
         means = "; ".join(
             f"layer {index} {' and '.join(map(percent, shares))}"
-            for index, shares in enumerate(zip(*both, strict=True))
+            for index, shares in enumerate(zip(*(end.mean(1) for end in ends), strict=True))
         )
-        of = " in the first and in the last mask" if len(masks) > 1 else ""
+        of, often = "", ""
+        if len(masks) > 1:
+            of = " in the first and in the last mask"
+            often = f" in {fullest.count(layer)} of {len(masks)} masks"
         kept = f" Kept{of}: {means}." if len(first) <= TOLD else ""
-        often = f" in {fullest.count(layer)} of {len(masks)} masks" if len(masks) > 1 else ""
         lines.append(f"Layer {layer} is the fullest{often}.{kept}")
     return lines
