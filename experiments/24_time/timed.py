@@ -1,11 +1,11 @@
 """Masks of a kernel's tiles that make long rows faster: does search keep more than drawing does?
 
     python experiments/24_time/timed.py --data FOLDER [--tasks imdb-long ..] [--seeds 0 1 ..]
-    python experiments/24_time/timed.py --data FOLDER --time-only     # later, at other hours
+    python experiments/24_time/timed.py --data FOLDER --time     # of those that ended, an hour
 
 For each task and seed: fine-tune a dense model; train gates of tiles, and cut a mask that meets
-the target of time; choose the best drawn mask that meets it on other rows; judge; time. plan.toml
-says what is compared; what has ended is a line of results/.
+the target of time; choose the best drawn mask that meets it on other rows; judge. plan.toml says
+what is compared; what has ended is a line of results/.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ class Timed(run.Model):
         return aim(how["times"], rows, self.seed, kept, how["batch"], shown=False)
 
     def work(self) -> None:
-        """Searches, chooses, judges and times, if that has not ended."""
+        """Searches, chooses and judges, if that has not ended."""
         begun = time.process_time()
         if not self.fine_tune():
             return
@@ -100,9 +99,9 @@ class Timed(run.Model):
             if arm == "dam" or self.seed in PLAN["seeds"]["samplers"]:
                 self.search(arm)
         self.score(self.searched() | self.drawn, "choice")
-        named = self.chosen() | (self.front() if self.seed in PLAN["seeds"]["front"] else {})
-        self.score(named | {"dense": masks.full()}, "judge")
-        self.time(named)
+        self.score(self.judged() | {"dense": masks.full()}, "judge")
+        if not self.lines.of(stage="ended"):
+            self.lines.add({"stage": "ended"})
 
     # -- masks ---------------------------------------------------------------------------------
     @cached_property
@@ -185,6 +184,10 @@ class Timed(run.Model):
         name, *_ = self.preferred()
         return self.searched() | {name: self.drawn[name]}
 
+    def judged(self) -> run.Named:
+        """The chosen masks, and on some models those of several speeds."""
+        return self.chosen() | (self.front() if self.seed in PLAN["seeds"]["front"] else {})
+
     def front(self) -> run.Named:
         """DAM's gates and the best families of drawn masks at several shares."""
         how, made = self.plan["front"], dict[str, ms.Mask]()
@@ -197,23 +200,21 @@ class Timed(run.Model):
         return made
 
     # -- times ---------------------------------------------------------------------------------
-    def time(self, named: Mapping[str, ms.Mask], **known: Any) -> None:
-        """A line of how fast each mask is, dense and all of them in turns in a process of its own.
-
-        Args:
-            named: The masks; those are left out that have such a line.
-            known: What else is the same in it, such as the hour.
-        """
-        left = {n: m for n, m in named.items() if not self.lines.of(stage="time", name=n, **known)}
-        if not left:
+    def time(self) -> None:
+        """A line of how fast each judged mask is at this hour, dense and all of them in turns in a
+        process of its own; those of several speeds are timed once."""
+        hour = time.strftime("%Y-%m-%dT%H", time.gmtime())
+        chosen = {n: m for n, m in self.chosen().items() if not self.lines.of(name=n, hour=hour)}
+        once = {n: m for n, m in self.judged().items() if not self.lines.of(stage="time", name=n)}
+        if not (left := once | chosen):
             return
         begun, timed, load = time.perf_counter(), self.target.timings, os.getloadavg()[0]
         how = timed.batches, PLAN["times"]["repeats"], timed.device
         for name, quartiles in time_masks(timed.make(), left, *how).items():
             seconds = (time.perf_counter() - begun) / len(left)
             self.lines.add(
-                {"stage": "time", "name": name, "hour": this_hour(), "rows": timed.rows,
-                 "load": load, "seconds": round(seconds, 1)}
+                {"stage": "time", "name": name, "hour": hour, "rows": timed.rows, "load": load,
+                 "seconds": round(seconds, 1)}
                 | dict(zip(("low", "median", "high"), quartiles, strict=True))
             )  # fmt: skip
 
@@ -227,11 +228,6 @@ def best_within(study: ms.Study, share: float) -> ms.Mask:
     return best[0].mask
 
 
-def this_hour() -> str:
-    """The hour of the day, UTC."""
-    return time.strftime("%Y-%m-%dT%H", time.gmtime())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="imdb-long/, english-novels/")
@@ -240,7 +236,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=PLAN["seeds"]["models"])
     parser.add_argument("--runs", type=Path, default=Path("runs/24_time"))
     parser.add_argument("--results", type=Path, default=HERE / "results")
-    parser.add_argument("--time-only", action="store_true", help="time the chosen masks again")
+    parser.add_argument("--time", action="store_true", help="time what has ended, at this hour")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     given = parser.parse_args()
     given.runs = given.runs.resolve()
@@ -252,10 +248,10 @@ def main() -> None:
     for task in given.tasks:
         for seed in given.seeds:
             model = Timed(given, task, seed)
-            if not given.time_only:
+            if not given.time:
                 model.work()
-            elif model.lines.of(stage="time"):
-                model.time(model.chosen(), hour=this_hour())
+            elif model.lines.of(stage="ended"):
+                model.time()
 
 
 if __name__ == "__main__":

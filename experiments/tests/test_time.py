@@ -226,7 +226,7 @@ def test_time_smoke(data, tmp_path):
     words = ["--data", data, "--weights", start, "--smoke", "--seeds", "0"]
     words += ["--tasks", "which-author"]
     words += ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
-    for more in ([], [], ["--time-only"]):  # the second call finds every line
+    for more in ([], [], ["--time"]):  # the second call finds every line
         run_script("24_time/timed.py", *words, *more, cache=tmp_path / "cache")
     contrasts = load_script("24_time/contrasts.py")
     ((_, own),) = contrasts.all_lines(tmp_path / "results").items()
