@@ -180,7 +180,8 @@ def test_without_masksearch_decoders_its_names_say_what_to_install(installed, tm
     ):
         done = subprocess.run([installed / "masksearch", *words], check=False, **how)
         assert done.returncode == 2, done.stdout
-        assert done.stderr == f"error: {what} needs masksearch-decoders: {remedy}\n"
+        *_, said = done.stderr.splitlines()  # on a slow machine it says first that it is at work
+        assert said == f"error: {what} needs masksearch-decoders: {remedy}"
     listed = subprocess.run([installed / "masksearch", "--help"], check=True, **how).stdout
     assert "pretrain" in listed
     assert "allocate" not in listed.replace("runs/allocate", "")
