@@ -44,7 +44,11 @@ from masksearch.gates.discretise import at_sparsity, weights_of  # noqa: E402
 from masksearch.masks.measure import effective_density  # noqa: E402
 from masksearch.models.embedding import open_embedding  # noqa: E402
 
-PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
+PLAN, AMENDMENT = (
+    tomllib.loads((HERE / f"{name}.toml").read_text(encoding="utf-8"))
+    for name in ("plan", "amendment")
+)
+PLAN["parts"] |= AMENDMENT["parts"]
 SPLITS: dict[str, Split] = {"search": "validation", "choice": "holdout"}
 OTHERS = PLAN["others"]  # where arms beside DAM search
 SAMPLERS = ("random", "tpe")
@@ -56,7 +60,8 @@ class Embedded(run.Model):
 
     Args:
         given: The command line.
-        part: A table of the plan's `parts`; `"sts-b, own"` reads STS-B's training sentences.
+        part: A table of the plan's or of the amendment's `parts`; searches of those whose names
+            end with "own" read texts of the kind that judges.
         seed: Of the texts that searches read, and of the searches.
     """
 
@@ -77,13 +82,12 @@ class Embedded(run.Model):
         """The file of the texts that searches read."""
         path = self.runs / "texts.txt"
         if not path.is_file():
-            length, count = self.plan["length"], self.plan["texts"]
+            data, count, length = self.given.data, self.plan["texts"], self.plan["length"]
             if self.part.endswith(", own"):
-                pairs = texts.sts(self.given.data, "train")
-                found = [*dict.fromkeys([*pairs.ones, *pairs.others])][:count]
+                found = texts.own(data, self.judging, count, self.seed)
             else:
                 how = self.model.tokenizer, length, count, self.seed
-                found = texts.like(self.given.data, self.judging, *how)
+                found = texts.like(data, self.judging, *how)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join(found) + "\n", encoding="utf-8")
         return path
@@ -131,10 +135,11 @@ class Embedded(run.Model):
         each pair."""
         model = self.model if mask == masks.full() else self.masked(mask)
         if self.judging == "squad":
-            found, every = texts.squad(self.given.data), self.plan["every"]
-            questions, right = found.questions[::every], torch.tensor(found.right[::every])
+            found = texts.squad(self.given.data)
+            numbers = found.judging(self.part, self.plan["every"])
+            questions = [found.questions[n] for n in numbers]
             asked, there = (self.embed(model, each) for each in (questions, found.paragraphs))
-            each = gains(asked @ there.T, right)
+            each = gains(asked @ there.T, torch.tensor([found.right[n] for n in numbers]))
             return float(f"{each.mean():.7g}"), each
         pairs = texts.sts(self.given.data, "dev")
         ones, others = (self.embed(model, each) for each in (pairs.ones, pairs.others))

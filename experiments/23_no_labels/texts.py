@@ -14,11 +14,19 @@ LEAST_WORDS = 8  # of a line of WikiText
 
 
 class Retrieval(NamedTuple):
-    """Questions, the number of each one's paragraph, and the paragraphs, each once."""
+    """Questions, the number of each one's paragraph, and the paragraphs, each once, with the
+    number of its article."""
 
     questions: list[str]
     right: list[int]
     paragraphs: list[str]
+    articles: list[int]
+
+    def judging(self, part: str, every: int) -> list[int]:
+        """The numbers of the questions that judge a part; where searches read texts of the
+        collection's own, those of the other articles."""
+        numbers = range(0, len(self.questions), every)
+        return [n for n in numbers if part == "squad" or self.articles[self.right[n]] % 2]
 
 
 class Pairs(NamedTuple):
@@ -32,13 +40,29 @@ class Pairs(NamedTuple):
 def squad(data: Path) -> Retrieval:
     """SQuAD's development set."""
     articles = json.loads((data / "squad" / "dev-v1.1.json").read_text("utf-8"))["data"]
-    found = Retrieval([], [], [])
-    for paragraph in (each for article in articles for each in article["paragraphs"]):
-        for asked in paragraph["qas"]:
-            found.questions.append(asked["question"].strip())
-            found.right.append(len(found.paragraphs))
-        found.paragraphs.append(paragraph["context"].strip())
+    found = Retrieval([], [], [], [])
+    for number, article in enumerate(articles):
+        for paragraph in article["paragraphs"]:
+            for asked in paragraph["qas"]:
+                found.questions.append(asked["question"].strip())
+                found.right.append(len(found.paragraphs))
+            found.paragraphs.append(paragraph["context"].strip())
+            found.articles.append(number)
     return found
+
+
+def own(data: Path, part: str, count: int, seed: int) -> list[str]:
+    """Texts of the kind that judges: STS-B's training sentences; of every second of SQuAD's
+    articles so many questions and paragraphs, which are drawn."""
+    if part == "sts-b":
+        pairs = sts(data, "train")
+        return [*dict.fromkeys([*pairs.ones, *pairs.others])][:count]
+    found = squad(data)
+    numbers = [n for n, right in enumerate(found.right) if found.articles[right] % 2 == 0]
+    read = [found.questions[n] for n in numbers]
+    read += [found.paragraphs[n] for n in sorted({found.right[n] for n in numbers})]
+    unique = [*dict.fromkeys(read)]
+    return random.Random(seed).sample(unique, min(count, len(unique)))
 
 
 def sts(data: Path, part: str) -> Pairs:

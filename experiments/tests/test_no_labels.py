@@ -41,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         paragraphs.append({"context": context, "qas": asked})
     for place in ("squad", "glue/STS-B", "wikitext-2"):
         (folder / place).mkdir(parents=True)
-    whole = {"data": [{"paragraphs": paragraphs}]}
+    whole = {"data": [{"paragraphs": paragraphs[at::4]} for at in range(4)]}  # articles
     (folder / "squad/dev-v1.1.json").write_text(json.dumps(whole))
     (folder / "wikitext-2/train.txt").write_text(
         "\n".join(["= title =", *(say(25, 40) for _ in range(600))])
@@ -68,6 +68,18 @@ def test_texts_are_beginnings_as_long_as_those_that_judge(texts, data, tmp_path)
     ]
     assert {*sizes[0]} <= {*sizes[1]}
     assert abs((sizes[0] == 18).mean() - (sizes[1] == 18).mean()) < 0.1
+
+
+def test_texts_of_the_collection_belong_to_no_question_that_judges(texts, data):
+    found = texts.squad(data)
+    read = {*texts.own(data, "squad", 15, seed=1)}
+    assert len(read) == 15
+    assert read != {*texts.own(data, "squad", 15, seed=2)}
+    judging = found.judging("squad, own", 1)
+    assert len(judging) == len(found.questions) / 2
+    assert not read & {found.questions[n] for n in judging}
+    assert not read & {found.paragraphs[found.right[n]] for n in judging}
+    assert found.judging("squad", 2) == [*range(0, len(found.questions), 2)]
 
 
 @pytest.mark.slow
@@ -121,7 +133,7 @@ def test_no_labels_smoke(data, tmp_path):
     for _ in range(2):  # the second call finds every line
         run_script("23_no_labels/embedder.py", *words, cache=tmp_path / "cache")
     files = sorted((tmp_path / "results").glob("*.jsonl"))
-    parts = ("squad", "sts-b", "sts-b, own")
+    parts = ("squad", "sts-b", "sts-b, own", "squad, own")
     assert {file.stem for file in files} == {f"{part}_{seed}" for part in parts for seed in (0, 1)}
     for file in files:
         lines = list(map(json.loads, file.read_text().splitlines()))
