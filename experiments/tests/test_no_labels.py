@@ -35,9 +35,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return " ".join(draw.choices([*WORDS], k=draw.randint(least, most)))
 
     paragraphs = []
-    for _ in range(12):
+    for _ in range(20):
         context = say(12, 20)
-        asked = [{"question": " ".join(draw.sample(context.split(), 4))} for _ in range(3)]
+        asked = [{"question": " ".join(draw.sample(context.split(), 4))} for _ in range(20)]
         paragraphs.append({"context": context, "qas": asked})
     for place in ("squad", "glue/STS-B", "wikitext-2"):
         (folder / place).mkdir(parents=True)
@@ -87,8 +87,8 @@ def test_gains_are_those_of_the_library(data, texts):
     library: Any = pytest.importorskip("sentence_transformers.evaluation")
     embedder = load_script("23_no_labels/embedder.py")
     found = texts.squad(data)
-    made = torch.nn.functional.normalize(torch.randn(48, 8), dim=1).double()
-    asked, there = made[:36], made[36:]
+    made = torch.nn.functional.normalize(torch.randn(420, 8), dim=1).double()
+    asked, there = made[:400], made[400:]
     each = embedder.gains(asked @ there.T, torch.tensor(found.right))
     questions = {str(at): text for at, text in enumerate(found.questions)}
     corpus = {str(at): text for at, text in enumerate(found.paragraphs)}
