@@ -107,7 +107,8 @@ def test_first_search_finds_its_mask(folder):
 @pytest.mark.nightly
 def test_the_jobs_give_the_verdict_that_is_shown(folder):
     """Of three seeds of the search, by words and by figures of two digits: another processor
-    rounds otherwise."""
+    rounds otherwise. What is lost to dense attention is near the margin, and another seed's words
+    may end before it."""
     run(folder, "masksearch demo --data data")
     [search] = commands(block("bash", "masksearch search"))
     [compare] = commands(block("bash", "masksearch compare"))
@@ -117,8 +118,9 @@ def test_the_jobs_give_the_verdict_that_is_shown(folder):
         run(folder, f"{search.replace('runs/try', name)} --seed {seed}")
         out, _ = run(folder, compare.replace("runs/try", name))
         line, *_ = (line for line in out.splitlines() if line.startswith("dam >= 0.8: better "))
-        assert re.sub(r"[\d.]+", "", line).startswith(re.sub(r"[\d.]+", "", shown))
-        figures = [re.findall(r"\d+\.\d+", text) for text in (line, shown)]
+        words = shown.partition(", loses ")[0] if seed else shown
+        assert re.sub(r"[\d.]+", "", line).startswith(re.sub(r"[\d.]+", "", words))
+        figures = [re.findall(r"\d+\.\d+", text) for text in (line, words)]
         rounded = [[float(number) for number in each[: len(figures[1])]] for each in figures]
         assert rounded[0] == pytest.approx(rounded[1], abs=0.2)
     run(folder, commands(block("bash", "masksearch attach"))[0])
