@@ -6,7 +6,6 @@ python experiments/23_no_labels/contrasts.py --data FOLDER
 from __future__ import annotations
 
 import argparse
-import base64
 import math
 import sys
 import tomllib
@@ -49,7 +48,8 @@ PLAN, AMENDMENT = (
     tomllib.loads((HERE / f"{name}.toml").read_text(encoding="utf-8"))
     for name in ("plan", "amendment")
 )
-TASKS, PARTS, OWN = PLAN["classifiers"]["tasks"], PLAN["parts"], "squad, own"
+TASKS, PARTS = PLAN["classifiers"]["tasks"], PLAN["parts"] | AMENDMENT["parts"]
+AMENDED = "squad, paragraphs"
 BUDGETS, MARGIN = PLAN["embedder"]["budgets"], PLAN["margin"]["kept"]
 HAND = "hand-designed"  # the mask that the choosing texts prefer, as `opponent` has it
 Lines = Mapping[Model, list[Line]]
@@ -140,62 +140,35 @@ def difference(
 
 def embedder(lines: Lines, paragraphs: Sequence[int]) -> pd.DataFrame:
     """DAM minus every other arm, and each arm minus dense; the two planned tests, DAM minus the
-    best drawn mask on SQuAD, with Holm's adjusted p and level."""
-    table = list[Line]()
+    best drawn mask on SQuAD, with Holm's adjusted p and level. Of the amendment also DAM minus
+    DAM that has read texts of all lengths."""
+    table, family = list[Line](), list[Line]()
     for part, budget in product(PARTS, BUDGETS):
         arms = [*PARTS[part]["arms"], HAND]
         compared = [("dam", arm) for arm in arms[1:]] + [(arm, "dense") for arm in arms]
         for pair in compared:
             sides = [judged(lines, part, arm, budget) for arm in pair]
+            known = paragraphs if part.startswith("squad") else ()
             if len(sides[0].keys() & sides[1].keys()) > 1:
-                about = {"part": part, "budget": budget, "contrast": " - ".join(pair)}
-                table.append(about | {"sides": sides})
-    return tested(table, paragraphs)
-
-
-def own_texts(lines: Lines, found: texts.Retrieval) -> pd.DataFrame:
-    """The amendment: DAM that has read texts of the collection minus the best drawn mask, with
-    Holm's adjusted p and level; minus DAM that has read WikiText, on the same questions; minus
-    dense."""
-    every = PARTS["squad"]["every"]
-    judging = found.judging(OWN, every)
-    places = [number // every for number in judging]
-    table = list[Line]()
-    for budget, arm in product(BUDGETS, (HAND, "dam", "dense")):
-        other = judged(lines, OWN, arm, budget)
-        if arm == "dam":
-            other = judged(lines, "squad", arm, budget)
-            other = {seed: at_places(line, places) for seed, line in other.items()}
-        sides = [judged(lines, OWN, "dam", budget), other]
+                found = {"part": part, "budget": budget, "contrast": " - ".join(pair)}
+                found |= as_line(difference(*sides, known, 0.95), *sides) | {"level": 0.95}
+                table.append(found)
+                if part == "squad" and pair == ("dam", HAND):
+                    family.append(found | {"sides": sides})
+    for budget in BUDGETS:
+        sides = [judged(lines, part, "dam", budget) for part in (AMENDED, "squad")]
         if len(sides[0].keys() & sides[1].keys()) > 1:
-            name = "dam of WikiText" if arm == "dam" else arm
-            about = {"part": OWN, "budget": budget, "contrast": f"dam - {name}"}
-            table.append(about | {"sides": sides})
-    return tested(table, [found.right[number] for number in judging])
-
-
-def at_places(line: Line, places: Sequence[int]) -> Line:
-    """A judged line of some of its questions."""
-    gains = rows_of(line).scores["rows"][places]
-    packed = base64.b85encode(gains.astype("<f2").tobytes()).decode()
-    return line | {"score": float(gains.mean()), "each": f"{len(gains)}f{packed}"}
-
-
-def tested(table: list[Line], paragraphs: Sequence[int]) -> pd.DataFrame:
-    """Differences of `sides`, each with its single interval; those of DAM minus the best drawn
-    mask on SQuAD, which are planned, with Holm's adjusted p and level."""
-    known = [paragraphs if line["part"].startswith("squad") else () for line in table]
-    planned = [
-        line["contrast"] == f"dam - {HAND}" and line["part"].startswith("squad") for line in table
-    ]
-    sides = [line.pop("sides") for line in table]
-    for line, pair, rows in zip(table, sides, known, strict=True):
-        line |= as_line(difference(*pair, rows, 0.95), *pair) | {"level": 0.95}
-    family = [at for at, is_planned in enumerate(planned) if is_planned]
-    p_values = [table[at]["p"] for at in family]
-    for at, p, level in zip(family, holm(p_values), holm_levels(p_values), strict=True):
-        gap = difference(*sides[at], known[at], level)
-        table[at] |= as_line(gap, *sides[at]) | {"level": level, "adjusted_p": p}
+            found = {"part": AMENDED, "budget": budget, "contrast": "dam - dam of all lengths"}
+            gap = difference(*sides, paragraphs, 0.95)
+            table.append(found | as_line(gap, *sides) | {"level": 0.95})
+    p_values = [each["p"] for each in family]
+    for each, p, level in zip(family, holm(p_values), holm_levels(p_values), strict=True):
+        sides = each.pop("sides")
+        row = table[table.index(each)]
+        row |= as_line(difference(*sides, paragraphs, level), *sides) | {
+            "level": level,
+            "adjusted_p": p,
+        }
     return pd.DataFrame(table)
 
 
@@ -206,12 +179,11 @@ def kept(lines: Lines) -> pd.DataFrame:
         (task, b, name, of_arm(lines, task, name if name == "dense" else f"{name} {b}"))
         for task, b, name in product(TASKS, BUDGETS, ("dense", "labels", "answers"))
     ]
-    parts = PARTS | AMENDMENT["parts"]
-    found += [(part, b, arm, judged(lines, part, arm, b)) for part, b in product(parts, BUDGETS)
-              for arm in ("dense", *parts[part]["arms"], HAND)]  # fmt: skip
+    found += [(part, b, arm, judged(lines, part, arm, b)) for part, b in product(PARTS, BUDGETS)
+              for arm in ("dense", *PARTS[part]["arms"], HAND)]  # fmt: skip
     found += [
         (part, b, "consensus", {0: line})
-        for part, b in product(parts, BUDGETS)
+        for part, b in product(PARTS, BUDGETS)
         for line in scored(lines.get((part, 0), []), "judge", f"dam {b}, consensus")
     ]
     table = []
@@ -237,7 +209,6 @@ def main() -> None:
     for name, table in (
         ("classifiers", classifiers(lines)),
         ("embedder", embedder(lines, paragraphs)),
-        ("own_texts", own_texts(lines, questions)),
         ("kept", kept(lines)),
     ):
         table.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.5f")

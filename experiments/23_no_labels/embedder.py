@@ -48,7 +48,7 @@ PLAN, AMENDMENT = (
     tomllib.loads((HERE / f"{name}.toml").read_text(encoding="utf-8"))
     for name in ("plan", "amendment")
 )
-PLAN["parts"] |= AMENDMENT["parts"]
+PARTS = PLAN["parts"] | AMENDMENT["parts"]
 SPLITS: dict[str, Split] = {"search": "validation", "choice": "holdout"}
 OTHERS = PLAN["others"]  # where arms beside DAM search
 SAMPLERS = ("random", "tpe")
@@ -60,14 +60,14 @@ class Embedded(run.Model):
 
     Args:
         given: The command line.
-        part: A table of the plan's or of the amendment's `parts`; searches of those whose names
-            end with "own" read texts of the kind that judges.
+        part: A table of the plan's `parts`; `"sts-b, own"` reads STS-B's training sentences. Or
+            the amendment's, whose texts are as long as paragraphs.
         seed: Of the texts that searches read, and of the searches.
     """
 
     def __init__(self, given: argparse.Namespace, part: str, seed: int) -> None:
         self.given, self.part, self.seed = given, part, seed
-        self.plan = PLAN["parts"][part] | (PLAN["smoke"] if given.smoke else {})
+        self.plan = PARTS[part] | (PLAN["smoke"] if given.smoke else {})
         self.judging = part.partition(",")[0]
         self.runs = given.runs / f"{part}_{seed}"
         self.lines = lines.Lines(given.results / f"{part}_{seed}.jsonl")
@@ -82,12 +82,13 @@ class Embedded(run.Model):
         """The file of the texts that searches read."""
         path = self.runs / "texts.txt"
         if not path.is_file():
-            data, count, length = self.given.data, self.plan["texts"], self.plan["length"]
+            length, count = self.plan["length"], self.plan["texts"]
             if self.part.endswith(", own"):
-                found = texts.own(data, self.judging, count, self.seed)
+                pairs = texts.sts(self.given.data, "train")
+                found = [*dict.fromkeys([*pairs.ones, *pairs.others])][:count]
             else:
                 how = self.model.tokenizer, length, count, self.seed
-                found = texts.like(data, self.judging, *how)
+                found = texts.like(self.given.data, self.part, *how)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text("\n".join(found) + "\n", encoding="utf-8")
         return path
@@ -135,11 +136,10 @@ class Embedded(run.Model):
         each pair."""
         model = self.model if mask == masks.full() else self.masked(mask)
         if self.judging == "squad":
-            found = texts.squad(self.given.data)
-            numbers = found.judging(self.part, self.plan["every"])
-            questions = [found.questions[n] for n in numbers]
+            found, every = texts.squad(self.given.data), self.plan["every"]
+            questions, right = found.questions[::every], torch.tensor(found.right[::every])
             asked, there = (self.embed(model, each) for each in (questions, found.paragraphs))
-            each = gains(asked @ there.T, torch.tensor([found.right[n] for n in numbers]))
+            each = gains(asked @ there.T, right)
             return float(f"{each.mean():.7g}"), each
         pairs = texts.sts(self.given.data, "dev")
         ones, others = (self.embed(model, each) for each in (pairs.ones, pairs.others))
@@ -205,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="squad/, glue/, wikitext-2/")
     parser.add_argument("--weights", help="a sentence-transformers folder; default: offline extra")
-    parser.add_argument("--parts", nargs="+", choices=PLAN["parts"], default=[*PLAN["parts"]])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS])
     parser.add_argument("--seeds", type=int, nargs="+", default=PLAN["embedder"]["seeds"])
     parser.add_argument("--runs", type=Path, default=Path("runs/23_no_labels"))
     parser.add_argument("--results", type=Path, default=HERE / "results")
@@ -215,9 +215,9 @@ def main() -> None:
     given.weights = given.weights or run.offline_model()
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    budgets = PLAN["smoke" if given.smoke else "embedder"]["budgets"]
     for part in given.parts:
-        plan = PLAN["parts"][part]
+        plan = PLAN["embedder"] | PARTS[part]
+        budgets = (plan | PLAN["smoke"] if given.smoke else plan)["budgets"]
         models = [Embedded(given, part, seed) for seed in given.seeds if seed in plan["seeds"]]
         for model, budget in product(models, budgets):
             model.work(["dam"], budget)

@@ -14,19 +14,11 @@ LEAST_WORDS = 8  # of a line of WikiText
 
 
 class Retrieval(NamedTuple):
-    """Questions, the number of each one's paragraph, and the paragraphs, each once, with the
-    number of its article."""
+    """Questions, the number of each one's paragraph, and the paragraphs, each once."""
 
     questions: list[str]
     right: list[int]
     paragraphs: list[str]
-    articles: list[int]
-
-    def judging(self, part: str, every: int) -> list[int]:
-        """The numbers of the questions that judge a part; where searches read texts of the
-        collection's own, those of the other articles."""
-        numbers = range(0, len(self.questions), every)
-        return [n for n in numbers if part == "squad" or self.articles[self.right[n]] % 2]
 
 
 class Pairs(NamedTuple):
@@ -40,29 +32,13 @@ class Pairs(NamedTuple):
 def squad(data: Path) -> Retrieval:
     """SQuAD's development set."""
     articles = json.loads((data / "squad" / "dev-v1.1.json").read_text("utf-8"))["data"]
-    found = Retrieval([], [], [], [])
-    for number, article in enumerate(articles):
-        for paragraph in article["paragraphs"]:
-            for asked in paragraph["qas"]:
-                found.questions.append(asked["question"].strip())
-                found.right.append(len(found.paragraphs))
-            found.paragraphs.append(paragraph["context"].strip())
-            found.articles.append(number)
+    found = Retrieval([], [], [])
+    for paragraph in (each for article in articles for each in article["paragraphs"]):
+        for asked in paragraph["qas"]:
+            found.questions.append(asked["question"].strip())
+            found.right.append(len(found.paragraphs))
+        found.paragraphs.append(paragraph["context"].strip())
     return found
-
-
-def own(data: Path, part: str, count: int, seed: int) -> list[str]:
-    """Texts of the kind that judges: STS-B's training sentences; of every second of SQuAD's
-    articles so many questions and paragraphs, which are drawn."""
-    if part == "sts-b":
-        pairs = sts(data, "train")
-        return [*dict.fromkeys([*pairs.ones, *pairs.others])][:count]
-    found = squad(data)
-    numbers = [n for n, right in enumerate(found.right) if found.articles[right] % 2 == 0]
-    read = [found.questions[n] for n in numbers]
-    read += [found.paragraphs[n] for n in sorted({found.right[n] for n in numbers})]
-    unique = [*dict.fromkeys(read)]
-    return random.Random(seed).sample(unique, min(count, len(unique)))
 
 
 def sts(data: Path, part: str) -> Pairs:
@@ -74,10 +50,10 @@ def sts(data: Path, part: str) -> Pairs:
 
 
 def judging_texts(data: Path, part: str) -> list[str]:
-    """All texts that judge a part, as often as they are embedded."""
-    if part == "squad":
+    """All texts that judge a part, as often as they are embedded; or SQuAD's paragraphs alone."""
+    if part.startswith("squad"):
         found = squad(data)
-        return [*found.questions, *found.paragraphs]
+        return [*(found.questions if part == "squad" else ()), *found.paragraphs]
     pairs = sts(data, "dev")
     return [*pairs.ones, *pairs.others]
 
@@ -95,7 +71,7 @@ def like(data: Path, part: str, tokenizer: Any, length: int, count: int, seed: i
 
     Args:
         data: Holds the folders of the shared data.
-        part: `"squad"` or `"sts-b"`.
+        part: `"squad"`, `"squad, paragraphs"` or `"sts-b"`.
         tokenizer: Of the model, which says how long a text is.
         length: Tokens of a text, at most.
         count: How many.
