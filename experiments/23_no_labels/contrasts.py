@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import texts
 from scipy.stats import t
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.with_name("22_as_it_is")))
+sys.path += [str(HERE), str(HERE.with_name("22_as_it_is"))]
+import texts  # noqa: E402
 from tables import (  # noqa: E402
     Line,
     Model,
