@@ -31,6 +31,7 @@ from transformers import AutoModelForCausalLM
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.attach import in_force
+from masksearch.contracts import Split
 from masksearch_decoders import Serving, kv_bytes, to_gguf, to_native
 from masksearch_decoders.decoders import convert_gguf
 from masksearch_decoders.engines.llama_cpp import LlamaCpp
@@ -40,6 +41,7 @@ from masksearch_decoders.tasks.next_token import NextTokenText
 HERE = Path(__file__).parent
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
 MASKS, TEXT = PLAN["masks"], PLAN["text"]
+JUDGED: Split = {"final": "holdout"}[TEXT["judged"]]  # by the name that the plan knew it by
 PRIMARY, WINDOW = MASKS["primary"], MASKS["window"]
 
 
@@ -106,7 +108,7 @@ class Experiment:
 
     def passages(self, length: int) -> Tensor:
         """The first whole sequence of each judged novel, int64 `[novels, length]`."""
-        rows = self.text(length).held_out(TEXT["judged"], 10_000)
+        rows = self.text(length).held_out(JUDGED, 10_000)
         _, first = np.unique(rows.documents, return_index=True)
         return rows.tokens[first]
 

@@ -14,7 +14,7 @@ import tomllib
 import numpy as np
 import pandas as pd
 import torch
-from run import HERE, MASKS, PRIMARY, TEXT, WINDOW, Experiment, read_arguments, share
+from run import HERE, JUDGED, MASKS, PRIMARY, TEXT, WINDOW, Experiment, read_arguments, share
 from torch import Tensor
 
 import masksearch as ms
@@ -102,7 +102,7 @@ class Windows:
 
     def judged(self) -> Tensor:
         """A passage of each novel that no search has seen, int64 `[novels, length]`."""
-        rows = self.made.text(self.plan["length"]).held_out(TEXT["judged"], 10_000)
+        rows = self.made.text(self.plan["length"]).held_out(JUDGED, 10_000)
         _, first = np.unique(rows.documents, return_index=True)
         return rows.tokens[first + PLAN["judge"]["passage"]][: PLAN["judge"]["novels"]]
 
