@@ -17,6 +17,7 @@ lines = ours.all_lines(RESULTS)
 kept = ours.kept(lines).set_index(["of", "arm", "budget"]).sort_index()
 apart = pd.read_csv(RESULTS / "embedder.csv")
 apart = apart.set_index(["part", "contrast", "budget"]).sort_index()
+sides = pd.read_csv(RESULTS / "sides.csv").set_index(["arm", "budget"])
 BUDGETS = PLAN["embedder"]["budgets"]
 PERCENT = [100 * budget for budget in BUDGETS]
 TITLES = {"squad": "SQuAD", "sts-b": "STS-B"}
@@ -85,6 +86,13 @@ TABLE = {
     for part in TITLES
     for budget in BUDGETS
 }
+SIDES = {
+    f"{title}, {100 * budget:g} %": [*sides.loc[(arm, budget)].drop("none")]
+    for budget in BUDGETS
+    for arm, title in {"dam": "DAM", "drawn": "drawn"}.items()
+}
+NEARER, FARTHER = (sides.loc[arm, "cosine of paragraphs"] for arm in ("dam", "drawn"))
+assert (NEARER > FARTHER).all()
 DOCS = {  # whether DAM is ahead
     "on pairs of sentences DAM's masks are {} of the best drawn ones, in the retrieval of "
     "paragraphs {}, where most texts that gates had read were as short as questions": [
@@ -94,5 +102,6 @@ DOCS = {  # whether DAM is ahead
 CLAIMS = [
     *sentences(HERE, PAGE),
     *rows(HERE, TABLE),
+    *rows(HERE, SIDES),
     *sentences("docs/trained_encoders.md", DOCS),
 ]
