@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-import tomllib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -44,11 +43,8 @@ from masksearch.analysis.stats import (  # noqa: E402
 )
 
 RESULTS = HERE / "results"
-PLAN, AMENDMENT = (
-    tomllib.loads((HERE / f"{name}.toml").read_text(encoding="utf-8"))
-    for name in ("plan", "amendment")
-)
-TASKS, PARTS = PLAN["classifiers"]["tasks"], PLAN["parts"] | AMENDMENT["parts"]
+PLAN, PARTS = texts.PLAN, texts.PARTS
+TASKS = PLAN["classifiers"]["tasks"]
 AMENDED = "squad, paragraphs"
 BUDGETS, MARGIN = PLAN["embedder"]["budgets"], PLAN["margin"]["kept"]
 HAND = "hand-designed"  # the mask that the choosing texts prefer, as `opponent` has it
@@ -145,22 +141,21 @@ def embedder(lines: Lines, paragraphs: Sequence[int]) -> pd.DataFrame:
     table, family = list[Line](), list[Line]()
     for part, budget in product(PARTS, BUDGETS):
         arms = [*PARTS[part]["arms"], HAND]
-        compared = [("dam", arm) for arm in arms[1:]] + [(arm, "dense") for arm in arms]
-        for pair in compared:
-            sides = [judged(lines, part, arm, budget) for arm in pair]
-            known = paragraphs if part.startswith("squad") else ()
+        pairs = [("dam", arm) for arm in arms[1:]] + [(arm, "dense") for arm in arms]
+        compared = {
+            " - ".join(pair): [judged(lines, part, arm, budget) for arm in pair] for pair in pairs
+        }
+        if part == AMENDED:
+            both = [judged(lines, of, "dam", budget) for of in (part, "squad")]
+            compared["dam - dam of all lengths"] = both
+        known = paragraphs if part.startswith("squad") else ()
+        for contrast, sides in compared.items():
             if len(sides[0].keys() & sides[1].keys()) > 1:
-                found = {"part": part, "budget": budget, "contrast": " - ".join(pair)}
+                found = {"part": part, "budget": budget, "contrast": contrast}
                 found |= as_line(difference(*sides, known, 0.95), *sides) | {"level": 0.95}
                 table.append(found)
-                if part == "squad" and pair == ("dam", HAND):
+                if part == "squad" and contrast == f"dam - {HAND}":
                     family.append(found | {"sides": sides})
-    for budget in BUDGETS:
-        sides = [judged(lines, part, "dam", budget) for part in (AMENDED, "squad")]
-        if len(sides[0].keys() & sides[1].keys()) > 1:
-            found = {"part": AMENDED, "budget": budget, "contrast": "dam - dam of all lengths"}
-            gap = difference(*sides, paragraphs, 0.95)
-            table.append(found | as_line(gap, *sides) | {"level": 0.95})
     p_values = [each["p"] for each in family]
     for each, p, level in zip(family, holm(p_values), holm_levels(p_values), strict=True):
         sides = each.pop("sides")

@@ -15,7 +15,6 @@ import base64
 import shutil
 import sys
 import time
-import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -44,11 +43,7 @@ from masksearch.gates.discretise import at_sparsity, weights_of  # noqa: E402
 from masksearch.masks.measure import effective_density  # noqa: E402
 from masksearch.models.embedding import open_embedding  # noqa: E402
 
-PLAN, AMENDMENT = (
-    tomllib.loads((HERE / f"{name}.toml").read_text(encoding="utf-8"))
-    for name in ("plan", "amendment")
-)
-PARTS = PLAN["parts"] | AMENDMENT["parts"]
+PLAN, PARTS = texts.PLAN, texts.PARTS
 SPLITS: dict[str, Split] = {"search": "validation", "choice": "holdout"}
 OTHERS = PLAN["others"]  # where arms beside DAM search
 SAMPLERS = ("random", "tpe")

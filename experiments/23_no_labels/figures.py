@@ -30,22 +30,22 @@ STYLES = style.styles_of(NAMES) | {contrasts.HAND: (style.INK, "D")}
 
 def draw(axes: Axes, kept: pd.DataFrame, part: str) -> None:
     """The mean of each arm's searches over the share of pairs, with intervals."""
-    for arm, title in NAMES.items():
-        arm, _, more = arm.partition(", ")
+    for name, title in NAMES.items():
+        arm, _, more = name.partition(", ")
         of = f"{part}, {more}" if more else part
         own = kept[(kept["of"] == of) & (kept["arm"] == arm)].sort_values("share")
         if own.empty:
             continue
-        colour, marker = STYLES[f"{arm}, {more}" if more else arm]
+        colour, marker = STYLES[name]
         ends = np.abs(own[["low", "high"]].to_numpy().T - own["score"].to_numpy())
         ends[:, own["n"] < 3] = 0  # an interval of two searches says nothing
         axes.errorbar(own["share"], own["score"], ends, label=title, color=colour, marker=marker,
                       markersize=3.5, linewidth=1.2, elinewidth=0.7)  # fmt: skip
     dense = kept.loc[(kept["of"] == part) & (kept["arm"] == "dense"), "score"].iloc[0]
     axes.axhline(dense, color=style.GREY, linestyle="--", linewidth=0.9, label="dense")
-    title, unit = PANELS[part]
+    heading, unit = PANELS[part]
     style.clean(axes, "share of the query-key pairs", unit)
-    axes.set_title(title, fontsize=style.LABEL, color=style.INK)
+    axes.set_title(heading, fontsize=style.LABEL, color=style.INK)
 
 
 @rc_context(style.PRINT)

@@ -8,6 +8,7 @@ Of one search's masks of SQuAD's part, DAM's and the drawn one that was judged, 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import embedder
@@ -20,22 +21,25 @@ import torch
 import masksearch as ms
 
 BUDGETS, EVERY = embedder.PLAN["embedder"]["budgets"], 8
+KINDS = {"none": (0, 0), "questions": (1, 0), "paragraphs": (0, 1), "both": (1, 1)}  # are masked
 
 
-def sides(model: embedder.Embedded, mask: ms.Mask) -> dict[str, float]:
-    """nDCG@10 of a mask on either side, and the mean cosine to the dense embedding there."""
+def sides(model: embedder.Embedded, masks: Iterable[ms.Mask]) -> Iterator[dict[str, float]]:
+    """For each mask nDCG@10 with it on either side, and the mean cosine to the dense embedding."""
     found = texts.squad(model.given.data)
     asked, right = found.questions[::EVERY], torch.tensor(found.right[::EVERY])
-    masked = model.masked(mask)
     dense = [model.embed(model.model, some) for some in (asked, found.paragraphs)]
-    own = [model.embed(masked, some) for some in (asked, found.paragraphs)]
-    kinds = {"none": (0, 0), "questions": (1, 0), "paragraphs": (0, 1), "both": (1, 1)}
-    made = {}
-    for name, (ask, there) in kinds.items():
-        one, other = (own if ask else dense)[0], (own if there else dense)[1]
-        made[name] = float(embedder.gains(one @ other.T, right).mean())
-    cosines = [(a * b).sum(1).mean().item() for a, b in zip(own, dense, strict=True)]
-    return made | dict(zip(("cosine of questions", "cosine of paragraphs"), cosines, strict=True))
+    for mask in masks:
+        masked = model.masked(mask)
+        own = [model.embed(masked, some) for some in (asked, found.paragraphs)]
+        either = [*zip(dense, own, strict=True)]  # of questions, of paragraphs
+        made = {}
+        for name, (ask, there) in KINDS.items():
+            scores = either[0][ask] @ either[1][there].T
+            made[name] = float(embedder.gains(scores, right).mean())
+        for name, (one, other) in zip(("questions", "paragraphs"), either, strict=True):
+            made[f"cosine of {name}"] = (one * other).sum(1).mean().item()
+        yield made
 
 
 def main() -> None:
@@ -46,13 +50,15 @@ def main() -> None:
     given.weights, given.smoke = run.offline_model(), False
     given.results = embedder.HERE / "results"
     torch.set_num_threads(1)
-    model, table = embedder.Embedded(given, "squad", 0), []
+    model, named = embedder.Embedded(given, "squad", 0), dict[tuple[float, str], ms.Mask]()
     for budget in BUDGETS:
         name = lines.best_hand(model.lines.lines, budget)
-        drawn = model.hand_designed(budget)[name]
-        for arm, mask in (("dam", ms.load_mask(model.mask_file("dam", budget))), ("drawn", drawn)):
-            table.append({"budget": budget, "arm": arm} | sides(model, mask))
-            print(table[-1], flush=True)
+        named[budget, "dam"] = ms.load_mask(model.mask_file("dam", budget))
+        named[budget, "drawn"] = model.hand_designed(budget)[name]
+    table = []
+    for (budget, arm), made in zip(named, sides(model, named.values()), strict=True):
+        table.append({"budget": budget, "arm": arm} | made)
+        print(table[-1], flush=True)
     path = given.results / "sides.csv"
     pd.DataFrame(table).to_csv(path, index=False, float_format="%.5f")
 

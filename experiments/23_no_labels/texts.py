@@ -6,10 +6,16 @@ from __future__ import annotations
 import csv
 import json
 import random
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+PLAN, AMENDMENT = (
+    tomllib.loads(Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8"))
+    for name in ("plan", "amendment")
+)
+PARTS: dict[str, dict[str, Any]] = PLAN["parts"] | AMENDMENT["parts"]
 LEAST_WORDS = 8  # of a line of WikiText
 
 
