@@ -1,6 +1,7 @@
 """What the pages say of this experiment, from its plan and from results/: see
 experiments/verify.py."""
 
+import operator
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ kept = ours.kept(lines).set_index(["of", "arm", "budget"]).sort_index()
 apart = pd.read_csv(RESULTS / "embedder.csv")
 apart = apart.set_index(["part", "contrast", "budget"]).sort_index()
 sides = pd.read_csv(RESULTS / "sides.csv").set_index(["arm", "budget"])
+taken = pd.read_csv(RESULTS / "masks.csv").set_index("file")
 BUDGETS = PLAN["embedder"]["budgets"]
 PERCENT = [100 * budget for budget in BUDGETS]
 TITLES = {"squad": "SQuAD", "sts-b": "STS-B"}
@@ -33,7 +35,8 @@ def row(part: str, budget: float) -> list[float]:
     """A row of the table."""
     gap = apart.loc[(part, DRAWN, budget)]
     p = gap["p"] if pd.isna(gap["adjusted_p"]) else gap["adjusted_p"]
-    means = [kept.loc[(part, arm, budget), "score"] for arm in ("dense", "dam", ours.HAND)]
+    dense, dam, hand = (kept.loc[(part, arm, budget)] for arm in ("dense", "dam", ours.HAND))
+    means = [dense["score"], *dam[["score", "share"]], *hand[["score", "share"]]]
     return [*means, *gap[["difference", "low", "high"]], p, gap["ahead"], gap["models"]]
 
 
@@ -49,10 +52,17 @@ assert (apart.loc[("squad", DRAWN), "ahead"] == 0).all()
 assert {*kept.loc[("squad", ours.HAND), "mask"]} == {
     f"hand {budget}: widest window and special tokens" for budget in BUDGETS
 }
-assert all(
-    one < min(line["score"] for line in ours.judged(lines, "squad", "dam", budget).values())
-    for one, budget in zip(both("squad", "consensus"), BUDGETS, strict=True)
-)
+
+
+def singles(part: str) -> list[list[float]]:
+    """The scores of DAM's searches at each budget."""
+    each = [ours.judged(lines, part, "dam", budget).values() for budget in BUDGETS]
+    return [[line["score"] for line in own] for own in each]
+
+
+assert all(map(operator.lt, both("squad", "consensus"), map(min, singles("squad"))))
+assert all(map(operator.gt, both("sts-b", "consensus"), map(max, singles("sts-b"))))
+assert {*taken.index} == {path.name for path in (RESULTS / "masks").iterdir()}
 PAGE = {
     "Put on all-MiniLM-L6-v2 as it is, DAM's masks keep {} and {} on STS-B, where dense attention "
     "has {}, with {} and {} % of the pairs of query and key; the best drawn ones {} and {}.": [
@@ -73,8 +83,20 @@ PAGE = {
         PERCENT[1],
         *(kept.loc[("squad", arm, BUDGETS[1]), "score"] for arm in OTHERS),
     ],
-    "The consensus of {} searches, the mean of their gates, keeps {} and {} on SQuAD: less than "
-    "each of them.": [len(SEARCHES), *both("squad", "consensus")],
+    "Gates that read STS-B's own training sentences keep {} and {} there: minus those of WikiText "
+    "{} [{}, {}] and {} [{}, {}].": [
+        *both("sts-b, own", "dam"),
+        *(
+            apart.loc[("sts-b, own", "dam - dam of the first texts", budget), end]
+            for budget in BUDGETS
+            for end in ("difference", "low", "high")
+        ),
+    ],
+    "The consensus of all searches, the mean of their gates, keeps {} and {} on SQuAD, less than "
+    "each of them, and {} and {} on STS-B, more than each.": [
+        *both("squad", "consensus"),
+        *both("sts-b", "consensus"),
+    ],
     "There, at {} %, search 0 has {} with DAM, {} with attention weights and {} with TPE; in "
     "nDCG@10 {}, {} and {}.": [
         PERCENT[1],
@@ -85,6 +107,10 @@ TABLE = {
     f"{TITLES[part]}, {100 * budget:g} %": row(part, budget)
     for part in TITLES
     for budget in BUDGETS
+}
+TAKEN = {
+    file: [row["length"], row["share"], row["score"], kept.loc[(row["of"], "dense", 0.2), "score"]]
+    for file, row in taken.iterrows()
 }
 SIDES = {
     f"{title}, {100 * budget:g} %": [*sides.loc[(arm, budget)].drop("none")]
@@ -103,5 +129,6 @@ CLAIMS = [
     *sentences(HERE, PAGE),
     *rows(HERE, TABLE),
     *rows(HERE, SIDES),
+    *rows(HERE, TAKEN),
     *sentences("docs/trained_encoders.md", DOCS),
 ]

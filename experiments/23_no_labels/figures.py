@@ -25,7 +25,8 @@ NAMES = {
     "dam, own": "DAM, sentences of the task",
 }
 PANELS = {"squad": ("SQuAD, retrieval", "nDCG@10"), "sts-b": ("STS-B", "Spearman")}
-STYLES = style.styles_of(NAMES) | {contrasts.HAND: (style.INK, "D")}
+STYLES = style.styles_of([name for name in NAMES if ", " not in name])
+STYLES |= {contrasts.HAND: (style.INK, "D")}
 
 
 def draw(axes: Axes, kept: pd.DataFrame, part: str) -> None:
@@ -36,10 +37,11 @@ def draw(axes: Axes, kept: pd.DataFrame, part: str) -> None:
         own = kept[(kept["of"] == of) & (kept["arm"] == arm)].sort_values("share")
         if own.empty:
             continue
-        colour, marker = STYLES[name]
+        colour, marker = STYLES[arm]
         ends = np.abs(own[["low", "high"]].to_numpy().T - own["score"].to_numpy())
         ends[:, own["n"] < 3] = 0  # an interval of two searches says nothing
         axes.errorbar(own["share"], own["score"], ends, label=title, color=colour, marker=marker,
+                      linestyle="--" if more else "-", markerfacecolor="white" if more else colour,
                       markersize=3.5, linewidth=1.2, elinewidth=0.7)  # fmt: skip
     dense = kept.loc[(kept["of"] == part) & (kept["arm"] == "dense"), "score"].iloc[0]
     axes.axhline(dense, color=style.GREY, linestyle="--", linewidth=0.9, label="dense")
