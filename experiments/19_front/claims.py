@@ -221,11 +221,9 @@ ALL_PAGES = {
     ],
 }
 FIRST_PAGE = {
-    "| When is a hand-designed mask enough for an encoder? | When it trains from a raw "
-    "checkpoint: two full heads in each layer keep {} than DAM's masks within {} % of "
-    "the pairs, though no published family does | DAM minus these: {} [{}, {}] |": [
-        *(-BEHIND["DAM - full heads"][2], 30, *BEHIND["DAM - full heads"][:3]),
-    ],
+    ". From a raw checkpoint two full heads in each layer keep {} than DAM's masks within {} %, "
+    "though no published family does |": [-BEHIND["DAM - full heads"][2], 30],
+    "; minus the two heads: {} [{}, {}] |": BEHIND["DAM - full heads"][:3],
 }
 few = {at: mean("dam", at) - mean("random", at) for at in (0.2, 0.12)}
 assert BEHIND["TPE - full heads"][2] > 0 < BEHIND["random - full heads"][2]  # "not shown"

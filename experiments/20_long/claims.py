@@ -134,10 +134,15 @@ CLAIMS += sentences(
 CLAIMS += [
     Claim(
         "README.md",
-        "| `allocate`, searching on the tasks that judge, finds them: at equal bytes SmolLM2's "
-        "answers lose {} than under one window; that {} of them are right whole is not shown | "
-        "`allocate` minus window, nats a token, one search: {} [{}, {}] |",
-        [LESS["narrow"][0] * -1, "more", *apart("smollm2", 0.25, "narrow")],
+        "| For distant look-ups `allocate`, searching on the tasks that judge, finds the layers "
+        "that need full attention: at equal bytes SmolLM2's answers lose {} than under one "
+        "window; that {} of them are right whole is not shown.",
+        [LESS["narrow"][0] * -1, "more"],
+    ),
+    Claim(
+        "README.md",
+        "| `allocate` minus window, nats a token, one search: {} [{}, {}];",
+        apart("smollm2", 0.25, "narrow"),
     ),
     Claim(
         "docs/does_search_pay.md",

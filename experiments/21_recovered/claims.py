@@ -184,9 +184,11 @@ MOST = max(  # of all hand-designed masks of 12 % that were judged as they are
 )
 FIRST_PAGE = {
     "| At {} % of the pairs no: hand-designed full heads, trained for the search's steps too, "
-    "are {} on {} of {} models. At {} % nothing is shown | DAM minus these, at {} %: {} [{}, "
-    "{}]; over both budgets (the planned test): {} [{}, {}] |": [
+    "are {} on {} of {} models; at {} % nothing is shown.": [
         *(20, AHEAD, longer_ahead[0.2], len(lines), 12),
+    ],
+    "| DAM minus these, at {} %: {} [{}, {}]; over both budgets (the planned test): {} [{}, "
+    "{}];": [
         *(20, *minus("hand, longer", 0.2), *PLANNED[:3]),
     ],
 }
