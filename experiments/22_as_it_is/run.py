@@ -45,6 +45,7 @@ HERE = Path(__file__).parent
 SPLITS: dict[str, Split] = {"search": "validation", "choice": "holdout", "judge": "test"}
 TOKENIZER = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 SMOKE = {"length": 24, "rows": 200, "dev_rows": 60}
+SMOKE_DENSE = {"epochs": 8, "finetune_lr": 3e-3}
 Named = dict[str, ms.Mask]
 
 
@@ -104,7 +105,7 @@ class Model:
             return False
         if not (self.folder / CONFIG).is_file():
             start = self.given.weights or offline_model()
-            how = PLAN["dense"] | ({"epochs": 8, "finetune_lr": 3e-3} if self.given.smoke else {})
+            how = PLAN["dense"] | (SMOKE_DENSE if self.given.smoke else {})
             evaluator = self.evaluator("search", weights=start, read_out="own", dropout=0.0, **how)
             try:
                 model: Any = evaluator.dense(self.task, self.seed)

@@ -102,10 +102,10 @@ def primary(lines: Lines) -> pd.DataFrame:
 
 
 def against_samplers(lines: Lines) -> pd.DataFrame:
-    """DAM minus TPE and random search: the mean of the models, its interval over rows alone."""
+    """DAM minus each sampler: the mean of the models, its interval over rows alone."""
     table = []
     for task in PLAN["tasks"]:
-        for other in ("tpe", "random"):
+        for other in [arm for arm in PLAN["arms"] if arm != "dam"]:
             sides = [judged(lines, task, arm) for arm in ("dam", other)]
             if seeds := sorted(sides[0].keys() & sides[1].keys()):
                 one, two = (RowScores.mean([rows_of(arm[n]) for n in seeds]) for arm in sides)

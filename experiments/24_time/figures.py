@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 
 from masksearch.report import style
 
-NAMES = {"dam": "DAM", "tpe": "TPE", "random": "random search", "drawn": "drawn tiles"}
+NAMES = {"dam": "DAM", "tpe": "TPE", "drawn": "drawn tiles"}
 STYLES = style.styles_of(NAMES) | {"drawn": (style.INK, "D")}
 
 

@@ -14,7 +14,9 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Iterable
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,10 @@ from masksearch.spaces import tile_bands  # noqa: E402
 from masksearch.tasks.glue.columns import Columns  # noqa: E402
 
 PLAN = texts.PLAN
+PASSES = [  # whose models have which arms; the second begins when the first has ended
+    (PLAN["seeds"]["models"], ["dam"]),
+    (PLAN["seeds"]["samplers"], [each for each in PLAN["arms"] if each != "dam"]),
+]
 DRAWN = "drawn: "  # begins the names of drawn masks that meet the target
 
 
@@ -79,8 +85,8 @@ class Timed(run.Model):
         rows = self.evaluator("search")
         return aim(how["times"], rows, self.seed, kept, how["batch"], shown=False)
 
-    def work(self) -> None:
-        """Searches, chooses and judges, if that has not ended."""
+    def work(self, arms: Iterable[str]) -> None:
+        """Searches with these arms, chooses and judges, where that has not ended."""
         begun = time.process_time()
         if not self.fine_tune():
             return
@@ -95,9 +101,8 @@ class Timed(run.Model):
             about = {"share": self.target.share, "drawn": shares} | self.target.about
             seconds = round(time.perf_counter() - begun, 1)
             self.lines.add({"stage": "target", "seconds": seconds} | about)
-        for arm in PLAN["arms"]:
-            if arm == "dam" or self.seed in PLAN["seeds"]["samplers"]:
-                self.search(arm)
+        for arm in arms:
+            self.search(arm)
         self.score(self.searched() | self.drawn, "choice")
         self.score(self.judged() | {"dense": masks.full()}, "judge")
         if not self.lines.of(stage="ended"):
@@ -106,8 +111,16 @@ class Timed(run.Model):
     # -- masks ---------------------------------------------------------------------------------
     @cached_property
     def drawn(self) -> run.Named:
-        """Of each family of drawn masks the densest that meets the target."""
-        return {f"{DRAWN}{name}": mask for name, mask in self.target.drawn.items()}
+        """Of each family of drawn masks the densest that meets the target; after the first model
+        of those families that its choosing rows prefer."""
+        found = {f"{DRAWN}{name}": mask for name, mask in self.target.drawn.items()}
+        first = min(PLAN["seeds"]["models"])
+        if self.seed == first:
+            return found
+        names = Timed(self.given, self.task, first).preferred()[: PLAN["choice"]["families"]]
+        if not names:
+            raise SystemExit(f"{self.task}: model {first} comes first, which chooses families")
+        return {name: found[name] for name in names}
 
     def search(self, arm: str) -> None:
         """The mask that an arm finds within the target's share, a sparser one if it is slow."""
@@ -241,17 +254,18 @@ def main() -> None:
     given = parser.parse_args()
     given.runs = given.runs.resolve()
     given.weights = stretch(given.weights or Path(run.offline_model()), given.runs / "stretched")
-    run.PLAN["dense"] = PLAN["dense"]
+    run.PLAN["dense"], run.SMOKE_DENSE = PLAN["dense"], PLAN["smoke"]["dense"]
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    for task in given.tasks:
-        for seed in given.seeds:
-            model = Timed(given, task, seed)
-            if not given.time:
-                model.work()
-            elif model.lines.of(stage="ended"):
-                model.time()
+    models = [Timed(given, task, seed) for seed, task in product(given.seeds, given.tasks)]
+    for model in models if given.time else ():
+        if model.lines.of(stage="ended"):
+            model.time()
+    for seeds, arms in () if given.time else PASSES:
+        for model in models:
+            if model.seed in seeds:
+                model.work(arms)
 
 
 if __name__ == "__main__":
