@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from experiment_scripts import load_script, run_script
+from experiment_scripts import load_script
 from real_data import DATA, real
 from scipy import stats
 from tiny_checkpoint import tiny_checkpoint
@@ -219,15 +219,19 @@ def test_limits_of_a_toy():
 
 
 @pytest.mark.nightly
-def test_time_smoke(data, tmp_path):
-    stretch = load_script("24_time/stretch.py").stretch
+@pytest.mark.filterwarnings("default")
+def test_time_smoke(data, tmp_path, monkeypatch):
+    stretch, timed = (load_script(f"24_time/{each}.py") for each in ("stretch", "timed"))
+    monkeypatch.setitem(timed.PLAN["smoke"], "dense", {"epochs": 8, "finetune_lr": 3e-3})
+    monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
     start = tiny_checkpoint(tmp_path / "start", [*WORDS, "someone", "and"])
-    start = stretch(stretch(start, tmp_path / "two"), tmp_path / "four")
+    start = stretch.stretch(stretch.stretch(start, tmp_path / "two"), tmp_path / "four")
     words = ["--data", data, "--weights", start, "--smoke", "--seeds", "0"]
     words += ["--tasks", "which-author"]
     words += ["--runs", tmp_path / "runs", "--results", tmp_path / "results"]
     for more in ([], [], ["--time"]):  # the second call finds every line
-        run_script("24_time/timed.py", *words, *more, cache=tmp_path / "cache")
+        monkeypatch.setattr("sys.argv", ["timed.py", *map(str, words), *more])
+        timed.main()
     contrasts = load_script("24_time/contrasts.py")
     ((_, own),) = contrasts.all_lines(tmp_path / "results").items()
     keys = ("stage", "rows", "name", "arm", "hour")
