@@ -109,7 +109,12 @@ TABLE = {
     for budget in BUDGETS
 }
 TAKEN = {
-    file: [row["length"], row["share"], row["score"], kept.loc[(row["of"], "dense", 0.2), "score"]]
+    file: [
+        row["length"],
+        row["share"],
+        row["score"],
+        kept.loc[(row["of"], "dense", row["budget"]), "score"],
+    ]
     for file, row in taken.iterrows()
 }
 SIDES = {
