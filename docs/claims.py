@@ -323,7 +323,6 @@ NO_CLAIM = [
             "the answers of the dense model are written once into the run's cache and stand for "
             "labels, and gates and recovery learn from its logits.",
             "of how many rows the class is the dense model's, with an interval;",
-            "nothing is said of what is lost to labels.",
             "as RFC 4180 has it; a TSV is split at tabs and line ends and knows no quotes). A row "
             "with more or fewer cells than the header is refused by its line.",
             "or `regression, 450 rows, scores 1.0 to 5.0`.",
@@ -356,7 +355,6 @@ NO_CLAIM = [
             "is DAM's best mask that leaves out 80 %.",
             "MiniLM on STS-B for about an hour and a half on one CPU core.",  # seen; not kept
             "Serve a decoder with a smaller cache",
-            "Each word of this text follows from the ninth before.",
             "makes masks its parameters, adds DAM, budgets and fair comparisons",
             "| question | answer | figure, 95 % interval | from |",
             "from about 512 tokens on",

@@ -367,7 +367,7 @@ AMENDED_TASKS = ("QQP", "QNLI", "SST-2", "STS-B")
 COUNT = int(sum(kept.loc[(task, AT, "dam"), "models"] for task in AMENDED_TASKS))
 FIRST_PAGE = {
     "{} MiniLMs, fine-tuned on {} tasks: the mask is put on and nothing is trained further "
-    "([experiment 22](experiments/22_as_it_is/README.md)). Score over the share of pairs.": [
+    "([experiment 22](experiments/22_as_it_is/README.md)).": [
         COUNT,
         len(AMENDED_TASKS),
     ],

@@ -16,6 +16,7 @@ ours = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "contrasts.p
 PLAN, PARTS = ours.PLAN, ours.PARTS
 lines = ours.all_lines(RESULTS)
 kept = ours.kept(lines).set_index(["of", "arm", "budget"]).sort_index()
+learned = pd.read_csv(RESULTS / "classifiers.csv").set_index(["task", "budget"]).sort_index()
 apart = pd.read_csv(RESULTS / "embedder.csv")
 apart = apart.set_index(["part", "contrast", "budget"]).sort_index()
 sides = pd.read_csv(RESULTS / "sides.csv").set_index(["arm", "budget"])
@@ -23,7 +24,9 @@ taken = pd.read_csv(RESULTS / "masks.csv").set_index("file")
 BUDGETS = PLAN["embedder"]["budgets"]
 PERCENT = [100 * budget for budget in BUDGETS]
 TITLES = {"squad": "SQuAD", "sts-b": "STS-B"}
-DRAWN = f"dam - {ours.HAND}"
+LONG = "squad, paragraphs"  # the amendment's
+DRAWN, FIRST = f"dam - {ours.HAND}", "dam - dam of the first texts"
+ARMS = ("labels", "answers")
 
 
 def both(part: str, arm: str) -> list[float]:
@@ -33,11 +36,24 @@ def both(part: str, arm: str) -> list[float]:
 
 def row(part: str, budget: float) -> list[float]:
     """A row of the table."""
-    gap = apart.loc[(part, DRAWN, budget)]
-    p = gap["p"] if pd.isna(gap["adjusted_p"]) else gap["adjusted_p"]
+    found = apart.loc[(part, DRAWN, budget)]
+    p = found["p"] if pd.isna(found["adjusted_p"]) else found["adjusted_p"]
     dense, dam, hand = (kept.loc[(part, arm, budget)] for arm in ("dense", "dam", ours.HAND))
     means = [dense["score"], *dam[["score", "share"]], *hand[["score", "share"]]]
-    return [*means, *gap[["difference", "low", "high"]], p, gap["ahead"], gap["models"]]
+    return [*means, *gap(part, budget), p, found["ahead"], found["models"]]
+
+
+def gap(part: str, budget: float) -> list[float]:
+    """DAM minus the best drawn mask."""
+    return [*apart.loc[(part, DRAWN, budget), ["difference", "low", "high"]]]
+
+
+def of_task(task: str, budget: float) -> list[float]:
+    """A row of the table of classifiers; of the mean over tasks with both p."""
+    tasks, found = [*ours.TASKS] if task == "mean" else [task], learned.loc[(task, budget)]
+    arms = [kept.loc[(tasks, arm, budget), "score"].mean() for arm in ("dense", *ARMS)]
+    p_values = found[["p_loses_less", "p_gains_less"]].dropna()
+    return [*arms, *found[["difference", "low", "high"]], *p_values]
 
 
 def of_search(rows: str, arm: str) -> float:
@@ -49,23 +65,58 @@ SEARCHES = PARTS["squad"]["seeds"]
 OTHERS = ("tpe", "random", "attention of pairs")
 SCORED = ("dam", "attention of pairs", "tpe")
 assert (apart.loc[("squad", DRAWN), "ahead"] == 0).all()
+assert apart.loc[(LONG, DRAWN, BUDGETS[1]), "p"] > 0.05  # not told apart
 assert {*kept.loc[("squad", ours.HAND), "mask"]} == {
     f"hand {budget}: widest window and special tokens" for budget in BUDGETS
 }
 
 
-def singles(part: str) -> list[list[float]]:
-    """The scores of DAM's searches at each budget."""
-    each = [ours.judged(lines, part, "dam", budget).values() for budget in BUDGETS]
-    return [[line["score"] for line in own] for own in each]
+def singles(part: str, budget: float) -> list[float]:
+    """The scores of DAM's searches at a budget."""
+    return [line["score"] for line in ours.judged(lines, part, "dam", budget).values()]
 
 
-assert all(map(operator.lt, both("squad", "consensus"), map(min, singles("squad"))))
-assert all(map(operator.gt, both("sts-b", "consensus"), map(max, singles("sts-b"))))
+for part, budget, beyond, end in (
+    *(("squad", budget, operator.lt, min) for budget in BUDGETS),
+    *(("sts-b", budget, operator.gt, max) for budget in BUDGETS),
+    (LONG, BUDGETS[1], operator.lt, min),
+):
+    assert beyond(kept.loc[(part, "consensus", budget), "score"], end(singles(part, budget)))
 assert {*taken.index} == {path.name for path in (RESULTS / "masks").iterdir()}
+WITHIN = learned[(learned["low"] > -ours.MARGIN) & (learned["high"] < ours.MARGIN)]
+assert learned.loc["mean", "within"].all()
+assert {*WITHIN.drop("mean").index} == {("SST-2", BUDGETS[0]), ("QNLI", BUDGETS[0])}
+
+
+def longer() -> list[float]:
+    """The least and the most times that searches without labels take the seconds of the others."""
+    searches = [
+        [line for line in own if line["stage"] == "search"]
+        for (of, _), own in lines.items()
+        if of in ours.TASKS
+    ]
+    seconds = [
+        [sum(each["seconds"] for each in own if each["arm"] == arm) for arm in ARMS]
+        for own in searches
+    ]
+    times = [answers / labels for labels, answers in seconds]
+    return [min(times), max(times)]
+
+
+MEAN = [
+    [budget * 100, *learned.loc[("mean", budget), ["difference", "low", "high"]]]
+    for budget in BUDGETS
+]
 PAGE = {
+    "in the mean over three tasks their masks lose and gain less than {}, shown at both budgets: "
+    "{} [{}, {}] at {} % of the pairs of query and key, {} [{}, {}] at {} %.": [
+        ours.MARGIN,
+        *(value for share, *gap in MEAN for value in (*gap, share)),
+    ],
+    "these take {} to {} times the seconds.": longer(),
+    "p that it loses less than {}, and that it gains less,": [ours.MARGIN],
     "Put on all-MiniLM-L6-v2 as it is, DAM's masks keep {} and {} on STS-B, where dense attention "
-    "has {}, with {} and {} % of the pairs of query and key; the best drawn ones {} and {}.": [
+    "has {}, with {} and {} % of the pairs; the best drawn ones {} and {}.": [
         *both("sts-b", "dam"),
         *(kept.loc[("sts-b", "dense", BUDGETS[0]), "score"], *PERCENT),
         *both("sts-b", ours.HAND),
@@ -77,6 +128,24 @@ PAGE = {
         *both("squad", ours.HAND),
         len(SEARCHES),
     ],
+    "Where gates read texts as long as paragraphs, an amendment, DAM keeps {} at {} %, the best "
+    "drawn mask of those texts {}: no difference is shown.": [
+        kept.loc[(LONG, "dam", BUDGETS[1]), "score"],
+        PERCENT[1],
+        kept.loc[(LONG, ours.HAND, BUDGETS[1]), "score"],
+    ],
+    "Gates read {} texts of WikiText that are as long as SQuAD's paragraphs: minus DAM that read "
+    "texts of all lengths {} [{}, {}].": [
+        PARTS[LONG]["texts"],
+        *apart.loc[(LONG, FIRST, BUDGETS[1]), ["difference", "low", "high"]],
+    ],
+    "with texts as long as paragraphs DAM keeps {} more at {} %.": [
+        apart.loc[(LONG, FIRST, BUDGETS[1]), "difference"],
+        PERCENT[1],
+    ],
+    "Of the four searches on texts as long as paragraphs it keeps {}, less than each;": [
+        kept.loc[(LONG, "consensus", BUDGETS[1]), "score"],
+    ],
     "{} beginnings of WikiText's paragraphs,": [PARTS["squad"]["texts"]],
     "Two searches each on SQuAD at {} %, at about as many texts read: TPE {}, random search {}, "
     "attention weights {}.": [
@@ -87,7 +156,7 @@ PAGE = {
     "{} [{}, {}] and {} [{}, {}].": [
         *both("sts-b, own", "dam"),
         *(
-            apart.loc[("sts-b, own", "dam - dam of the first texts", budget), end]
+            apart.loc[("sts-b, own", FIRST, budget), end]
             for budget in BUDGETS
             for end in ("difference", "low", "high")
         ),
@@ -108,6 +177,12 @@ TABLE = {
     for part in TITLES
     for budget in BUDGETS
 }
+LEARNED = {
+    f"{title}, {100 * budget:g} %": of_task(task, budget)
+    for task, title in {"mean": "the three tasks", **{task: task for task in ours.TASKS}}.items()
+    for budget in BUDGETS
+}
+TABLE["SQuAD, as long, 12 %"] = row(LONG, BUDGETS[1])
 TAKEN = {
     file: [
         row["length"],
@@ -124,16 +199,57 @@ SIDES = {
 }
 NEARER, FARTHER = (sides.loc[arm, "cosine of paragraphs"] for arm in ("dam", "drawn"))
 assert (NEARER > FARTHER).all()
-DOCS = {  # whether DAM is ahead
-    "on pairs of sentences DAM's masks are {} of the best drawn ones, in the retrieval of "
-    "paragraphs {}, where most texts that gates had read were as short as questions": [
-        apart.loc[(part, DRAWN), "difference"].mean() for part in ("sts-b", "squad")
-    ],
+LONGER = [*gap(LONG, BUDGETS[1]), PERCENT[1]]
+LEARN = [value for share, *each in MEAN for value in (*each, share)]
+GAPS = [[value for budget in BUDGETS for value in gap(part, budget)] for part in TITLES]
+SIGNS = [apart.loc[(part, DRAWN), "difference"].mean() for part in ("sts-b", "squad")]
+LINK = " ([23](../experiments/23_no_labels/README.md)) |"
+DOCS = {
+    "docs/trained_encoders.md": {  # whether DAM is ahead
+        "on pairs of sentences DAM's masks are {} of the best drawn ones, in the retrieval of "
+        "paragraphs {}, where most texts that gates had read were as short as questions;": SIGNS,
+    },
+    "docs/adapting.md": {
+        "nothing is said of what is lost to labels; on {} tasks masks of gates that learned "
+        "answers kept as much of the labels, within {} in the mean, as those of gates that "
+        "learned labels ([experiment 23]": [len(ours.TASKS), ours.MARGIN],
+    },
+    "experiments/README.md": {
+        "gates that learn a classifier's own answers find as good masks as gates that learn "
+        "labels, within {} in the mean over {} tasks: {} [{}, {}] with {} % of the pairs, "
+        "{} [{}, {}] with {} %.": [ours.MARGIN, len(ours.TASKS), *LEARN],
+        "On all-MiniLM-L6-v2 as it is DAM minus the best drawn mask is {} [{}, {}] and {} "
+        "[{}, {}] on STS-B's pairs, {} [{}, {}] and {} [{}, {}] in retrieval on SQuAD, and {} "
+        "[{}, {}] with {} % where gates have read texts as long as its paragraphs |": [
+            *(*GAPS[1], *GAPS[0], *LONGER)
+        ],
+    },
+    "docs/does_search_pay.md": {
+        "| a fine-tuned classifier without labels, and no further training | DAM, whose gates "
+        "learn the model's own answers | their masks minus those of gates that learn labels are "
+        "{} [{}, {}] with {} % of the pairs and {} [{}, {}] with {} %, in the mean over {} tasks "
+        "within the margin of {}" + LINK: [*LEARN, len(ours.TASKS), ours.MARGIN],
+        "| a published embedding model, and no labels | for pairs of sentences DAM; for the "
+        "retrieval of paragraphs the widest window with the special tokens, or DAM that reads "
+        "texts as long | on all-MiniLM-L6-v2 DAM minus the best drawn mask is {} [{}, {}] and "
+        "{} [{}, {}] on STS-B with {} and {} % of the pairs; on SQuAD {} [{}, {}] and {} "
+        "[{}, {}], and {} [{}, {}] with {} % where gates have read texts as long as its "
+        "paragraphs" + LINK: [*(*GAPS[1], *PERCENT, *GAPS[0], *LONGER)],
+    },
+    "README.md": {
+        "| And without labels? | For classifiers yes, by their own answers. On an embedding model "
+        "DAM is {} for pairs of sentences, {} in the retrieval of paragraphs; with gates that "
+        "read texts as long the two are not told apart | answers minus labels: {} [{}, {}]; DAM "
+        "minus drawn: {} [{}, {}], {} [{}, {}], {} [{}, {}], all at {} % |": [
+            *(*SIGNS, *MEAN[1][1:], *GAPS[1][3:], *GAPS[0][3:], *LONGER)
+        ],
+    },
 }
 CLAIMS = [
     *sentences(HERE, PAGE),
-    *rows(HERE, TABLE),
+    *rows(HERE, LEARNED, "## (a) Answers in place of labels"),
+    *rows(HERE, TABLE, "## Scores of (b)"),
     *rows(HERE, SIDES),
     *rows(HERE, TAKEN),
-    *sentences("docs/trained_encoders.md", DOCS),
+    *(claim for page, said in DOCS.items() for claim in sentences(page, said)),
 ]

@@ -1,4 +1,5 @@
-"""Masks of the embedding model as files: of each part and budget one of the arm that is ahead.
+"""Masks of the embedding model as files: of each part and budget one of the arm that is ahead, of
+the amendment's DAM's.
 
 python experiments/23_no_labels/take.py --data FOLDER
 
@@ -20,7 +21,7 @@ import tables
 
 import masksearch as ms
 
-AHEAD = {"sts-b": "dam", "squad": contrasts.HAND}  # of DAM and the best drawn mask, on each page
+TAKEN = {"sts-b": "dam", "squad": contrasts.HAND, "squad, paragraphs": "dam"}  # part -> its arm
 FOLDER = contrasts.RESULTS / "masks"
 
 
@@ -44,7 +45,9 @@ def main() -> None:
     given.weights, given.results, given.smoke = run.offline_model(), contrasts.RESULTS, False
     found, table = tables.all_lines(contrasts.RESULTS), []
     FOLDER.mkdir(exist_ok=True)
-    for (part, arm), budget in product(AHEAD.items(), contrasts.BUDGETS):
+    for (part, arm), budget in product(TAKEN.items(), contrasts.BUDGETS):
+        if not contrasts.judged(found, part, arm, budget):
+            continue
         seed, name = preferred(found, part, arm, budget)
         model = embedder.Embedded(given, part, seed)
         if arm == "dam":
@@ -52,7 +55,7 @@ def main() -> None:
             mask = lines.unpacked(line["mask"])
         else:
             mask = model.hand_designed(budget)[name]
-        path = ms.save_mask(mask, FOLDER / f"{part}_{100 * budget:.0f}.json")
+        path = ms.save_mask(mask, FOLDER / f"{part.replace(', ', '_')}_{100 * budget:.0f}.json")
         judged = tables.named(found[part, seed], "judge", name)
         share, length = judged["density_judged"], model.plan["length"]
         table.append(
