@@ -130,11 +130,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the tasks' folders")
     parser.add_argument("--weights", type=Path, required=True, help="whose tokens are counted")
     given = parser.parse_args()
+    counts = {}
     for task, plan in PLAN["tasks"].items():
         parts = deal(given.data, task, plan)
         write(parts, given.out / task)
-        table = by_tokens(parts, AutoTokenizer.from_pretrained(given.weights))
-        print(task, table.to_string(), sep="\n")
+        counts[task] = by_tokens(parts, AutoTokenizer.from_pretrained(given.weights))
+    table = pd.concat(counts, names=["task", "rows"])
+    path = Path(__file__).parent / "results" / "tokens.csv"
+    path.parent.mkdir(exist_ok=True)
+    table.to_csv(path)
+    print(table.to_string())
 
 
 if __name__ == "__main__":
