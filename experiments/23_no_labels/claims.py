@@ -27,6 +27,7 @@ TITLES = {"squad": "SQuAD", "sts-b": "STS-B"}
 LONG = "squad, paragraphs"  # the amendment's
 DRAWN, FIRST = f"dam - {ours.HAND}", "dam - dam of the first texts"
 ARMS = ("labels", "answers")
+ENDS = ["difference", "low", "high"]
 
 
 def both(part: str, arm: str) -> list[float]:
@@ -45,7 +46,7 @@ def row(part: str, budget: float) -> list[float]:
 
 def gap(part: str, budget: float) -> list[float]:
     """DAM minus the best drawn mask."""
-    return [*apart.loc[(part, DRAWN, budget), ["difference", "low", "high"]]]
+    return [*apart.loc[(part, DRAWN, budget), ENDS]]
 
 
 def of_task(task: str, budget: float) -> list[float]:
@@ -53,7 +54,7 @@ def of_task(task: str, budget: float) -> list[float]:
     tasks, found = [*ours.TASKS] if task == "mean" else [task], learned.loc[(task, budget)]
     arms = [kept.loc[(tasks, arm, budget), "score"].mean() for arm in ("dense", *ARMS)]
     p_values = found[["p_loses_less", "p_gains_less"]].dropna()
-    return [*arms, *found[["difference", "low", "high"]], *p_values]
+    return [*arms, *found[ENDS], *p_values]
 
 
 def of_search(rows: str, arm: str) -> float:
@@ -103,15 +104,12 @@ def longer() -> list[float]:
     return [min(times), max(times)]
 
 
-MEAN = [
-    [budget * 100, *learned.loc[("mean", budget), ["difference", "low", "high"]]]
-    for budget in BUDGETS
-]
+MEAN = [[*learned.loc[("mean", budget), ENDS], 100 * budget] for budget in BUDGETS]
+LEARN = [*MEAN[0], *MEAN[1]]
 PAGE = {
     "in the mean over three tasks their masks lose and gain less than {}, shown at both budgets: "
     "{} [{}, {}] at {} % of the pairs of query and key, {} [{}, {}] at {} %.": [
-        ours.MARGIN,
-        *(value for share, *gap in MEAN for value in (*gap, share)),
+        *(ours.MARGIN, *LEARN)
     ],
     "these take {} to {} times the seconds.": longer(),
     "p that it loses less than {}, and that it gains less,": [ours.MARGIN],
@@ -137,7 +135,7 @@ PAGE = {
     "Gates read {} texts of WikiText that are as long as SQuAD's paragraphs: minus DAM that read "
     "texts of all lengths {} [{}, {}].": [
         PARTS[LONG]["texts"],
-        *apart.loc[(LONG, FIRST, BUDGETS[1]), ["difference", "low", "high"]],
+        *apart.loc[(LONG, FIRST, BUDGETS[1]), ENDS],
     ],
     "with texts as long as paragraphs DAM keeps {} more at {} %.": [
         apart.loc[(LONG, FIRST, BUDGETS[1]), "difference"],
@@ -155,11 +153,7 @@ PAGE = {
     "Gates that read STS-B's own training sentences keep {} and {} there: minus those of WikiText "
     "{} [{}, {}] and {} [{}, {}].": [
         *both("sts-b, own", "dam"),
-        *(
-            apart.loc[("sts-b, own", FIRST, budget), end]
-            for budget in BUDGETS
-            for end in ("difference", "low", "high")
-        ),
+        *(apart.loc[("sts-b, own", FIRST, budget), end] for budget in BUDGETS for end in ENDS),
     ],
     "The consensus of all searches, the mean of their gates, keeps {} and {} on SQuAD, less than "
     "each of them, and {} and {} on STS-B, more than each.": [
@@ -176,13 +170,12 @@ TABLE = {
     f"{TITLES[part]}, {100 * budget:g} %": row(part, budget)
     for part in TITLES
     for budget in BUDGETS
-}
+} | {"SQuAD, as long, 12 %": row(LONG, BUDGETS[1])}
 LEARNED = {
     f"{title}, {100 * budget:g} %": of_task(task, budget)
     for task, title in {"mean": "the three tasks", **{task: task for task in ours.TASKS}}.items()
     for budget in BUDGETS
 }
-TABLE["SQuAD, as long, 12 %"] = row(LONG, BUDGETS[1])
 TAKEN = {
     file: [
         row["length"],
@@ -200,8 +193,7 @@ SIDES = {
 NEARER, FARTHER = (sides.loc[arm, "cosine of paragraphs"] for arm in ("dam", "drawn"))
 assert (NEARER > FARTHER).all()
 LONGER = [*gap(LONG, BUDGETS[1]), PERCENT[1]]
-LEARN = [value for share, *each in MEAN for value in (*each, share)]
-GAPS = [[value for budget in BUDGETS for value in gap(part, budget)] for part in TITLES]
+PAIRS, RETRIEVAL = ([gap(part, budget) for budget in BUDGETS] for part in ("sts-b", "squad"))
 SIGNS = [apart.loc[(part, DRAWN), "difference"].mean() for part in ("sts-b", "squad")]
 LINK = " ([23](../experiments/23_no_labels/README.md)) |"
 DOCS = {
@@ -221,7 +213,7 @@ DOCS = {
         "On all-MiniLM-L6-v2 as it is DAM minus the best drawn mask is {} [{}, {}] and {} "
         "[{}, {}] on STS-B's pairs, {} [{}, {}] and {} [{}, {}] in retrieval on SQuAD, and {} "
         "[{}, {}] with {} % where gates have read texts as long as its paragraphs |": [
-            *(*GAPS[1], *GAPS[0], *LONGER)
+            *(*PAIRS[0], *PAIRS[1], *RETRIEVAL[0], *RETRIEVAL[1], *LONGER)
         ],
     },
     "docs/does_search_pay.md": {
@@ -234,14 +226,16 @@ DOCS = {
         "texts as long | on all-MiniLM-L6-v2 DAM minus the best drawn mask is {} [{}, {}] and "
         "{} [{}, {}] on STS-B with {} and {} % of the pairs; on SQuAD {} [{}, {}] and {} "
         "[{}, {}], and {} [{}, {}] with {} % where gates have read texts as long as its "
-        "paragraphs" + LINK: [*(*GAPS[1], *PERCENT, *GAPS[0], *LONGER)],
+        "paragraphs" + LINK: [
+            *(*PAIRS[0], *PAIRS[1], *PERCENT, *RETRIEVAL[0], *RETRIEVAL[1], *LONGER)
+        ],
     },
     "README.md": {
-        "| And without labels? | For classifiers yes, by their own answers. On an embedding model "
+        "| And without labels? | A classifier's own answers serve as well. On an embedding model "
         "DAM is {} for pairs of sentences, {} in the retrieval of paragraphs; with gates that "
         "read texts as long the two are not told apart | answers minus labels: {} [{}, {}]; DAM "
         "minus drawn: {} [{}, {}], {} [{}, {}], {} [{}, {}], all at {} % |": [
-            *(*SIGNS, *MEAN[1][1:], *GAPS[1][3:], *GAPS[0][3:], *LONGER)
+            *(*SIGNS, *MEAN[1][:3], *PAIRS[1], *RETRIEVAL[1], *LONGER)
         ],
     },
 }

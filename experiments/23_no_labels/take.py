@@ -9,7 +9,6 @@ Of several searches it is the one whose mask the choosing texts prefer, which ju
 from __future__ import annotations
 
 import argparse
-from itertools import product
 from pathlib import Path
 
 import contrasts
@@ -21,7 +20,12 @@ import tables
 
 import masksearch as ms
 
-TAKEN = {"sts-b": "dam", "squad": contrasts.HAND, "squad, paragraphs": "dam"}  # part -> its arm
+ARMS = {"sts-b": "dam", "squad": contrasts.HAND, "squad, paragraphs": "dam"}
+TAKEN = [
+    (part, arm, budget)
+    for part, arm in ARMS.items()
+    for budget in contrasts.PARTS[part].get("budgets", contrasts.BUDGETS)
+]
 FOLDER = contrasts.RESULTS / "masks"
 
 
@@ -45,9 +49,7 @@ def main() -> None:
     given.weights, given.results, given.smoke = run.offline_model(), contrasts.RESULTS, False
     found, table = tables.all_lines(contrasts.RESULTS), []
     FOLDER.mkdir(exist_ok=True)
-    for (part, arm), budget in product(TAKEN.items(), contrasts.BUDGETS):
-        if not contrasts.judged(found, part, arm, budget):
-            continue
+    for part, arm, budget in TAKEN:
         seed, name = preferred(found, part, arm, budget)
         model = embedder.Embedded(given, part, seed)
         if arm == "dam":
