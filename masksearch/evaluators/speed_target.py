@@ -71,13 +71,12 @@ class Timings:
         Args:
             masks: Those that the file names are not timed again.
             say: Names them, on standard error.
-            few: Whether half the batches will do.
+            few: Whether half the runs will do, on all batches: a batch's padding sets its gain.
         """
         kept = json.loads(self.path.read_text("utf-8")) if self.path.is_file() else {}
         if left := {name: mask for name, mask in masks.items() if name not in kept}:
-            batches = self.batches[:: 2 if few else 1]
-            how = REPEATS, self.device, say if self.shown else ""
-            kept |= time_masks(self.make(), left, batches, *how)
+            how = REPEATS // 2 if few else REPEATS, self.device, say if self.shown else ""
+            kept |= time_masks(self.make(), left, self.batches, *how)
             write_text_in_one_move(self.path, json.dumps(kept, indent=1) + "\n")
         return {name: kept[name] for name in masks}
 
