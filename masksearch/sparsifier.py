@@ -37,20 +37,19 @@ from masksearch.errors import DataError, SearchError
 from masksearch.evaluators.embedding import RANDOM, EmbeddingEvaluator, embeds_texts
 from masksearch.evaluators.forecast import describe_work
 from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.evaluators.speed_target import Target, aim
+from masksearch.evaluators.speed_target import KEPT, Target, aim
 from masksearch.evaluators.tuning import rescale
 from masksearch.files import path_inside, write_text_in_one_move
 from masksearch.gates.result import DamResult
 from masksearch.loggers.console import progress as progress_of_trainings
-from masksearch.masks.checks import whole
+from masksearch.masks.checks import at_least, whole
 from masksearch.masks.core import Mask
-from masksearch.masks.leaves import Full, Window
-from masksearch.masks.measure import effective_density
+from masksearch.masks.leaves import Full
 from masksearch.models.card import Findings
 from masksearch.models.checkpoints import CONFIG, VERSION, find_folder, quiet
 from masksearch.models.pretrained import tuned_kind
 from masksearch.models.saving import copy_tokenizer, limit_length, save_pretrained
-from masksearch.strategies.build import GATES, aim_gates, spec_of
+from masksearch.strategies.build import GATES, aim_gates, build_strategy, spec_of
 from masksearch.strategies.opening import hand_designed
 from masksearch.study.records import read_budgets
 from masksearch.study.status import finished_trials
@@ -81,9 +80,10 @@ AGAIN = (  # rates by simulation: docs/statistics.md
     "masks are called better in 4.3 %, after one in 2.5 %."
 )
 MODEL, RESULT, RUN, CALL = "dense", "result.json", "run", "sparsify.json"
-BEGUN = (MODEL, "cache", "search")  # in its run folder, of a call that has trained something
-SEARCH, PLAIN, JUDGED, HALVING = "search", "as-it-is", "compare", "halving"  # there too
-UNTRAINED = "as it is"  # a score before a recovery
+SEARCH, PLAIN, JUDGED, HALVING = "search", "as-it-is", "compare", "halving"  # in its run folder
+CACHE = "cache"  # there too; its files are named by what they hold
+BEGUN = (MODEL, SEARCH)  # of a call that has trained something
+UNTRAINED, TIMES = "as it is", "times as fast"  # a score before a recovery; a speed
 
 
 @dataclass(frozen=True)
@@ -228,6 +228,7 @@ class SparsifyRequest:
     def __post_init__(self) -> None:
         if self.faster is not None:
             self._check_target(self.faster)
+        at_least(TIME_BATCH, self.settings.get(TIME_BATCH, 8), 1)
         for name, least in (("recover_steps", 0), ("seeds", 1), ("trials", 1)):
             number = getattr(self, name)
             if number is not None and (whole(number) is None or number < least):
@@ -370,6 +371,15 @@ def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
     start = _build_judge(request)
     if isinstance(start, GlueEvaluator):
         request.say(start.describe(start.downstream[0]))
+    build_strategy(  # wrong options are refused here, not after a training
+        request.strategy,
+        load_function(SPACE) if request.draws else None,
+        in_part(start, SHORT),
+        seed=request.seed,
+        run=request.search_folder(request.seed),
+        options=request.options,
+        budgets=[] if request.budget is None else [request.budget],
+    )
     if request.faster is not None:
         write_text_in_one_move(request.run / CALL, json.dumps(request.about, indent=1) + "\n")
         batch = request.settings.get(TIME_BATCH, 8)
@@ -377,11 +387,6 @@ def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
         target = aim(request.faster, start, request.seed, request.run, batch, shown)
         request.say(target.describe())
         request = replace(request, budget=target.share, target=target)
-    elif request.limit < (diagonal := effective_density(Window(0), start.shape)):
-        raise ValueError(
-            f"a budget is at least what the diagonal costs, {diagonal:.4g} of the pairs; got "
-            f"{request.budget:g}: raise it"
-        )
     hand, job = len(drawn_masks(request, start)), not request.draws
     found = [finished_trials(request.search_folder(each)) for each in request.searches.values()]
     found[0] -= hand  # which the first search judges before its own
@@ -498,7 +503,8 @@ def save(
     out, study = request.out, next(iter(studies.values()))
     advice = comparison.recommend(request.judged_within)
     taken = comparison.entries[advice.name]
-    seed, by_seed = _median_seed(request, full, advice.mask, [*taken.scores])
+    sound = [seed for seed in taken.scores if seed not in taken.diverged]
+    seed, by_seed = _median_seed(request, full, advice.mask, sound)
     saved = {"mask": taken.name, "score": taken.scores[seed], "density": 1 - taken.sparsity}
     if request.recover_steps:
         saved |= {"seed": seed, "scores on rows of the search": by_seed}
@@ -557,12 +563,16 @@ def _timed(
         return comparison, {}
     judged = {each.name: each.mask for each in comparison.records if each.mask is not None}
     quartiles = target.time_judged(judged)
+    comparison, entries = _with_times(comparison, quartiles), comparison.entries
+    losses = {n: comparison.difference(entries[n], entries["dense"]) for n in quartiles}
+    answer = target.describe_answer(losses, taken.name, quartiles)
+    return comparison, {"speed": target.about, TIMES: quartiles, "answer": answer}
+
+
+def _with_times(comparison: Comparison, quartiles: Mapping[str, Sequence[float]]) -> Comparison:
+    """Masks with how many times as fast as dense each is, in the median."""
     middles = {name: middle for name, (_, middle, _) in quartiles.items()}
-    comparison = _annotated(comparison, "times as fast", {"dense": 1.0} | middles)
-    loss = comparison.difference(taken, comparison.entries["dense"])
-    answer = target.describe_answer(loss, taken.name, quartiles)
-    about = {"speed": target.about, "times as fast": quartiles, "answer": answer}
-    return comparison, about
+    return _annotated(comparison, TIMES, {"dense": 1.0} | middles)
 
 
 def facts_of(
@@ -604,7 +614,7 @@ def _build_judge(request: SparsifyRequest) -> Judge:
     if embeds_texts(request.model, request.task):
         fields = {"columns": getattr(request.task, "texts", ()), **fields}
         return EmbeddingEvaluator(request.data, request.model, **fields)
-    fields = {**DEFAULTS, "cache": request.run / "cache", "read_out": "own", **fields}
+    fields = {**DEFAULTS, "cache": request.run / CACHE, "read_out": "own", **fields}
     named: Any = {"weights": request.model, "tasks": (request.task,), "adapt": "none"}
     if request.recover_steps:
         named |= {"adapt": "recover", "recover_steps": request.recover_steps}
@@ -623,8 +633,9 @@ def check_folder(request: SparsifyRequest) -> None:
         DataError: If the folder holds other files, or was begun with other arguments.
     """
     out, about, path = request.out, request.about, request.run / CALL
-    if not path.is_file() and out.exists():
-        if not out.is_dir() or any(out.iterdir()):
+    if not path.is_file() and out.exists():  # a cache alone is of a call that was refused
+        files = [each for each in [out, *out.rglob("*")] if not each.is_dir()]
+        if any(request.run / CACHE not in each.parents for each in files):
             raise DataError(f"{out} holds something else already; give a new folder")
     before = json.loads(path.read_text("utf-8")) if path.is_file() else about
     if before.get("task") == repr(request.task):  # as versions before wrote one of one's own
@@ -635,6 +646,8 @@ def check_folder(request: SparsifyRequest) -> None:
             f"{out} was begun with {other[0]}={before.get(other[0])}, got "
             f"{about[other[0]]}; give a new folder, or the same call again"
         )
+    if other:
+        (request.run / KEPT).unlink(missing_ok=True)  # timings of another call
 
 
 def _read_ended(out: Path, asked: Mapping[str, Any]) -> Sparsified | None:
@@ -643,13 +656,22 @@ def _read_ended(out: Path, asked: Mapping[str, Any]) -> Sparsified | None:
     result = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     if result.get("asked") != asked:
         return None
-    plain = comparison = Comparison.open(run / PLAIN)
+    names = {row["mask"] for row in result["masks"]}
+    plain = comparison = _only(names, Comparison.open(run / PLAIN))
     if result["recover_steps"]:
-        comparison = beside(Comparison.open(run / JUDGED), plain)
+        comparison = beside(_only(names, Comparison.open(run / JUDGED)), plain)
+    if TIMES in result:
+        comparison = _with_times(comparison, result[TIMES])
     masks = {record.name: record.mask for record in comparison.records}
     answer, mask = result["answer"], masks[result["saved"]["mask"]]
     assert mask is not None
     return Sparsified(answer, mask, out, comparison, open_study(run / SEARCH))
+
+
+def _only(names: set[str], comparison: Comparison) -> Comparison:
+    """The masks of these names; calls with other seeds have left more."""
+    kept = tuple(record for record in comparison.records if record.name in names)
+    return replace(comparison, records=kept)
 
 
 def beside(comparison: Comparison, plain: Comparison) -> Comparison:

@@ -361,6 +361,10 @@ def test_a_budget_below_the_diagonal_and_a_foreign_folder_are_refused(place, tmp
     with pytest.raises(ValueError, match="a budget is at least what the diagonal costs"):
         sparsify(place, tmp_path / "out", 0.01)
     assert not (tmp_path / "out").exists()
+    coarse = {"gates": {"structure": "block", "block": 16}, "config": {"steps": 40}}
+    with pytest.raises(ValueError, match=r"a mask of density 0\.6 has rows without a key"):
+        sparsify(place, tmp_path / "out", strategy_options=coarse)
+    assert not (tmp_path / "out").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("mine")
     with pytest.raises(DataError, match="holds something else already; give a new folder"):
@@ -585,7 +589,7 @@ def test_each_stage_goes_on_from_what_it_has_left(place: Path, tmp_path: Path) -
     """Alone, one after the other; a second time nothing is trained."""
     request = SparsifyRequest(
         *(place / "checkpoint", place / "reviews", 0.6, Columns(("text",), "label")),
-        *(tmp_path / "out", "dam", GATES, None, 0, 1, 4, QUICK, None, None),
+        *(tmp_path / "out", "dam", GATES, None, 0, 2, 4, QUICK, None, None),
     )
     trained, found = [], []
     for trainings in (trained, again := []):
@@ -603,6 +607,15 @@ def test_each_stage_goes_on_from_what_it_has_left(place: Path, tmp_path: Path) -
     saved = save(request, full, studies, candidates, comparison, plain)
     assert saved.answer == json.loads((tmp_path / "out" / "result.json").read_text())["answer"]
     assert len(ms.saved_masks(tmp_path / "out")) == 1
+    taken = json.loads((tmp_path / "out" / "result.json").read_text())["saved"]["mask"]
+    reason = {"status": "failed", "values": {}, "error": "NonFiniteLossError: loss is nan"}
+    lost = [
+        replace(each, **reason) if (each.name, each.seed) == (taken, 1000) else each
+        for each in comparison.records
+    ]
+    with follow_trainings(lambda step, config: again.append(step.title)):
+        save(request, full, studies, candidates, replace(comparison, records=tuple(lost)), plain)
+    assert again == []
 
 
 @pytest.mark.parametrize(
@@ -611,6 +624,7 @@ def test_each_stage_goes_on_from_what_it_has_left(place: Path, tmp_path: Path) -
         ({"trials": 0}, "trials is a whole number from 1 on, got 0"),
         ({"recover_steps": -1}, "recover_steps is a whole number from 0 on, got -1"),
         ({"settings": {"adapt": "none"}}, "adapt='none' is no further setting"),
+        ({"settings": {"time_batch": 0}}, "time_batch must be a whole number >= 1, got 0"),
     ],
 )
 def test_a_request_is_refused_before_anything_is_read(changes, message):
@@ -915,7 +929,9 @@ def test_a_target_of_time_takes_the_place_of_a_budget(place, tmp_path, timed, st
     assert sorted(kinds.values()) == ["control", "hand-designed", "searched"]
     assert [name for name in timed if name.endswith(", last timing")]
     before = len(timed)
-    assert sparsify(place, tmp_path / "out", None, **how).answer == found.answer
+    again = sparsify(place, tmp_path / "out", None, **how)
+    assert again.answer == found.answer
+    assert again.comparison.frame().equals(found.comparison.frame())
     (tmp_path / "out" / "result.json").unlink()
     assert sparsify(place, tmp_path / "out", None, **how).answer == found.answer
     assert len(timed) == before
@@ -937,6 +953,21 @@ def test_a_target_that_is_none_is_refused(place, tmp_path, changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         sparsify(place, tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_call_that_was_refused_leaves_no_timings_to_the_next(place, tuned, tmp_path, timed):
+    how: dict[str, Any] = {"model": tuned, "strategy_options": TILES, "recover_steps": 0}
+    for _ in range(2):
+        with pytest.raises(ValueError, match="3 times as fast is not to be had"):
+            sparsify(place, tmp_path / "out", None, faster=3, **how)
+    assert len(timed) == 6
+    coarse = TILES | {"config": {"steps": 1}}
+    with pytest.raises(ValueError, match="steps must be at least 2, got 1"):
+        sparsify(place, tmp_path / "out", None, faster=1.4, **how | {"strategy_options": coarse})
+    assert len(timed) == 6
+    with pytest.raises(ValueError, match=r"2\.5 times as fast is not to be had"):
+        sparsify(place, tmp_path / "out", None, faster=2.5, **how)
+    assert len(timed) == 12
 
 
 def test_a_time_that_no_mask_has_is_one_line(place, tmp_path, timed, command):

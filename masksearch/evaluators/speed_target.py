@@ -38,6 +38,7 @@ from masksearch.models.speed import time_masks
 KEPT = "time.json"
 SHARES = (0.5, 0.35, 0.25, 0.15, 0.08)  # of all tiles, that are timed first
 BATCHES, REPEATS = 4, 2  # of the first and the last timing
+PAIRS = 4  # of runs of a timing, at least; of fewer there are no quartiles
 STEP = 0.005  # of the shares at which drawn masks are looked for
 LIMIT = "the diagonal's tiles"
 DRAWN_SHARES = {f"{share:.0%} of the tiles": share for share in SHARES} | {LIMIT: 0.0}
@@ -75,7 +76,8 @@ class Timings:
         """
         kept = json.loads(self.path.read_text("utf-8")) if self.path.is_file() else {}
         if left := {name: mask for name, mask in masks.items() if name not in kept}:
-            how = REPEATS // 2 if few else REPEATS, self.device, say if self.shown else ""
+            least = -(-PAIRS // len(self.batches))
+            how = max(least, REPEATS // (1 + few)), self.device, say if self.shown else ""
             kept |= time_masks(self.make(), left, self.batches, *how)
             write_text_in_one_move(self.path, json.dumps(kept, indent=1) + "\n")
         return {name: kept[name] for name in masks}
@@ -198,7 +200,7 @@ class Target:
         Args:
             name: Of its timings.
             mask: As it was found.
-            cut: Share of the pairs -> mask, without training.
+            cut: Share of the pairs -> mask, without training; it may refuse one.
         """
         for number in range(CUTS + 1):
             label = f"{name}, cut {number}" if number else name
@@ -206,7 +208,11 @@ class Target:
             if low >= self.times or number == CUTS:
                 break
             at = effective_density(mask, self.shape), 1 / low
-            mask = cut(max(self.limit[0], min(self.between(self.limit, at), at[0] - STEP)))
+            share = max(self.limit[0], min(self.between(self.limit, at), at[0] - STEP))
+            try:
+                mask = cut(share)
+            except ValueError:  # its likeliest tile of each row is more than that
+                break
         return mask
 
     @property
@@ -221,25 +227,26 @@ class Target:
         return {name.removesuffix(", last timing"): each for name, each in found.items()}
 
     def describe_answer(
-        self, loss: PairedDifference, taken: str, quartiles: Mapping[str, Sequence[float]]
+        self,
+        losses: Mapping[str, PairedDifference],
+        taken: str,
+        quartiles: Mapping[str, Sequence[float]],
     ) -> str:
         """The first words of an answer: the score that is lost, and how fast the model is.
 
         Args:
-            loss: Of the mask that is taken, minus dense attention.
-            taken: Its name.
-            quartiles: Of all masks that were judged.
+            losses: Of each mask that was judged, minus dense attention.
+            taken: The name of the one that is taken.
+            quartiles: Of their speeds.
         """
         low, middle, high = quartiles[taken]
         met = "" if low >= self.times else f", misses {self.times:g}"
-        words = (
-            f"{loss.text(signed=True)}, {middle:.2f} times as fast{met} (quartiles {low:.2f} to "
-            f"{high:.2f}; {self.timings.rows})."
-        )
+        words = f"{losses[taken].text(signed=True)}, {middle:.2f} times as fast{met} "
+        words += f"(quartiles {low:.2f} to {high:.2f}; {self.timings.rows})."
         for name, (least, own, _) in quartiles.items():
             if name != taken:
                 words += f" {name}: {own:.2f} times, lower quartile {least:.2f}."
-        if loss.value < -LARGE_LOSS:
+        if max(loss.value for loss in losses.values()) < -LARGE_LOSS:
             return f"Dense attention is recommended: every mask loses over {LARGE_LOSS:g}. {words}"
         return words
 

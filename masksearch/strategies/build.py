@@ -12,6 +12,7 @@ from typing import Any, Literal
 from optuna.samplers import BaseSampler
 
 from masksearch.analysis.pareto import SLACK
+from masksearch.attention.kernels.choose import grain_on
 from masksearch.contracts import Evaluator, OneShot, Strategy
 from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.config import build_config, one_shot_parts
@@ -200,6 +201,8 @@ def _build_dam(search: StrategyRequest) -> Strategy:
     options, evaluator, budgets = search.options, search.evaluator, search.limits["budgets"]
     config = aim_gates(one_shot_config(options, evaluator), budgets)
     gates, units, counts = _plain_gates(options, evaluator)
+    if gates.get("structure") == "block" and hasattr(evaluator, "torch_device"):
+        gates = {"block": grain_on(evaluator.torch_device), **gates}  # of where it trains
     if units is not None and options.get("merge_heads"):
         raise SearchError("switches choose whole masks for units: leave merge_heads out")
     if budgets and counts != find_cost(evaluator):

@@ -115,6 +115,9 @@ class DamStrategy(AfterFirstJob):
             local masks; where `config` asks for none it is a quarter of the way from there to
             that of all full masks.
         cut: The masks that are cut out of the gates.
+
+    Raises:
+        ValueError: If a density that was asked for is below one key a row.
     """
 
     def __init__(
@@ -144,25 +147,27 @@ class DamStrategy(AfterFirstJob):
         above = (floor + (target - floor) * factor for factor in SPREAD)
         around = (max(self.least, min(max(0.9, target), density)) for density in above)
         self.densities = tuple(densities or dict.fromkeys(around))
+        for density in self.asked:
+            self._refuse_less(density)
+
+    def _refuse_less(self, density: float) -> None:
+        """Refuses a density below one key a row, or below that of all local masks."""
+        if self.units is not None:
+            self.units.refuse_less(density)
+        if density < self.least * (1 - 0.5 / self.length):  # by half a cell
+            whole = f"1/{self.length} = " if self.least == 1 / self.length else ""
+            raise ValueError(
+                f"a mask of density {density:g} has rows without a key: at length "
+                f"{self.length} densities are at least {whole}{self.least:.4g}"
+            )
 
     def ask(self) -> Proposal | Literal["wait", "done"]:
         """First the training, then one mask for each density.
 
         Raises:
             SearchError: If the training has failed; gives its reason.
-            ValueError: Before the training, if a density that was asked for is below one key a
-                row.
         """
         if self.next == 0:
-            for density in self.asked:
-                if self.units is not None:
-                    self.units.refuse_less(density)
-                if density < self.least * (1 - 0.5 / self.length):  # by half a cell
-                    whole = f"1/{self.length} = " if self.least == 1 / self.length else ""
-                    raise ValueError(
-                        f"a mask of density {density:g} has rows without a key: at length "
-                        f"{self.length} densities are at least {whole}{self.least:.4g}"
-                    )
             return self.propose(OneShot(self.gates, self.config))
         self.refuse_lost()
         if self.next > len(self.densities):

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masksearch import Shape, masks
+from masksearch.analysis.stats import PairedDifference, paired_difference
 from masksearch.evaluators import speed_target
 from masksearch.evaluators.speed_target import Target, Timings, random_tiles
 from masksearch.masks.core import Mask
@@ -31,7 +32,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of all masks that were timed, as they were."""
     timed: list[str] = []
 
-    def time_masks(model: Any, named: Mapping[str, Mask], *rest: Any) -> dict[str, list[float]]:
+    def time_masks(
+        model: Any, named: Mapping[str, Mask], batches: Any, repeats: int, *rest: Any
+    ) -> dict[str, list[float]]:
+        assert len(batches) * repeats >= 4  # quartiles need several runs
         timed.extend(named)
         times = {name: ALONE + (1 - ALONE) * density(mask) for name, mask in named.items()}
         return {name: [1 / each, 1.05 / each, 1.1 / each] for name, each in times.items()}
@@ -44,6 +48,10 @@ def target(path: Path, times: float) -> Target:
     rows = {"attention_mask": torch.ones(8, 128)}
     cpu = torch.device("cpu")
     return Target(times, SHAPE, BLOCK, Timings(path / "time.json", torch.nn.Module, (rows,), cpu))
+
+
+def difference(value: float) -> PairedDifference:
+    return paired_difference({0: 0.8 + value}, {0: 0.8})
 
 
 def share_at(times: float) -> float:
@@ -110,6 +118,23 @@ def test_a_mask_is_cut_twice_at_most(asked, tmp_path):
 
     assert found.fit("dam", masks.full(), cut) == masks.full()
     assert len(made) == 2
+
+
+def test_a_mask_that_cannot_be_cut_lower_is_kept(asked, tmp_path):
+    def cut(share: float) -> Mask:
+        raise ValueError("every row of tiles of 16 x 4 keeps one")
+
+    assert target(tmp_path, 1.5).fit("dam", masks.full(), cut) == masks.full()
+
+
+def test_dense_attention_is_recommended_where_every_mask_loses_much(asked, tmp_path):
+    found, speeds = target(tmp_path, 1.4), {"dam": [1.4, 1.5, 1.6], "drawn": [1.3, 1.4, 1.5]}
+    losses = {"dam": difference(-0.06), "drawn": difference(-0.07)}
+    answer = found.describe_answer(losses, "dam", speeds)
+    assert answer.startswith("Dense attention is recommended: every mask loses over 0.05. -0.06")
+    assert answer.endswith(" drawn: 1.40 times, lower quartile 1.30.")
+    losses["drawn"] = difference(-0.03)
+    assert found.describe_answer(losses, "dam", speeds).startswith("-0.06")
 
 
 @given(st.floats(0, 1), st.sampled_from([(1, 1), (16, 16), (32, 8), (8, 32)]))
