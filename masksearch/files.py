@@ -117,6 +117,13 @@ def path_inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def state_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """Names, sizes and times of change (ns) of a folder's files; none where there is no folder."""
+    files = [each for each in folder.iterdir() if each.is_file()] if folder.is_dir() else []
+    stats = ((each.name, each.stat()) for each in sorted(files))
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+
+
 def content_hash(files: list[Path]) -> str:
     """Hash of the bytes of the files, in order."""
     digest = hashlib.sha256()

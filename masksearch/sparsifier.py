@@ -39,7 +39,7 @@ from masksearch.evaluators.forecast import describe_work
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.speed_target import KEPT, Target, aim
 from masksearch.evaluators.tuning import rescale
-from masksearch.files import path_inside, write_text_in_one_move
+from masksearch.files import object_in, path_inside, write_text_in_one_move
 from masksearch.gates.result import DamResult
 from masksearch.loggers.console import progress as progress_of_trainings
 from masksearch.masks.checks import at_least, whole
@@ -48,13 +48,19 @@ from masksearch.masks.leaves import Full
 from masksearch.models.card import Findings
 from masksearch.models.checkpoints import CONFIG, VERSION, find_folder, quiet
 from masksearch.models.pretrained import tuned_kind
-from masksearch.models.saving import copy_tokenizer, limit_length, save_pretrained
+from masksearch.models.saving import (
+    copy_tokenizer,
+    limit_length,
+    save_pretrained,
+    save_tokenizer,
+)
 from masksearch.strategies.build import GATES, aim_gates, build_strategy, spec_of
 from masksearch.strategies.opening import hand_designed
 from masksearch.study.records import read_budgets
 from masksearch.study.status import finished_trials
 from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.tasks import GlueTask
+from masksearch.tasks.text.rows import CheckpointTokenizer
 from masksearch.user_code import load_function
 
 Judge = GlueEvaluator | EmbeddingEvaluator
@@ -291,6 +297,22 @@ class SparsifyRequest:
         return plain
 
     @property
+    def noted(self) -> dict[str, Any]:
+        """The contents of `sparsify.json`; empty where there is none."""
+        path = self.run / CALL
+        return object_in(path) if path.is_file() else {}
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a call into the folder has trained something."""
+        return any((self.run / name).exists() for name in BEGUN)
+
+    def note(self, start: Judge) -> None:
+        """Writes `sparsify.json`: the arguments, and a hash of rows, checkpoint and settings."""
+        noted = self.about | {"protocol": start.protocol}
+        write_text_in_one_move(self.run / CALL, json.dumps(noted, indent=1) + "\n")
+
+    @property
     def draws(self) -> bool:
         """Whether the strategy draws masks from a space."""
         return spec_of(self.strategy).space != "none"
@@ -371,6 +393,11 @@ def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
     start = _build_judge(request)
     if isinstance(start, GlueEvaluator):
         request.say(start.describe(start.downstream[0]))
+    if request.has_begun and request.noted.get("protocol") not in (None, start.protocol):
+        raise DataError(
+            f"{request.out} was begun with other rows or another checkpoint than {request.data} "
+            f"and {request.model} hold now; give a new folder"
+        )
     build_strategy(  # wrong options are refused here, not after a training
         request.strategy,
         load_function(SPACE) if request.draws else None,
@@ -381,7 +408,7 @@ def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
         budgets=[] if request.budget is None else [request.budget],
     )
     if request.faster is not None:
-        write_text_in_one_move(request.run / CALL, json.dumps(request.about, indent=1) + "\n")
+        request.note(start)
         batch = request.settings.get(TIME_BATCH, 8)
         shown = request.progress is not None
         target = aim(request.faster, start, request.seed, request.run, batch, shown)
@@ -399,7 +426,7 @@ def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
         left[at] -= finished_trials(request.run / name)
     if isinstance(start, GlueEvaluator):
         request.say(describe_work(start, request.seed, hand, gates, rungs, left))
-    write_text_in_one_move(request.run / CALL, json.dumps(request.about, indent=1) + "\n")
+    request.note(start)
     with progress_of_trainings("sparsify") if request.progress else nullcontext():
         weights = _dense_model(start, request.run, request.seed)
         full = _adjust(start, weights=weights, keep_recovered=True)
@@ -531,7 +558,7 @@ def save(
     metric = "agreement with the dense model" if full.keeps_answers else full.objectives[0].name
     score = metric, taken.scores[seed]
     save_pretrained(model, out, found=Findings(*about, *score))
-    copy_tokenizer(find_folder(result["model"])[1], out)
+    _put_tokenizer(full, find_folder(result["model"])[1], model.config, out)
     limit_length(out, model)
     comparison = replace(comparison, notes={"answer": result["answer"]})
     page = comparison.report(request.run / "report" / "report.html").read_text("utf-8")
@@ -637,11 +664,11 @@ def check_folder(request: SparsifyRequest) -> None:
         files = [each for each in [out, *out.rglob("*")] if not each.is_dir()]
         if any(request.run / CACHE not in each.parents for each in files):
             raise DataError(f"{out} holds something else already; give a new folder")
-    before = json.loads(path.read_text("utf-8")) if path.is_file() else about
+    before = request.noted or about
     if before.get("task") == repr(request.task):  # as versions before wrote one of one's own
         before["task"] = about["task"]
     other = [name for name in about if before.get(name) != about[name]]
-    if other and any((request.run / name).exists() for name in BEGUN):
+    if other and request.has_begun:
         raise DataError(
             f"{out} was begun with {other[0]}={before.get(other[0])}, got "
             f"{about[other[0]]}; give a new folder, or the same call again"
@@ -728,9 +755,20 @@ def _dense_model(start: Judge, run: Path, seed: int) -> Path:
         part = folder.with_name(f"{MODEL}.part")
         with quiet():  # its bar
             head.eval().whole.save_pretrained(part)
-        copy_tokenizer(given, part)
+        _put_tokenizer(start, given, head.whole.config, part)
         part.rename(folder)
     return folder
+
+
+def _put_tokenizer(judge: Judge, given: Path, config: Any, out: Path) -> None:
+    """Puts the tokenizer that has made the rows beside a model: the checkpoint's, or the one of
+    the settings."""
+    if isinstance(judge, EmbeddingEvaluator) or judge.tokenizer is None:
+        copy_tokenizer(given, out)
+    elif isinstance(source := judge.source, CheckpointTokenizer):
+        source.whole.save_pretrained(out)
+    else:
+        save_tokenizer(source, config, out)
 
 
 def in_part(full: Judge, part: int) -> Judge:

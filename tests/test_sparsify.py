@@ -889,6 +889,36 @@ def test_a_folder_that_was_begun_by_a_version_before_goes_on(place, tmp_path):
         check_folder(SparsifyRequest(*[*given[:3], Columns(("title",), "label"), *given[4:]]))
 
 
+@pytest.mark.slow
+def test_a_call_on_other_rows_is_refused(place, tuned, tmp_path):
+    request = SparsifyRequest(
+        *(tuned, place / "reviews", 0.6, Columns(("text",), "label"), tmp_path / "out", "dam"),
+        *(GATES, None, 0, None, 0, QUICK, None, None),
+    )
+    prepare(request)
+    path = request.run / "sparsify.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"protocol": "of others"}))
+    prepare(request)  # nothing was trained
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"protocol": "of others"}))
+    request.search_folder(0).mkdir()
+    with pytest.raises(DataError, match="was begun with other rows or another checkpoint than"):
+        prepare(request)
+
+
+@pytest.mark.slow
+def test_the_tokenizer_that_was_given_is_the_one_that_is_saved(place, tmp_path):
+    other = AutoTokenizer.from_pretrained(place / "checkpoint")
+    given = Tokenizer.from_str(other.backend_tokenizer.to_str())
+    given.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    given.save(path := str(tmp_path / "tokenizer.json"))
+    settings = QUICK | {"tokenizer": path}
+    found = sparsify(place, tmp_path / "out", recover_steps=0, settings=settings)
+    text = f"{WORDS[0]}, ok {WORDS[1]}"
+    for folder in (found.folder, found.folder / "run" / "dense"):
+        assert AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == given.encode(text).ids
+    assert other(text)["input_ids"] != given.encode(text).ids
+
+
 # -- a target of time --------------------------------------------------------------------------
 TILES = {"gates": {"structure": "block", "block": (4, 2)}, "config": GATES["config"]}
 

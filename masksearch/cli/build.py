@@ -96,6 +96,11 @@ def _judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> E
         from masksearch.evaluators.embedding import embeds_texts
 
         if embeds_texts(values["weights"], *task["tasks"]):
+            if stray := [name for name in ("corpus", "preset") if name in values]:
+                raise OptionsError(
+                    f"--{stray[0]} is for encoders that are trained, and an embedding model is "
+                    "judged as it is; leave it out"
+                )
             return _embedding_evaluator(options, texts)
     tuned = "weights" in values and task
     if "adapt" in values and ("corpus" in values or not tuned):

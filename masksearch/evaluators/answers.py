@@ -71,6 +71,7 @@ def write_answers(
     rows = {name: tokenize_rows(source, each, [0.0] * len(each)) for name, each in texts.items()}
     key = short_hash(
         *(start.digest, str(trainer.how.precision), content_hash([*files.values()])),
+        *(folder.name, repr(columns.texts)),
         *map(trainer.hash_rows, rows.values()),
     )
     kept = cache / ANSWERS / key

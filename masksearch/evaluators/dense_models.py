@@ -41,6 +41,7 @@ class DenseRecipe:
         steps: Optimiser steps of all epochs.
         rate: Peak learning rate.
         dropout: Probability for hidden states and attention weights; None = as configured.
+        centred: Whether a head that could begin at 0 begins at the mean of the labels.
     """
 
     task: str
@@ -54,6 +55,7 @@ class DenseRecipe:
     steps: int
     rate: float
     dropout: float | None
+    centred: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,8 @@ class DenseModels:
                 f"finetune_seeds={self.seeds} of {', '.join(self.tasks)}; give one task and seed, "
                 "or a pre-trained checkpoint, whose dense models are fine-tuned here"
             )
-        head, turned = open_tuned(location, kind, names, known), dict[int, str]()
+        head = open_tuned(location, kind, names, known, dropout=recipe.dropout)
+        turned = dict[int, str]()
         if names and len(names) == 2:
             turned = dict(sorted(zip(head.order or (0, 1), names[::-1], strict=True)))
         return rescale(head, recipe.unit, inverse=True).to(self.trainer.device), turned
@@ -137,5 +140,7 @@ class DenseModels:
         settings: dict[str, object] = {"epochs": recipe.epochs, "finetune_lr": recipe.rate}
         settings |= {"finetune_batch": trainer.batch, "frozen": trainer.frozen}
         settings |= {"precision": trainer.how.precision, "dropout": recipe.dropout}
+        if recipe.centred:  # other keys stay as they were
+            settings["centred"] = True
         parts = [self.start.digest, recipe.rows, shapes, settings]
         return short_hash("dense-1", repr(parts), str(recipe.seed), str(recipe.task_seed))

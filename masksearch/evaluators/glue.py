@@ -24,9 +24,10 @@ from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch, Objective, Split, mixed_seed
 from masksearch.errors import DataError, check_name, warn
 from masksearch.evaluators.answers import write_answers
+from masksearch.evaluators.dense_models import DenseRecipe
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskScores, begin_at
-from masksearch.files import cache_folder, short_hash
+from masksearch.files import cache_folder, short_hash, state_of
 from masksearch.models.encoders import READ_OUT, ReadOut, SequenceClassifier
 from masksearch.models.pretrained import begin_tuned
 from masksearch.tasks.glue.columns import Columns
@@ -205,14 +206,20 @@ class GlueEvaluator(FineTuning):
         return settings | {"read_out": self.read_out}
 
     def data(self, name: str) -> GlueData:
-        """A task's rows as text, read once a process."""
-        task = self._glue_task(name)
-        return read_glue(self.glue, task, self.rows, dev_rows=self.dev_rows, split=self.split)
+        """A task's rows as text, read once a process, and again where its files have changed."""
+        task, state = self._glue_task(name), self._states[name]
+        how = {"dev_rows": self.dev_rows, "split": self.split}
+        return read_glue(state, self.glue, task, self.rows, **how)
+
+    @cached_property
+    def _states(self) -> dict[str, object]:
+        """Task -> the state of its files when this evaluator first read one."""
+        return {name: state_of(Path(self.glue) / name) for name in self.downstream}
 
     def tokenize(self, name: str) -> GlueTokens:
         """A task's tokenized rows."""
         rows = (self.glue, self._glue_task(name), self.rows, self.dev_rows, self.split)
-        made = read_tokens(self.source, *rows, floor=self.weights_frozen)
+        made = read_tokens(self._states[name], self.source, *rows, floor=self.weights_frozen)
         if self.read_out == "pair" and (made.train.firsts == made.train.ids.lengths).any():
             raise DataError(
                 "read_out='pair' tells two texts apart by their token types, and the tokenizer of "
@@ -239,9 +246,18 @@ class GlueEvaluator(FineTuning):
         sources it begins at the mean of the training labels."""
         labels = max(1, len(self._glue_task(name).labels))
         head = SequenceClassifier(encoder, labels, seed=seed, read_out=self.read_out)
-        if self._glue_task(name).regression and self.learn_from == "both":
+        if self._centred(name):
             begin_at(head, float(self.tokens(name).train.labels.mean()))
         return head
+
+    def _centred(self, name: str) -> bool:
+        """Whether a head of ours begins at the mean of the training labels."""
+        return self._glue_task(name).regression and self.learn_from == "both"
+
+    def dense_recipe(self, name: str, seed: int) -> DenseRecipe:
+        """As of `FineTuning`, with where the head begins."""
+        centred = self.read_out != "own" and self._centred(name)
+        return replace(super().dense_recipe(name, seed), centred=centred)
 
     def begin(self, name: str, seed: int) -> nn.Module:
         """As of `FineTuning`, with `read_out="own"` under transformers' own head; a regression
@@ -327,11 +343,15 @@ class GlueTokens:
     unit: tuple[float, float] | None = None
 
 
-read_glue = lru_cache(maxsize=16)(load_glue)
+@lru_cache(maxsize=16)
+def read_glue(state: object, *given: Any, **how: Any) -> GlueData:
+    """`load_glue`, once a process for each state of its files."""
+    return load_glue(*given, **how)
 
 
 @lru_cache(maxsize=16)
 def read_tokens(
+    state: object,
     source: RowSource,
     folder: Path | str,
     task: GlueTask,
@@ -341,8 +361,8 @@ def read_tokens(
     *,
     floor: bool,
 ) -> GlueTokens:
-    """A task's tokenized rows, made once a process."""
-    data = read_glue(folder, task, rows, dev_rows=dev_rows, split=split)
+    """A task's tokenized rows, made once a process for each state of its files."""
+    data = read_glue(state, folder, task, rows, dev_rows=dev_rows, split=split)
     check_judged(data, split, floor=floor)
     train, *dev = (
         tokenize_rows(source, part.texts, part.labels) for part in (data.train, *data.dev.values())

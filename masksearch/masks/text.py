@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from masksearch.errors import MaskFormatError, MaskSearchError, TokensNeededError, unknown_name
+from masksearch.errors import MaskFormatError, MaskSearchError, unknown_name
 from masksearch.files import write_in_one_move
 from masksearch.masks.checks import MOST_NODES
 from masksearch.masks.core import RECIPES, Mask, check_mask
@@ -325,17 +325,15 @@ def save_mask(mask: Mask, path: Path | str) -> Path:
     return path
 
 
-def load_mask(path: Path | str, *, content: bool = True) -> Mask:
+def load_mask(path: Path | str) -> Mask:
     """Reads what `save_mask` wrote. Never runs code from the file.
 
     Args:
         path: A `.json` or `.safetensors` file.
-        content: Whether its cells may follow the tokens.
 
     Raises:
         FileNotFoundError: If there is no such file.
         MaskFormatError: If the file is truncated, foreign or edited.
-        TokensNeededError: If its cells follow the tokens, and `content` is off.
 
     >>> import masksearch as ms
     >>> path = ms.save_mask(ms.masks.window(2), "mask.json")
@@ -372,12 +370,6 @@ def load_mask(path: Path | str, *, content: bool = True) -> Mask:
     except (ValueError, RecursionError) as error:
         raise MaskFormatError(f"{path}: not JSON that can be read: {error}") from error
     try:
-        mask = Mask.from_dict(data, tensors)
+        return Mask.from_dict(data, tensors)
     except MaskFormatError as error:
         raise MaskFormatError(f"{path}: {error}") from error
-    if not content and mask.needs_tokens:
-        raise TokensNeededError(
-            f"{path}: the cells of {mask} follow the tokens; put it on a model with "
-            "masksearch.attach, or give a mask of positions here"
-        )
-    return mask

@@ -344,7 +344,10 @@ class StoredCheckpoint:
                 )
             folder = download_checkpoint(self.name, revision=folder.name)
         if hash_files(folder) != self.digest:
-            raise DataError(f"{folder} has changed since {self.name} was opened; open it again")
+            raise DataError(
+                f"{folder} has changed since {self.name} was opened; open it again, in a new "
+                "process"
+            )
         return folder
 
 

@@ -74,6 +74,9 @@ class Embedder(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.encoder, self.rest = transformer_of(model), nn.ModuleList([*model][1:])
+        prompt, tokenizer = model.prompts.get(model.default_prompt_name), model.tokenizer
+        ids = tokenizer(prompt)["input_ids"] if prompt else []  # poolings may leave them out
+        self.prompt_length = len(ids) - (ids[-1:] != [] and ids[-1] in tokenizer.all_special_ids)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **inputs: Tensor
@@ -82,6 +85,7 @@ class Embedder(nn.Module):
         there = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         states = self.encoder(input_ids=input_ids, attention_mask=there, **inputs)
         features = {"token_embeddings": states.last_hidden_state, "attention_mask": there}
+        features |= {"prompt_length": self.prompt_length} if self.prompt_length else {}
         for module in self.rest:
             features = module(features)
         return Output(features["sentence_embedding"])

@@ -334,7 +334,7 @@ def own_classes(folder: Path) -> tuple[str, ...]:
     """The classes that a fine-tuned checkpoint names, by its numbers; none of a regression.
 
     Raises:
-        DataError: If it answers several classes at once.
+        DataError: If it answers several classes at once, or misnumbers them.
     """
     config = read_config(folder)
     if config.problem_type == "multi_label_classification":
@@ -342,8 +342,19 @@ def own_classes(folder: Path) -> tuple[str, ...]:
             f"{folder / CONFIG}: the model answers several classes to one text "
             "(multi_label_classification), which no task here has"
         )
-    count = config.num_labels
-    return () if count == 1 else tuple(str(config.id2label[number]) for number in range(count))
+    names = _named_classes(folder, config)
+    return () if len(names) == 1 else tuple(names)
+
+
+def _named_classes(folder: Path, config: Any) -> list[str]:
+    """The names of a configuration's classes, by their numbers."""
+    numbers = range(config.num_labels)
+    if sorted(config.id2label) != [*numbers]:
+        raise DataError(
+            f"{folder / CONFIG}: id2label numbers its classes from 0 to {len(numbers) - 1}, got "
+            f"{', '.join(map(str, config.id2label))}; put them right, in the order of the outputs"
+        )
+    return [str(config.id2label[number]) for number in numbers]
 
 
 FIRST_ROW = (  # model types of which these heads read the first row, [CLS], as BERT's do
@@ -447,7 +458,12 @@ def begin_tuned(
 
 
 def open_tuned(
-    folder: Path, kind: str, labels: Sequence[str] | None = None, known: Sequence[str] = ()
+    folder: Path,
+    kind: str,
+    labels: Sequence[str] | None = None,
+    known: Sequence[str] = (),
+    *,
+    dropout: float | None = None,
 ) -> TunedHead:
     """The fine-tuned model of a folder, in training mode, float32.
 
@@ -458,6 +474,7 @@ def open_tuned(
             the head is not one of classes. Where the folder names its classes otherwise than
             LABEL_0, LABEL_1, .., they are found by their names.
         known: The same classes by other names that checkpoints have; none = no others.
+        dropout: As of `begin_tuned`.
 
     Raises:
         DataError: If it cannot be read, its head is missing or is another one, the classes are
@@ -469,7 +486,8 @@ def open_tuned(
             f"{folder} holds {KINDS[there]}, and this task needs {KINDS[kind]}; give a model that "
             "was fine-tuned on the task, or a pre-trained one, which is fine-tuned here"
         )
-    loader, config = getattr(transformers, f"AutoModelFor{kind}"), read_config(folder)
+    loader = getattr(transformers, f"AutoModelFor{kind}")
+    config = _with_dropout(read_config(folder), dropout)
     with quiet():
         model, report = read_model(
             loader, folder, new_head=True, config=config, dtype=torch.float32
@@ -493,7 +511,7 @@ def _match_classes(
     Raises:
         DataError: If there are more or fewer, or they have other names.
     """
-    names = [str(config.id2label[number]) for number in range(config.num_labels)]
+    names = _named_classes(folder, config)
     classes = max(1, len(labels))
     if len(names) != classes:
         says = f"the classes {', '.join(labels)}" if labels else "one score"

@@ -74,6 +74,10 @@ from masksearch.models.special_tokens import TokenSource, read_special_ids
 LARGEST_JSON = 100_000  # characters of a mask's JSON; a larger mask is a safetensors file
 BASE_CONFIG = "base_config.json"  # of the model that an adapter is for
 DENSE_LENGTH = "dense_max_length"  # in a tokenizer's settings: its length without the mask
+TOKENIZER_FILES = (  # of all of transformers' own, with tokens that older ones keep apart
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.*", "merges.txt", "bpe.codes", "*.model"),
+)
 CONFIGS = (CONFIG, "adapter_config.json", BASE_CONFIG, MODULES)
 QUANTISED = ("torchao.", "torch.ao.nn.quantized.")  # whose modules and weights no file holds
 
@@ -389,7 +393,7 @@ def limit_length(folder: Path, model: nn.Module) -> None:
 # -- reading -----------------------------------------------------------------------------------
 def copy_tokenizer(folder: Path, out: Path) -> None:
     """Puts the model's tokenizer beside it, where it has one and `out` has none."""
-    for pattern in ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt"):
+    for pattern in TOKENIZER_FILES:
         for path in folder.glob(pattern):
             if path.is_file() and not (out / path.name).exists():
                 with write_in_one_move(out / path.name) as beside:  # a full disk

@@ -231,7 +231,7 @@ def _read_job(data: Mapping[str, Any], number: int, run: Path) -> Job:
             if "file" not in data:
                 return Evaluate(Mask.from_dict(data["mask"]))
             try:
-                return Evaluate(load_mask(path_inside(run, data["file"]), content=False))
+                return Evaluate(load_mask(path_inside(run, data["file"])))
             except (FileNotFoundError, MaskFormatError) as error:
                 missing = isinstance(error, FileNotFoundError)
                 what = f"missing: {run / data['file']}" if missing else f"damaged: {error}"

@@ -386,6 +386,7 @@ def hide_secrets(value: Any, name: str = "", passwords: Collection[str] | None =
         return [hide_secrets(each, name, passwords) for each in value]
     if not isinstance(value, str):
         return value
+    value = redact(value, passwords)  # first: a password may end in =
     setting = re.match(r"[\w.-]+=", value)
     if setting and names_secret(setting[0][:-1]):
         return f"{setting[0]}{HIDDEN}"
@@ -395,7 +396,7 @@ def hide_secrets(value: Any, name: str = "", passwords: Collection[str] | None =
         shown = f"{match[1]}{match[2]}{match[3]}{quote}{HIDDEN}{quote}"
         return shown if names_secret(match[2]) else match[0]
 
-    return SETTING.sub(hide, redact(value, passwords))
+    return SETTING.sub(hide, value)
 
 
 LOCK = ".writer.lock"  # in the run folder

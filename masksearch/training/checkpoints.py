@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,8 @@ class Checkpoints:
 
     def files(self) -> list[Path]:
         """The files that are there, newest step first."""
-        return sorted(self.folder.glob(f"{self.name}-*.safetensors"), key=_step_of, reverse=True)
+        pattern = f"{escape(self.name)}-*.safetensors"
+        return sorted(self.folder.glob(pattern), key=_step_of, reverse=True)
 
     def save(
         self, step: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None

@@ -413,6 +413,8 @@ def test_a_fine_tuned_folder_is_taken_as_it_is(data: Path, tmp_path: Path) -> No
             judged(evaluator(data, tmp_path / "cache", weights=swapped), tmp_path / names[0])
     source = judge.differentiable(1)
     assert torch.isfinite(source.model(**next(source.batches)).loss)
+    modules = replace(judge, dropout=0.0).dense("SST-2", 1).modules()
+    assert {part.p for part in modules if isinstance(part, torch.nn.Dropout)} == {0.0}
 
 
 def test_a_vocabulary_without_mask_is_the_checkpoints_own_where_no_word_is_masked(

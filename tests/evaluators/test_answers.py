@@ -1,7 +1,10 @@
 """Texts without labels: the answers of a fine-tuned model are what a mask has to keep."""
 
 import csv
+import json
 import random
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,6 +128,9 @@ def test_answers_are_made_once_and_anew_for_other_texts(place, tmp_path):
     other = evaluator(place, "scores", cache=tmp_path / "cache")
     assert other.protocol != judge.protocol
     assert evaluator(place, "classes", cache=tmp_path / "cache", length=8).glue != judge.glue
+    shutil.copytree(place / "reviews", tmp_path / "copied" / "texts")
+    copied = replace(judge, glue=tmp_path / "copied" / "texts", tasks=TEXT)
+    assert [path.name for path in copied.glue.iterdir()] == ["texts"]
 
 
 def test_what_has_no_answers_is_refused(place, tmp_path):
@@ -135,6 +141,12 @@ def test_what_has_no_answers_is_refused(place, tmp_path):
     several = tuned(tmp_path / "several", problem_type="multi_label_classification")
     with pytest.raises(DataError, match=r"several classes to one text"):
         evaluator(place, several)
+    shutil.copytree(several, numbered := tmp_path / "numbered")
+    config = json.loads((several / "config.json").read_text("utf-8"))
+    config |= {"problem_type": None, "id2label": {"1": "bad", "2": "good", "3": "so so"}}
+    (numbered / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(DataError, match=r"id2label numbers its classes from 0 to 2, got 1, 2, 3"):
+        evaluator(place, numbered)
     sure = tuned(tmp_path / "sure")
     model = AutoModelForSequenceClassification.from_pretrained(sure)
     torch.nn.init.constant_(model.classifier.bias, 0)

@@ -1,5 +1,6 @@
 """An embedding model under a mask: its embeddings, its near texts, its files, real weights."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,16 @@ def values(evaluator: ms.EmbeddingEvaluator, mask: ms.Mask, folder: Path) -> dic
     return dict(report.values)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
-def test_embeddings_are_those_of_the_library(place: Path, tmp_path: Path, pooling: str) -> None:
+@pytest.mark.parametrize(
+    ("pooling", "prompted"), [("mean", True), ("cls", True), ("max", True), ("mean", False)]
+)
+def test_embeddings_are_those_of_the_library(
+    place: Path, tmp_path: Path, pooling: str, prompted: bool
+) -> None:
     model = tiny_embedding(tmp_path / "model", WORDS, pooling=pooling, prompts={"p": "ban "})
+    settings = model / "1_Pooling" / "config.json"
+    stored = json.loads(settings.read_text("utf-8")) | {"include_prompt": prompted}
+    settings.write_text(json.dumps(stored), encoding="utf-8")
     evaluator = judge(place, weights=model)
     whole = open_embedding(model)
     assert whole.default_prompt_name == "p"

@@ -68,6 +68,19 @@ def test_a_name_that_stands_alone_is_the_only_one(data):
     assert alone == replace(alone, glue=folder, tasks=(Columns(("sentence",), "label"),))
 
 
+def test_files_that_have_changed_are_read_again(data, tmp_path):
+    shutil.copytree(data / "glue", tmp_path / "glue")
+    shutil.copy(data / "text.txt", tmp_path)
+    first = evaluator(tmp_path, cache=data / "cache")
+    before = first.protocol
+    path = tmp_path / "glue" / "SST-2" / "dev.tsv"
+    path.write_text(path.read_text() + f"{WORDS[0]} {WORDS[1]}\t1\n")
+    assert first.protocol == before
+    second = evaluator(tmp_path, cache=data / "cache")
+    assert len(second.data("SST-2").dev["SST-2"]) == len(first.data("SST-2").dev["SST-2"]) + 1
+    assert second.protocol != before
+
+
 def evaluator(data: Path, **settings: object) -> GlueEvaluator:
     small = {
         "tasks": ("SST-2",),

@@ -357,6 +357,17 @@ def test_a_tokenizer_that_a_full_disk_has_cut_is_copied_again(tmp_path):
     assert (out / "tokenizer.json").read_text() == "{}" * 90
 
 
+def test_every_file_of_a_tokenizer_is_copied(tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    for folder in (source, out):
+        folder.mkdir()
+    names = {"vocab.txt", "added_tokens.json", "sentencepiece.bpe.model", "bpe.codes"}
+    for name in (*names, "model.safetensors", "config.json"):
+        (source / name).write_text("{}")
+    copy_tokenizer(source, out)
+    assert {path.name for path in out.iterdir()} == names
+
+
 def test_a_disk_that_is_really_full(small_disk):
     folder = save_pretrained(attach(bert(), MIXED), small_disk / "model")
     large = attach(bert(vocab_size=300_000), STAR)  # 9 MB

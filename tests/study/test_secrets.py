@@ -140,7 +140,14 @@ WORD = "9hQ2secret"  # in every password: what must not be found
 ENDS = st.text(string.punctuation + string.ascii_letters + string.digits + " \té日", max_size=6)
 PASSWORDS = st.tuples(ENDS, ENDS).map(WORD.join)
 ODD = [f"K{character}x{WORD}" for character in "/ #?@%&'\"\\:=[]{},;+|`\t"]
-ODD += [f"@K@/x@{WORD}@ @", f"K@x?y{WORD}", f"K@x/y{WORD}", f"/{WORD}:80/", f"***@{WORD}"]
+ODD += [
+    f"@K@/x@{WORD}@ @",
+    f"K@x?y{WORD}",
+    f"K@x/y{WORD}",
+    f"/{WORD}:80/",
+    f"***@{WORD}",
+    f"{WORD}=",
+]
 SERVER = "postgresql://me:{}@127.0.0.1:1/trials"
 PLACES = [
     SERVER,

@@ -77,6 +77,13 @@ def test_big_mask_is_a_file_beside_the_study(store):
     assert store.records()[0].job == record.job
 
 
+def test_a_big_mask_that_follows_the_tokens_comes_back(store):
+    record = running(Evaluate(masks.table(BITS) | masks.same_token()))
+    store.begin(record, 0)
+    assert [*(store.run / "masks").iterdir()]
+    assert store.records()[0].job == record.job
+
+
 def test_told_is_in_the_order_of_completion(store):
     for draw in range(4):
         store.begin(running(), draw)

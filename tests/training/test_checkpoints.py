@@ -29,9 +29,10 @@ def test_nothing_saved_is_nothing_found(tmp_path):
 @given(
     steps=st.lists(st.integers(0, 10**6), min_size=1, max_size=6, unique=True),
     number=st.floats(allow_nan=False, allow_infinity=False),
+    name=st.sampled_from(["checkpoint", "reviews[v2].0", "a*?"]),
 )
-def test_newest_step_comes_back_and_two_are_kept(tmp_path_factory, steps, number):
-    kept = Checkpoints(tmp_path_factory.mktemp("run"))
+def test_newest_step_comes_back_and_two_are_kept(tmp_path_factory, steps, number, name):
+    kept = Checkpoints(tmp_path_factory.mktemp("run"), name)
     for step in sorted(steps):
         kept.save(step, {"step": torch.tensor([step])}, {"number": number})
     found = kept.load()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,8 @@ def load_glue(
     else:
         files = task_files(Path(folder), row)
         if split == "test":
-            files = {"train": files["train"], **_labelled_test_files(Path(folder), row)}
+            tests = _labelled_test_files(Path(folder), row, [*files.values()])
+            files = {"train": files["train"], **tests}
         parts = {name: read_rows(path, row) for name, path in files.items()}
         content = content_hash(list(files.values()))
     train = parts.pop("train")
@@ -183,9 +184,9 @@ def task_files(folder: Path, task: GlueTask) -> dict[str, Path]:
     return files
 
 
-def _labelled_test_files(folder: Path, task: GlueTask) -> dict[str, Path]:
+def _labelled_test_files(folder: Path, task: GlueTask, taken: Collection[Path]) -> dict[str, Path]:
     """The files of a task's labelled test sets, by the names of its development sets: called
-    test where those are called dev.
+    test where those are called dev, and none of those that are taken.
 
     Raises:
         DataError: If there is none, or its labels are hidden.
@@ -194,7 +195,7 @@ def _labelled_test_files(folder: Path, task: GlueTask) -> dict[str, Path]:
     by_task = {}
     for name, candidates in task.dev_files.items():
         spelled = [path / file.replace("dev", "test") for file in candidates if "dev" in file]
-        for file in [file for file in spelled if file.is_file()][:1]:
+        for file in [each for each in spelled if each.is_file() and each not in taken][:1]:
             try:
                 read_rows(file, task)
             except DataError as error:

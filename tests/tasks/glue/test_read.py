@@ -466,3 +466,13 @@ def test_what_is_missing_is_named_with_the_file(tmp_path, files, message):
         Columns(("text",), "label").read(write_all(tmp_path / "own", **files))
     with pytest.raises(DataError, match=r"no folder .*nowhere; give one with train\.tsv and dev"):
         Columns(("text",), "label").read(tmp_path / "nowhere")
+
+
+def test_rows_that_judge_searches_are_no_test_set(tmp_path):
+    """Where there is no development file, that of a test set stands for it."""
+    tables = dict.fromkeys(("train_tsv", "test_tsv"), "text\tlabel\na\t1\nb\t0\nc\t1\nd\t0\n")
+    folder = write_all(tmp_path / "own", **tables)
+    task = Columns(("text",), "label").read(folder)
+    assert len(load_glue(tmp_path, task).dev["own"]) == 4
+    with pytest.raises(DataError, match="own holds no test set with labels"):
+        load_glue(tmp_path, task, split="test")
