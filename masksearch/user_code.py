@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import CodeType, EllipsisType, ModuleType
@@ -209,8 +210,12 @@ def definition_hashes(function: Callable[..., Any]) -> dict[str, str]:
     that it uses, directly or through others, by name.
 
     Comments, docstrings and formatting do not count. A function that is made by another one, or
-    that says itself what it does (`masksearch_source`), has one hash.
+    that says itself what it does (`masksearch_source`), has one hash, and one of the numbers,
+    texts and masks that it was made with; likewise a `functools.partial` of its arguments.
     """
+    if isinstance(function, partial):
+        given: dict[Any, Any] = {**dict(enumerate(function.args)), **function.keywords}
+        return definition_hashes(function.func) | _hash_values(given)
     owner = function if hasattr(function, "__qualname__") else type(function)
     name = owner.__qualname__.partition(".")[0]
     source = getattr(function, "masksearch_source", None)
@@ -222,7 +227,9 @@ def definition_hashes(function: Callable[..., Any]) -> dict[str, str]:
     except (OSError, TypeError, SyntaxError, ValueError):
         defined = {}
     if name not in defined or "<locals>" in owner.__qualname__:
-        return {name: _hash_owner(owner) if source is None else text_hash(_plain_text(source))}
+        found = {name: _hash_owner(owner) if source is None else text_hash(_plain_text(source))}
+        held = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
+        return found | _hash_values(held)
     used: dict[str, str] = {}
     waiting = [name]
     while waiting:
@@ -232,6 +239,20 @@ def definition_hashes(function: Callable[..., Any]) -> dict[str, str]:
             used[one] = text_hash("\n".join(map(_plain_code, nodes)))
             waiting += {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
     return dict(sorted(used.items()))
+
+
+def _hash_values(values: Mapping[Any, Any]) -> dict[str, str]:
+    """One hash of those values that are numbers, texts, masks or tuples of them: they stay as
+    they are, and print alike in every process. None where there are none."""
+    from masksearch.masks.core import Mask
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, tuple):
+            return all(map(is_plain, value))
+        return value is None or isinstance(value, str | int | float | Mask)
+
+    plain = {str(name): value for name, value in values.items() if is_plain(value)}
+    return {"made with": text_hash(repr(sorted(plain.items())))} if plain else {}
 
 
 def _hash_owner(owner: Any) -> str:

@@ -93,6 +93,12 @@ def test_a_limit_on_what_is_no_share_may_be_any(text):
     assert str(parse_constraint(text, ["score"])) == text
 
 
+def test_a_limit_on_what_is_not_known_of_a_mask_refuses_it():
+    record = Record(0, "running", Evaluate(masks.same_token()))
+    said = "violates hops <= 4: hops is not known of this mask"
+    assert parse_constraint("hops <= 4").violated_by(record) == said
+
+
 @given(st.sampled_from([5, 10, 16, 20, 25, 40, 50, 100]), st.integers(1, 99), st.booleans())
 def test_a_limit_that_equals_a_masks_cost_to_the_last_digit_is_kept(length, size, near):
     size = min(size, length - 1)

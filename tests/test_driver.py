@@ -50,6 +50,15 @@ def test_a_driver_that_fails_removes_no_storage_that_others_use(tmp_path, addres
     assert not (tmp_path / "failed").exists()
 
 
+def test_another_baseline_of_an_old_name_is_refused(tmp_path):
+    study = drawn(tmp_path, trials=1, baselines={"mine": masks.window(1)})
+    drawn(tmp_path, trials=2, baselines={"mine": masks.window(1), "star": masks.star()})
+    message = r"'mine' is star\(\) here, and was judged as window\(1\); give it another name"
+    with pytest.raises(SearchError, match=message):
+        drawn(tmp_path, trials=3, baselines={"mine": masks.star()})
+    assert len(study.records()) == 4
+
+
 def drawn(run, judge=None, **settings) -> ms.Study:
     """A random search of the toy's space."""
     return ms.search(space, judge or ToyEvaluator(), run=run, strategy="random", **settings)

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,26 @@ def test_a_name_that_is_none_is_said_with_those_that_are(spec, message, tmp_path
     spec, message = (each.format(folder=tmp_path) for each in (spec, message))
     with pytest.raises(MaskSearchError, match=re.escape(message)):
         load_function(spec)
+
+
+def test_a_space_is_known_by_the_values_that_it_was_made_with():
+    def space(trial, far):
+        return masks.window(far)
+
+    def bound(far, seen):
+        def drawn(trial):
+            seen.append(far)
+            return masks.window(far)
+
+        return drawn
+
+    for made in (lambda far: partial(space, far=far), lambda far: bound(far, [far])):
+        assert definition_hashes(made(3)) == definition_hashes(made(3))
+        assert definition_hashes(made(3)) != definition_hashes(made(4))
+    seen = [1]
+    before = definition_hashes(bound(3, seen))
+    seen.append(2)  # lists change while a search goes on
+    assert definition_hashes(bound(3, seen)) == before
 
 
 CODE = """

@@ -30,11 +30,15 @@ CODE = {"space", "evaluator", "strategy", "executor"}  # file.py:name
 def resumable(folder: Path, command: str, options: Mapping[str, Any]) -> Iterator[None]:
     """Around the work of a command: it can be resumed, and Ctrl-C and SIGTERM say how.
 
-    A command that failed before its work began is forgotten: another one may take the folder.
+    A command that failed before its work began is forgotten: another one may take the folder, and
+    what the folder held before is there again.
     """
+    from masksearch.study.status import finished_trials
+
     path = folder / COMMAND
     new = [each for each in (folder, *folder.parents) if not each.exists()]
-    existed = path.is_file()
+    before = path.read_text(encoding="utf-8") if path.is_file() else None
+    begun, finished = _has_begun(folder), finished_trials(folder)
     remember(folder, command, options)
     try:
         yield
@@ -43,28 +47,34 @@ def resumable(folder: Path, command: str, options: Mapping[str, Any]) -> Iterato
         typer.echo(f"stopped; what was finished is kept. Go on with: {again}", err=True)
         raise
     except Exception:
-        if not existed and not any((folder / name).is_file() for name in BEGUN):
+        if before is None and (begun or not _has_begun(folder)):
             path.unlink(missing_ok=True)
             remove_empty(new)
+        elif before is not None and finished_trials(folder) == finished:
+            write_text_in_one_move(path, before)
         raise
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a run has begun in a folder."""
+    return any((folder / name).is_file() for name in BEGUN)
 
 
 def remember(run: Path, command: str, options: Mapping[str, Any]) -> None:
     """Writes what `resume` repeats into the run folder, with absolute paths.
 
-    A command that the folder holds already stays: it belongs to the study there, and `search`
-    itself refuses another one. That of a search that ended before its first trial is replaced.
+    A command that the folder holds already stays, but of a search or a comparison, which goes on
+    with other trials or masks and itself refuses what does not belong to the study there.
     Passwords and secret settings are not written: PostgreSQL takes its from PGPASSWORD
     or ~/.pgpass.
     """
-    from masksearch.study.status import finished_trials
     from masksearch.study.storage import hide_secrets, passwords_in
     from masksearch.study.store import storable_storage
 
     path = run / COMMAND
     if run.exists() and not run.is_dir():
         raise OptionsError(f"{run} is a file; --run names a folder")
-    if path.is_file() and (command not in ("search", "compare") or finished_trials(run)):
+    if path.is_file() and command not in ("search", "compare"):
         return
     passwords = passwords_in([options.get("storage"), options.get("set")])
     plain: dict[str, Any] = {}

@@ -285,7 +285,7 @@ def _searches_of(studies: Sequence[StoredStudy]) -> dict[str, dict[int, list[Rec
         alike = json.dumps({**study.facts, "seed": ""}, sort_keys=True)
         strategy = study.facts.get("strategy", study.name)
         taken = strategy in groups and alike not in names
-        name = names.setdefault(alike, f"{strategy} ({study.run.name})" if taken else strategy)
+        name = names.setdefault(alike, f"{strategy} ({study.name})" if taken else strategy)
         groups.setdefault(name, {}).setdefault(seed, study.records)
     return groups if any(len(runs) > 1 for runs in groups.values()) else {}
 
@@ -468,7 +468,8 @@ def dam_health(searches: Sequence[StoredStudy]) -> DamRuns:
         others = [runs[number][2] for number in twins if number != index and result.units is None]
         card = result.health(others=others, retrained=retrained)
         if card.agreement is not None and twins[0] == index:
-            agreements[f"{_gates_name(result)}, {100 * result.target:.3g}%"] = card.agreement
+            alike = f"{_gates_name(result)}, {100 * result.target:.3g}%"
+            agreements[f"{alike} ({name})" if alike in agreements else alike] = card.agreement
         title = f"{name}: {_gates_name(result)} gates, target {100 * result.target:.3g}%"
         cards.append(DamCard(title, record, card, result.probabilities, result.warmup_steps))
     return DamRuns(cards, agreements, missing)

@@ -8,6 +8,7 @@ import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def write_report(path: Path | str, sections: Sequence[Section], **head: Any) -> 
         KeyError: If a finished record lacks an objective.
         ValueError: If a study mixes protocols, or an objective's `worst` is not finite.
     """
-    path = Path(path)
+    path, sections = Path(path), _with_keys_of_their_own(sections)
     before = "" if path.stem == "report" else f"{path.stem}_"  # several pages share a folder
     figures, tables = (path.with_name(before + name) for name in (FIGURES, "tables"))
     for each in (file for folder in (figures, tables) for file in (folder, *folder.glob("*"))):
@@ -76,13 +77,25 @@ def write_report(path: Path | str, sections: Sequence[Section], **head: Any) -> 
     return path
 
 
+def _with_keys_of_their_own(sections: Sequence[Section]) -> list[Section]:
+    """The sections; where titles differ in what no key holds, such as signs, the later one has
+    its number in the title."""
+    made: dict[str, Section] = {}
+    for number, section in enumerate(sections, 1):
+        if section.key in made:
+            section = replace(section, title=f"{section.title} ({number})")
+        made[section.key] = section
+    return [*made.values()]
+
+
 def _paper_tables(data: Mapping[str, Any], section: Section) -> dict[str, TextTable]:
     """Name -> table, of those that lie beside the page for papers; `data` is the section's."""
     tables = {name: data[name] for name in ("front", "importance", "searches")}
     if len(section.studies) > 1:
         for name, study in section.studies.items():
             front = front_table({name: study}, section.objectives)
-            tables[f"front_{re.sub(r'[^0-9A-Za-z.-]+', '_', name)}"] = front
+            key = f"front_{re.sub(r'[^0-9A-Za-z.-]+', '_', name)}"
+            tables[f"{key}_{len(tables)}" if key in tables else key] = front
     for index, comparison in enumerate(section.comparisons.values()):
         end, shown = f"_{index}" if index else "", data["comparisons"][index]
         runs = comparison.frame(per="seed").to_dict("records")

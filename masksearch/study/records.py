@@ -422,7 +422,10 @@ class Constraint:
 
     def violated_by(self, record: Record) -> str:
         """The reason why a record violates it; empty where it does not."""
-        value = record.value(self.name)
+        try:
+            value = record.value(self.name)
+        except KeyError:  # hops of a mask that follows the tokens
+            return f"violates {self}: {self.name} is not known of this mask"
         return "" if self.holds(value) else f"violates {self}: {self.name} = {value:.6g}"
 
 

@@ -19,6 +19,7 @@ away is a ConnectionError here: `StudyStore.perform` waits for it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -425,6 +426,13 @@ def is_locked(run: Path) -> bool:
         return False
     except filelock.Timeout:
         return True
+    except OSError:  # another user's, or on a disk that is only read
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
 
 def lock_study(location: StorageLocation, name: str) -> LockFile | ServerLock | None:

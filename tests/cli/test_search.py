@@ -47,6 +47,27 @@ def test_resume_repeats_the_command_with_another_budget(command, monkeypatch, tm
     assert outcome(ms.Study(tmp_path / "part")) == outcome(ms.Study("whole"))
 
 
+def test_the_stored_command_is_the_last_that_was_not_refused(command, tmp_path, job):
+    run = tmp_path / "run"
+
+    def stored():
+        return json.loads((run / "command.json").read_text("utf-8"))["options"]
+
+    words = [*job, "--strategy", "random", "--run", run]
+    command(*words, "--trials", 2)
+    command.refused(*words, "--trials", 3, "--seed", 9)
+    assert (stored()["trials"], stored()["seed"]) == (2, None)
+    command(*words, "--trials", 3)
+    assert stored()["trials"] == 3
+    command("resume", run, "--trials", 4)
+    assert stored()["trials"] == 4
+    made = tmp_path / "of python"
+    study = ms.search(lambda trial: masks.window(1), ToyEvaluator(), run=made, trials=1)
+    assert study.records()
+    command.refused(*job, "--run", made, "--trials", 2)
+    assert not (made / "command.json").exists()
+
+
 def test_a_folder_named_from_the_home_folder_is_there_alone(command, monkeypatch, tmp_path, job):
     home, here = tmp_path / "home", tmp_path / "here"
     for folder in (home, here):

@@ -145,6 +145,21 @@ def test_sections_are_named_by_what_sets_them_apart(tmp_path, objectives, shape)
     assert name_groups(nameless) == ["protocol a", "protocol b"]
 
 
+@pytest.mark.slow
+def test_searches_that_differ_in_more_than_their_seed_share_none(tmp_path):
+    for trials, folder in enumerate(("a", "b", "c"), 2):
+        for seed in range(2):
+            baselines = {"w": masks.window(trials)}
+            ms.search(
+                *(space, ToyEvaluator()), run=tmp_path / folder / f"seed{seed}", trials=trials,
+                strategy="random", seed=seed, progress=None, budget=1 - trials / 10,
+                baselines=baselines,
+            )  # fmt: skip
+    report_on([tmp_path / each for each in "abc"], tmp_path / "report.html")
+    table = pd.read_csv(tmp_path / "tables" / "searches.csv")
+    assert table["n_searches"].tolist() == [2, 2, 2]
+
+
 @pytest.mark.nightly
 def test_searches_that_differ_in_their_seed_share_a_band(tmp_path):
     for strategy in ("random", "tpe"):

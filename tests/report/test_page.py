@@ -58,6 +58,17 @@ def full(tmp_path_factory, studies, objectives, shape, compared):
     )
 
 
+def test_sections_whose_titles_differ_in_signs_keep_files_of_their_own(
+    tmp_path, studies, objectives
+):
+    each = {"studies": {"a b": studies["random"], "a_b": studies["dam"]}, "objectives": objectives}
+    sections = [Section(**each, title=f"corpus /data/{name}") for name in ("\u65e5", "\u4e2d")]
+    path = write_sections(tmp_path / "report.html", sections, title="t")
+    assert "Corpus /data/\u4e2d (2)" in Page(path.read_text("utf-8")).text
+    tables = [each.name for each in (tmp_path / "tables").glob("*front_a_b*.csv")]
+    assert len(tables) == 4
+
+
 def test_page_is_complete(full):
     page = Page(full.read_text())
     for expected in (

@@ -282,6 +282,19 @@ def test_looking_for_a_driver_leaves_no_lock_file(tmp_path):
     assert not is_locked(tmp_path)
 
 
+def test_a_driver_is_seen_by_who_may_only_read(tmp_path, monkeypatch):
+    def refuse(*given, **settings):
+        raise PermissionError(13, "Permission denied")
+
+    lock = lock_run(tmp_path)
+    monkeypatch.setattr("masksearch.study.storage.filelock.FileLock", refuse)
+    assert is_locked(tmp_path)
+    lock.release()
+    (tmp_path / ".writer.lock").touch()
+    assert not is_locked(tmp_path)
+    assert (tmp_path / ".writer.lock").exists()
+
+
 @pytest.mark.slow
 def test_file_removed_before_it_was_locked_counts_for_nothing(tmp_path, monkeypatch):
     first, flock = lock_run(tmp_path), fcntl.flock
