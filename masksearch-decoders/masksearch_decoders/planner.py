@@ -251,7 +251,10 @@ def find_plans(
     local = _read_local(within.local, decoder.length)
     _refuse_floor(evaluator, limits[0])
     if delivery.out is not None or delivery.sinks is not None:
-        check_folder(evaluator, local[0], delivery, limits)
+        for number, each in enumerate(local):
+            learns = number == 0 or keeps_sinks(each, evaluator.shape.layers)
+            sinks = delivery.sinks if learns else None
+            check_folder(evaluator, each, replace(delivery, sinks=sinks), limits)
     rivals = {limit: _plainest_rival(evaluator, local[0], limit) for limit in limits}
     if compares:
         _warn_of_dense_rivals(rivals, decoder.length, delivery.serving)
@@ -285,6 +288,8 @@ def find_plans(
     for limit, record in chosen.items():
         path = run / ("plan.json" if len(chosen) == 1 else f"plan-{limit:g}.json")
         plan = _make_plan(evaluator.evaluator, strategy, record, str(decoder.model))
+        if unseen:
+            unseen.forget()
         losses = unseen and unseen.compare(masked=plan.mask)
         rival, better = unseen and unseen.compare_rival(rivals[limit], plan.mask), plainest[limit]
         if unseen and rival and better and rival.get("high", 0.0) < 0 and not decoder.tasks:
@@ -532,6 +537,10 @@ class Unseen:
                 self.nll[name] = self.nll_of(from_native(each.model.config), each)
         return self.differences([*forms][-1], "dense")
 
+    def forget(self) -> None:
+        """Forgets all losses but those of dense attention: the next ones are of another budget."""
+        self.nll = {"dense": self.nll["dense"]}
+
     def compare_rival(self, rival: Mask | None, plan: Mask) -> dict[str, Any] | None:
         """The loss of a mask, and its difference from the plan's, which was judged just before."""
         if rival is None:
@@ -640,7 +649,10 @@ def _check_form(evaluator: EngineEvaluator, mask: Mask, serve: str, sinks: Sinks
         tokens = evaluator.calibration_tokens()
         native, *_ = with_sink_logits(model, mask, serve, sinks, tokens, 0)
     if ENGINES[serve].gguf:
-        begin_file(native, start.locate(), WRITTEN)
+        try:
+            begin_file(native, start.locate(), WRITTEN)
+        except ImportError as error:
+            raise NativeError(str(error)) from error
     return native
 
 

@@ -245,7 +245,7 @@ def tune(
 
     config = TrainConfig(steps=steps, lr=RATE, weight_decay=0.0)
     about = f"{config} {names} {[mask.digest for mask in meter.kept]}"
-    values = {name: each.cpu() for name, each in weights.items() if "v_proj.weight" in name}
+    values = {name: each.cpu() for name, each in weights.items()}
     key = digest(about, {**values, "tokens": tokens.cpu()})
     kept = None if folder is None else Checkpoints(folder, "sinks", key)
     with keeping_modes(model, native):

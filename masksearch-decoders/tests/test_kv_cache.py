@@ -236,3 +236,13 @@ WINDOWS = masks.per_layer([masks.window(2), masks.window(3)] * 2)
 def test_what_does_not_fit_is_refused(mask, how, error, message):
     with pytest.raises(error, match=message):
         kv_bytes(mask, **{"model": CONFIGS["llama"](), "length": 8} | how)
+
+
+def test_values_of_another_width_are_counted() -> None:
+    """A cache of MiMo-V2, whose values are narrower than its keys, holds both as they are."""
+    config = hf.LlamaConfig(
+        hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=1,
+        head_dim=12, v_head_dim=8,
+    )  # fmt: skip
+    found = kv_bytes(masks.full(), config, 10, dtype=torch.float32)
+    assert found.bytes == 10 * 2 * (12 + 8) * 4

@@ -156,6 +156,8 @@ def test_a_gguf_file_and_the_log_of_llama_cpp(tmp_path):
         return "\n".join([*said, *(f"llama_context: {line}" for line in lines), *sizes])
 
     assert check(out, log([full * 4096, (3 - full) * 256]))[0] == 0
+    slot = "\nslot   load_model: id  0 | task -1 | new slot, n_ctx = 2048"
+    assert check(out, log([full * 4096, (3 - full) * 256]) + slot)[0] == 0
     assert check(out, log([full * 4096, (3 - full) * 4096]))[0] == 1  # --swa-full
     turned = facts["slides"][-1:] + facts["slides"][:-1]
     code, said = check(out, log([full * 4096, (3 - full) * 256], turned))  # as many slide
@@ -174,6 +176,11 @@ def test_a_gguf_file_and_the_log_of_llama_cpp(tmp_path):
         ({"serve": None}, NativeError, "one of transformers, vllm, .*, tensorrt-llm"),
         ({"serve": "vlm"}, UnknownNameError, "did you mean 'vllm'"),
         ({"sinks": None}, NativeError, r"give sinks='tune' .* or local='window\(3\)'"),
+        (
+            {"sinks": None, "local": ["window(3)", "columns(1) | window(9)"]},
+            NativeError,
+            r"give sinks='tune' .* or local='window\(9\)'",
+        ),
         ({"sinks": "learn"}, UnknownNameError, "calibrate"),
         ({"local": "window(3)"}, NativeError, "keeps no sinks .* leave sinks out"),
         ({"length": 12}, ValueError, "keeps everything under any window at 12 positions"),

@@ -44,7 +44,7 @@ from masksearch.masks.text import load_mask
 
 SECONDS = 5.0  # for the Hub's first answer
 # What is downloaded: no pickle, no code.
-FILES = ["*.json", "model*.safetensors", "mask*.safetensors", "*.txt", "*.model"]
+FILES = ["*.json", "model*.safetensors", "mask*.safetensors", "*.txt", "*.model", "*.jinja"]
 CONFIG = "config.json"
 UNREADABLE = (  # what transformers raises for files that it cannot read
     SafetensorError,

@@ -77,6 +77,7 @@ DENSE_LENGTH = "dense_max_length"  # in a tokenizer's settings: its length witho
 TOKENIZER_FILES = (  # of all of transformers' own, with tokens that older ones keep apart
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.*", "merges.txt", "bpe.codes", "*.model"),
+    *("chat_template.*", "additional_chat_templates/*"),
 )
 CONFIGS = (CONFIG, "adapter_config.json", BASE_CONFIG, MODULES)
 QUANTISED = ("torchao.", "torch.ao.nn.quantized.")  # whose modules and weights no file holds
@@ -395,8 +396,9 @@ def copy_tokenizer(folder: Path, out: Path) -> None:
     """Puts the model's tokenizer beside it, where it has one and `out` has none."""
     for pattern in TOKENIZER_FILES:
         for path in folder.glob(pattern):
-            if path.is_file() and not (out / path.name).exists():
-                with write_in_one_move(out / path.name) as beside:  # a full disk
+            copied = out / path.relative_to(folder)
+            if path.is_file() and not copied.exists():
+                with write_in_one_move(copied) as beside:  # a full disk
                     shutil.copy(path, beside)
 
 

@@ -362,10 +362,13 @@ def test_every_file_of_a_tokenizer_is_copied(tmp_path):
     for folder in (source, out):
         folder.mkdir()
     names = {"vocab.txt", "added_tokens.json", "sentencepiece.bpe.model", "bpe.codes"}
+    names |= {"chat_template.jinja", "additional_chat_templates/tool.jinja"}
+    (source / "additional_chat_templates").mkdir()
     for name in (*names, "model.safetensors", "config.json"):
         (source / name).write_text("{}")
     copy_tokenizer(source, out)
-    assert {path.name for path in out.iterdir()} == names
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert found == names
 
 
 def test_a_disk_that_is_really_full(small_disk):

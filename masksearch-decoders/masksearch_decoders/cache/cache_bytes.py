@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from masksearch.attention.layer import depends_on_length
-from masksearch.errors import LengthError
+from masksearch.errors import AttachError, LengthError
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Window
 from masksearch.masks.tables import PerHead
@@ -49,7 +49,8 @@ class CacheSizes:
         windows: Of each layer that attends, in keys with the query's own; None = everything.
         heads: Query heads of a layer.
         kv_heads: KV heads of a layer.
-        width: Numbers of a key in one KV head: `head_dim`, else hidden size / heads.
+        width: Numbers of a key in one KV head: `head_dim`, else hidden size / heads; where values
+            have another number, the mean.
         item: Bytes of a number.
     """
 
@@ -69,12 +70,19 @@ class CacheSizes:
         decoder = config.get_text_config(decoder=True)
         heads = int(decoder.num_attention_heads)
         kv_heads = int(getattr(decoder, "num_key_value_heads", None) or heads)
-        width = int(getattr(decoder, "head_dim", None) or decoder.hidden_size // heads)
+        try:
+            width = int(getattr(decoder, "head_dim", None) or decoder.hidden_size // heads)
+            values = int(getattr(decoder, "v_head_dim", None) or width)
+        except RuntimeError as error:  # of transformers: it depends on the layer
+            raise AttachError(
+                f"{type(config).__name__} has heads of several sizes, and bytes are counted of "
+                "decoders with one"
+            ) from error
         stored: Any = getattr(config, "dtype", None)
         if isinstance(model, PreTrainedModel):
             stored = model.dtype
         item = (dtype or stored or torch.get_default_dtype()).itemsize
-        return cls(windows, heads, kv_heads, width, item)
+        return cls(windows, heads, kv_heads, (width + values) // 2, item)
 
 
 def needed_bytes(

@@ -76,9 +76,16 @@ def command(folder: str, serving: Mapping[str, Any]) -> str:
 def read_log(log: str, planned: Mapping[str, Any]) -> tuple[int, list[str]]:
     """Which layers slide, as its loader says, and the buffers that it has allocated."""
     names = {"n_ctx": "length", "n_ubatch": "ubatch", "n_seq_max": "sequences"}
-    logged = {
-        name: (re.findall(rf"{name} +=\s*(\d+)", log), setting) for name, setting in names.items()
+    logged = {  # of the context; a slot of a server logs its own n_ctx within a line
+        name: (re.findall(rf"(?:^|: ){name} +=\s*(\d+)", log, re.MULTILINE), setting)
+        for name, setting in names.items()
     }
+    settings = planned["settings"]
+    streams = 1 if settings.get("unified") else settings["sequences"]
+    parts = -(-settings["length"] // 256) * 256 // streams
+    whole = streams * -(-parts // 256) * 256  # as it pads a context
+    settings = settings | {"length": whole, "ubatch": min(settings["ubatch"], whole)}
+    planned = {**planned, "settings": settings}
     slides = dict(re.findall(r"layer +(\d+) assigned to [^\n]*, is_swa = (\d)", log))
     plan = {str(layer): str(int(each)) for layer, each in enumerate(planned.get("slides", []))}
     wrong = [layer for layer, each in plan.items() if slides.get(layer, each) != each]
