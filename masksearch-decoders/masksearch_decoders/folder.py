@@ -39,7 +39,8 @@ from masksearch_decoders.plan import (
     task_groups,
 )
 
-FORMAT = "masksearch-served-1"  # of serving.json; the next one has the next number
+SERVED = "serving.json"
+FORMAT = "masksearch-served-1"  # of that file; the next one has the next number
 APART = 0.02  # nats a token between the model and its file in float16, at most
 NOTICED = 0.02  # nats a token within the window, from which on SERVING.md warns
 TRIED = 256  # tokens by which the folder is tried
@@ -91,7 +92,7 @@ def write_folder(
         facts_written = {"format": FORMAT, **facts, "slides": slides} | {
             "tried": _try_folder(beside, model, engine, tokens, expected)
         }
-        (beside / "serving.json").write_text(json.dumps(facts_written, indent=1) + "\n", "utf-8")
+        (beside / SERVED).write_text(json.dumps(facts_written, indent=1) + "\n", "utf-8")
         if engine.read_log is not None:
             parts = [inspect.getsource(each) for each in (check_serving, engine.read_log)]
             (beside / "check_serving.py").write_text("\n\n".join([*parts, RUN]), "utf-8")

@@ -8,6 +8,7 @@ allocate("my-llama", "books/", budget=.25, length=4096, sinks="tune", out="serve
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -29,6 +30,7 @@ from masksearch.attention.attach import attach, detach
 from masksearch.contracts import NLL_INCREASE, Executor, Record
 from masksearch.driver import Study, search
 from masksearch.errors import DataError, NativeError, SearchError, check_name, warn
+from masksearch.files import object_in
 from masksearch.gates.units import Unit, read_levels, write_levels
 from masksearch.loggers.console import Display
 from masksearch.masks.baselines import default_local, widest_window
@@ -47,7 +49,7 @@ from masksearch_decoders.decoders import NextTokenModel
 from masksearch_decoders.engine import Serving
 from masksearch_decoders.engines import ENGINES
 from masksearch_decoders.engines.gguf import begin_file
-from masksearch_decoders.folder import write_folder
+from masksearch_decoders.folder import SERVED, write_folder
 from masksearch_decoders.native import from_native, native_config, to_native, with_sink_logits
 from masksearch_decoders.next_tokens import row_scores, score_tokens
 from masksearch_decoders.plan import Plan, describe_units
@@ -58,6 +60,8 @@ from masksearch_decoders.tasks.next_token import NextTokenText
 LEVEL = 0.95  # of intervals over documents
 SHARES = (0.1, 0.2, 0.4, 0.8)  # of a text, held out where less has too few documents
 WRITTEN = torch.float16  # the weights of a folder that is served
+PLAN = "plan.json"  # in the run folder, of one budget
+EXISTS = "{} exists; a folder is written once: remove it, or name another"
 
 
 def allocate(
@@ -254,7 +258,7 @@ def find_plans(
         for number, each in enumerate(local):
             learns = number == 0 or keeps_sinks(each, evaluator.shape.layers)
             sinks = delivery.sinks if learns else None
-            check_folder(evaluator, each, replace(delivery, sinks=sinks), limits)
+            check_folder(evaluator, each, replace(delivery, sinks=sinks), limits, run)
     rivals = {limit: _plainest_rival(evaluator, local[0], limit) for limit in limits}
     if compares:
         _warn_of_dense_rivals(rivals, decoder.length, delivery.serving)
@@ -286,7 +290,7 @@ def find_plans(
     unseen = Unseen(evaluator.evaluator) if compares else None
     plans = {}
     for limit, record in chosen.items():
-        path = run / ("plan.json" if len(chosen) == 1 else f"plan-{limit:g}.json")
+        path = run / (PLAN if len(chosen) == 1 else f"plan-{limit:g}.json")
         plan = _make_plan(evaluator.evaluator, strategy, record, str(decoder.model))
         if unseen:
             unseen.forget()
@@ -604,7 +608,11 @@ def _describe_native(evaluator: CausalEvaluator, plan: Plan, serve: str | None) 
 
 # -- the folder that is served -----------------------------------------------------------------
 def check_folder(
-    evaluator: EngineEvaluator, local: Mask, delivery: Delivery, budgets: Sequence[float]
+    evaluator: EngineEvaluator,
+    local: Mask,
+    delivery: Delivery,
+    budgets: Sequence[float],
+    run: Path,
 ) -> None:
     """Refuses an engine that could not serve a plan, before the search: it tries a mask of one
     full layer among local ones.
@@ -618,8 +626,8 @@ def check_folder(
             "a folder is written for one engine: sinks= (--sinks) and out= (--out) go with each "
             f"other and with serve= (--serve), one of {', '.join(ENGINES)}"
         )
-    if out.exists():
-        raise NativeError(f"{out} exists; a folder is written once: remove it, or name another")
+    if out.exists() and not ((out / SERVED).is_file() and (run / PLAN).is_file()):
+        raise NativeError(EXISTS.format(out))
     if len(budgets) > 1:
         raise NativeError(f"out= is the folder of one budget, got {[*budgets]}")
     if sinks is None and keeps_sinks(local, 1):
@@ -683,9 +691,16 @@ def _write_served(
     form = replace(
         evaluator, sinks=sinks if keeps_sinks(plan.mask, evaluator.shape.layers) else None
     )
-    native = form.served(plan.mask, serve, run / "sinks")
     layout = ENGINES[serve].cache_layout
     serving = replace(evaluator.serving, length=evaluator.length)
+    asked: dict[str, Any] = {"engine": serve, "model": plan.model["name"], "mask": str(plan.mask)}
+    asked |= {"settings": json.loads(json.dumps(asdict(serving))), "sinks": form.sinks}
+    if out.exists():  # by the same call, which was killed then or is repeated
+        written = object_in(out / SERVED)
+        if {name: written.get(name) for name in asked} != asked:
+            raise NativeError(EXISTS.format(out))
+        return written
+    native = form.served(plan.mask, serve, run / "sinks")
     counts: dict[str, Any] = {"dtype": WRITTEN, "cache_layout": layout, **serving.settings}
     cache = kv_bytes(plan.mask, native.model.config, evaluator.length, **counts)
     window = getattr(native.model.config, "sliding_window", None) or evaluator.evaluator.positions
@@ -695,13 +710,10 @@ def _write_served(
     if tasks:
         tasks["served"] = unseen.evaluator.score_tasks(native)
     facts = {
-        "engine": serve,
+        **asked,
         "folder": str(out),
-        "model": plan.model["name"],
-        "mask": str(plan.mask),
         "units": describe_units(plan),
         "form": native.model.config.model_type + (f", sinks={form.sinks!r}" if form.sinks else ""),
-        "settings": asdict(serving),
         "kv_bytes": cache.bytes,
         "dense_kv_bytes": cache.dense_bytes,
         "losses": losses | {"short": {"positions": window, **near}, "tasks": tasks},

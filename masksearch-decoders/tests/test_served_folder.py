@@ -217,8 +217,15 @@ def test_nothing_is_left_of_a_folder_that_could_not_be_written(tmp_path, monkeyp
         with pytest.raises(OSError, match="No space left"):
             allocate(tmp_path / "run", tmp_path / "served", serve="vllm")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    allocate(tmp_path / "run", tmp_path / "served", serve="vllm")  # goes on
+    plan = allocate(tmp_path / "run", tmp_path / "served", serve="vllm")  # goes on
     assert (tmp_path / "served" / "SERVING.md").is_file()
+    again = allocate(tmp_path / "run", tmp_path / "served", serve="vllm")  # as after a kill
+    assert again.found["served"]["losses"] == plan.found["served"]["losses"]
+    written = tmp_path / "served" / "serving.json"
+    other = json.loads(written.read_text("utf-8")) | {"mask": "window(1)"}
+    written.write_text(json.dumps(other), encoding="utf-8")
+    with pytest.raises(NativeError, match="served exists"):
+        allocate(tmp_path / "run", tmp_path / "served", serve="vllm")
 
 
 def test_short_prompts_are_warned_of():
