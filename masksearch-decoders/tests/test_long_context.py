@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_decoder import byte_tokenizer
 
 import masksearch as ms
-from masksearch_decoders.tasks.long_context import GROUPS, TASKS, Prompt, task_rows
+from masksearch_decoders.tasks.long_context import GROUPS, TASKS, Draw, Prompt, task_rows
 from masksearch_decoders.tasks.next_token import NextTokenRows, NextTokenText
 
 LENGTH = 700  # letters: a token each
@@ -113,6 +115,17 @@ def test_rows_have_the_kinds_and_sizes_of_rulers(texts, name):
             assert most == dots
             assert [f" {word}" for word, _ in others] == answers
             assert [count / first for _, count in others] == pytest.approx(shares, abs=0.01)
+
+
+@given(st.integers(120, 900))
+def test_no_word_is_as_frequent_as_one_that_is_asked_for(room):
+    made = TASKS["fwe"](Draw(0, lambda text: [*text.encode()]), 0.5, room)
+    [(_, listed)] = made.planted
+    counts = Counter(listed.split("|")[1:])
+    most = [word for word, _ in counts.most_common(4)]
+    assert most == [" ...", *made.answers]
+    assert len({counts[word] for word in most}) == 4
+    assert counts.most_common(5)[-1][1] < counts[most[-1]] or len(counts) == 4
 
 
 @pytest.mark.parametrize("name", TASKS)

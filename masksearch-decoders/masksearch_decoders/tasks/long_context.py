@@ -201,6 +201,7 @@ def _frequent_words(draw: Draw, depth: float, room: int) -> Prompt:
     shares = np.arange(1, len(words) + 1) ** -ZIPF
     counts = (max(0, room) // size * shares / shares.sum()).astype(int)
     counts[:4] = np.maximum(counts[:4], [4, 3, 2, 1])
+    counts[4:] = np.minimum(counts[4:], counts[3] - 1)  # no word is as frequent as one asked for
     listed = np.repeat(words, counts)
     order = [str(word) for word in draw.random.permutation(listed)]
     return Prompt([(depth, "|".join([WORDS, *order]))], question, words[1:4], [])
