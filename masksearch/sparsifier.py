@@ -558,7 +558,7 @@ def save(
     metric = "agreement with the dense model" if full.keeps_answers else full.objectives[0].name
     score = metric, taken.scores[seed]
     save_pretrained(model, out, found=Findings(*about, *score))
-    _put_tokenizer(full, find_folder(result["model"])[1], model.config, out)
+    _put_tokenizer(full, find_folder(result["model"])[1], model, out)
     limit_length(out, model)
     comparison = replace(comparison, notes={"answer": result["answer"]})
     page = comparison.report(request.run / "report" / "report.html").read_text("utf-8")
@@ -755,12 +755,12 @@ def _dense_model(start: Judge, run: Path, seed: int) -> Path:
         part = folder.with_name(f"{MODEL}.part")
         with quiet():  # its bar
             head.eval().whole.save_pretrained(part)
-        _put_tokenizer(start, given, head.whole.config, part)
+        _put_tokenizer(start, given, head.whole, part)
         part.rename(folder)
     return folder
 
 
-def _put_tokenizer(judge: Judge, given: Path, config: Any, out: Path) -> None:
+def _put_tokenizer(judge: Judge, given: Path, model: Any, out: Path) -> None:
     """Puts the tokenizer that has made the rows beside a model: the checkpoint's, or the one of
     the settings."""
     if isinstance(judge, EmbeddingEvaluator) or judge.tokenizer is None:
@@ -768,7 +768,7 @@ def _put_tokenizer(judge: Judge, given: Path, config: Any, out: Path) -> None:
     elif isinstance(source := judge.source, CheckpointTokenizer):
         source.whole.save_pretrained(out)
     else:
-        save_tokenizer(source, config, out)
+        save_tokenizer(source, model, out)
 
 
 def in_part(full: Judge, part: int) -> Judge:

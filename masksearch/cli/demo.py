@@ -307,7 +307,7 @@ def _write_bert(folder: Path, text: Path, steps: int) -> str:
         [*evaluator.pretrain(model, Full(), seed=0, workdir=Path(workdir))]
         detach(model)
         hugging_face_model(model).save_pretrained(folder)
-    save_tokenizer(evaluator.task().corpus, model.config, folder)
+    save_tokenizer(evaluator.task().corpus, model, folder)
     return f"{folder}: a BERT of 2 layers, trained on the text, for --weights and sparsify"
 
 

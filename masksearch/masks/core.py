@@ -322,16 +322,21 @@ class Mask:
     def _repr_html_(self) -> str:
         """A picture at the mask's own length or at 64 positions, for notebooks."""
         return mask_html(
-            str(self), None if self.needs_tokens else self.dense(self.length or LENGTH)
+            str(self),
+            None
+            if self.needs_tokens
+            else self.dense(self.length or min(LENGTH, self.longest or LENGTH)),
         )
 
     def expression(self) -> str:
-        """`kind(fields)`; flags that are off are left out, large tensors show their shape."""
+        """`kind(fields)`; flags as they are by default are left out, large tensors show their
+        shape."""
         words, large = [], False
         for name in field_names(self):
             value = getattr(self, name)
             if isinstance(value, bool):
-                words += [f"{name}=True"] if value else []
+                usual = getattr(type(self), name, None)
+                words += [f"{name}={value}"] if value is not usual else []
                 continue
             large |= isinstance(value, Tensor) and value.numel() > SHOWN
             words.append(_field_text(value))

@@ -149,6 +149,9 @@ def sweep_families(shape: Shape, densities: Sequence[float]) -> dict[str, Mask]:
     Returns:
         Name -> mask, as many as densities and each once.
 
+    Raises:
+        ValueError: If there are fewer masks than densities.
+
     >>> from masksearch import Shape
     >>> list(sweep_families(Shape(128, 1, 1), [0.039, 0.04, 0.12]))
     ['star', 'bigbird(0)', 'longformer']
@@ -162,6 +165,11 @@ def sweep_families(shape: Shape, densities: Sequence[float]) -> dict[str, Mask]:
     taken = dict.fromkeys(FAMILIES, 0)
     for density in densities:
         free = [member for member in by_density if member[2] not in chosen]
+        if not free:
+            raise ValueError(
+                f"at {shape.length} positions the families have {len(by_density)} different "
+                f"masks, and {len(densities)} are asked for; give fewer densities"
+            )
         fair = [member for member in free if member[0] <= density + FAIR] or free[:1]
         nearest = min(abs(member[0] - density) for member in fair)
         near = [m for m in fair if abs(m[0] - density) <= max(FAIR, nearest)]

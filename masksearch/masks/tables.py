@@ -40,7 +40,7 @@ class BitMask(Mask):
         if isinstance(bits, list | tuple):
             rows = np.array(bits)  # ragged lists and masks raise, or become objects
             if rows.dtype.kind not in "bi" or not np.isin(rows, (0, 1)).all():
-                raise MaskFormatError(f"{self.kind} takes lists of 0 and 1, got {bits!r}")
+                raise MaskFormatError(f"{self.kind} takes lists of 0 and 1, got {[*bits]}")
             bits = torch.from_numpy(rows.astype(bool))
         elif isinstance(bits, np.ndarray) and bits.dtype == np.bool_:
             bits = torch.from_numpy(bits.copy())

@@ -140,13 +140,13 @@ def read(node: ast.expr, text: str) -> Any:
             for item in items:
                 value = read(item, text)
                 values += value if isinstance(item, ast.Starred) else [value]
-            return values
+            return tuple(values)
         case ast.Starred(ast.BinOp(ast.Constant(int(count)), ast.Mult(), item)):
             return [read(item, text)] * count
         case ast.BinOp(ast.List() as items, ast.Mult(), ast.Constant(int(count))):
             return read(items, text) * count
         case ast.BinOp(ast.List() | ast.BinOp(), ast.Add(), ast.List() | ast.BinOp()):
-            return [*read(node.left, text), *read(node.right, text)]
+            return (*read(node.left, text), *read(node.right, text))
         case ast.Name(id=name) | ast.Call(func=ast.Name(id=name)):
             build = RECIPES.get(name) or (None if iskeyword(name) else Mask.kinds.get(name))
             if build is None:

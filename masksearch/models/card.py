@@ -33,7 +33,10 @@ ADAPTER = (
 STAMP = b"<!-- written by masksearch: "  # then the hash of the text; a changed card is its user's
 LONGEST = 512  # positions at which a mask's sparsity is counted, at most
 WIDEST = 300  # characters of an expression
-KEPT_HERE = [".*", "checkpoint-*", "*.bin", "*.pt", "*.pth"]  # not uploaded: caches and pickles
+KEPT_HERE = [  # not uploaded: caches, checkpoints and pickles, in folders too
+    *(".*", "*/.*", "checkpoint-*", "*/checkpoint-*", "*.bin", "*.pt", "*.pth"),
+    *("*.pkl", "*.pickle", "*.ckpt", "*.joblib"),
+]
 USE = """
 ## Load and serve it
 

@@ -36,14 +36,14 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.trainer_callback import ExportableState
 
 from masksearch.attention.attach import ATTACHMENT, attach, attached
 from masksearch.attention.interface import ENTRY
 from masksearch.attention.probe import SELF, unwrapped
-from masksearch.errors import AttachError, DataError, MaskFormatError, install_command
+from masksearch.errors import AttachError, DataError, MaskFormatError, install_command, warn
 from masksearch.files import disk_error, write_in_one_move, write_text_in_one_move
 from masksearch.masks import Mask
 from masksearch.masks.text import save_mask
@@ -58,6 +58,7 @@ from masksearch.models.checkpoints import (
     check_masks,
     check_weights,
     find_folder,
+    hash_file,
     hash_weights,
     quiet,
     read_config,
@@ -68,9 +69,10 @@ from masksearch.models.checkpoints import (
 )
 from masksearch.models.embedding import MODULES, open_embedding, transformer_of
 from masksearch.models.encoders import MaskedLanguageModel
-from masksearch.models.pretrained import hugging_face_model
+from masksearch.models.pretrained import count_positions, hugging_face_model
 from masksearch.models.special_tokens import TokenSource, read_special_ids
 
+OWN_MASK = re.compile(r"mask.*\.(json|safetensors)")  # a file that may be a user's
 LARGEST_JSON = 100_000  # characters of a mask's JSON; a larger mask is a safetensors file
 BASE_CONFIG = "base_config.json"  # of the model that an adapter is for
 DENSE_LENGTH = "dense_max_length"  # in a tokenizer's settings: its length without the mask
@@ -88,7 +90,7 @@ def save_pretrained(
     model: nn.Module,
     folder: Path | str,
     *,
-    tokenizer: Tokenizer | TokenSource | None = None,
+    tokenizer: Tokenizer | TokenSource | PreTrainedTokenizerBase | None = None,
     found: Account | Findings | None = None,
     max_shard_size: int | str | None = None,
 ) -> Path:
@@ -109,7 +111,8 @@ def save_pretrained(
             SentenceTransformer by its own library, with its pooling and its tokenizer.
         folder: Made where it is missing; the model there is replaced, other files stay.
         tokenizer: Written as `tokenizer.json` and `tokenizer_config.json`; None = none. A
-            `Corpus` knows which special tokens it was opened with, whatever they are called. A
+            `Corpus` knows which special tokens it was opened with, whatever they are called; one
+            of transformers is written by itself. A
             tokenizer in the folder cuts texts at the mask's length, where that is the shorter
             one; an encoder's pads them on the right.
         found: The plan that gave the mask, or how it was found; the card says it.
@@ -141,7 +144,7 @@ def _write_model(
     masks: dict[str, Mask],
     backend: str,
     folder: Path,
-    tokenizer: Tokenizer | TokenSource | None = None,
+    tokenizer: Tokenizer | TokenSource | PreTrainedTokenizerBase | None = None,
     found: Account | Findings | None = None,
     **how: Any,
 ) -> Path:
@@ -158,6 +161,11 @@ def _write_model(
     """
     inner = transformer_of(whole)
     options, base = _build_options(inner), cast(PreTrainedModel, unwrapped(inner))
+    if base is not inner and Path(base.name_or_path).expanduser().resolve() == folder.resolve():
+        raise AttachError(
+            f"{folder} holds the base of this {type(inner).__name__}, whose weights an adapter "
+            "needs beside its own; save the adapter in another folder"
+        )
     if inner is not whole:
         how |= {"create_model_card": False}
     with _write_aside(folder) as aside:
@@ -166,8 +174,10 @@ def _write_model(
                 type(whole).save_pretrained(whole, str(aside), **how)
         except SafetensorError as error:
             raise disk_error(error, "cannot write the model", folder) from error
-        if tokenizer is not None:
-            save_tokenizer(tokenizer, whole.config, aside)
+        if isinstance(tokenizer, PreTrainedTokenizerBase):
+            tokenizer.save_pretrained(str(aside))
+        elif tokenizer is not None:
+            save_tokenizer(tokenizer, inner, aside)
         if base is not inner:  # beside a config.json transformers takes an adapter for a model
             base.config.to_json_file(aside / BASE_CONFIG)
         entries = {part: _write_mask(mask, part, aside) for part, mask in masks.items()}
@@ -307,6 +317,8 @@ def _write_aside(folder: Path) -> Iterator[Path]:
                 stale |= {entry["file"], f"{Path(entry['file']).stem}.png"}
         (folder / MANIFEST).unlink(missing_ok=True)
         for file in sorted(new - {MANIFEST}):
+            if file not in stale and OWN_MASK.fullmatch(file):
+                _set_aside(folder / file, aside / file)
             (folder / file).parent.mkdir(exist_ok=True)
             (aside / file).replace(folder / file)
         for file in stale - new:
@@ -314,6 +326,13 @@ def _write_aside(folder: Path) -> Iterator[Path]:
         (aside / MANIFEST).replace(folder / MANIFEST)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _set_aside(there: Path, new: Path) -> None:
+    """Renames a mask file that no save has written, where another one takes its name."""
+    if there.is_file() and (own := hash_file(there)) != hash_file(new):
+        there.rename(kept := there.with_stem(f"{there.stem}.{own[:8]}"))
+        warn(f"{there} held another mask, which is {kept.name} from now on")
 
 
 def _write_mask(mask: Mask, part: str, folder: Path) -> dict[str, str]:
@@ -326,14 +345,14 @@ def _write_mask(mask: Mask, part: str, folder: Path) -> dict[str, str]:
     return {"file": save_mask(mask, folder / f"{stem}{suffix}").name, "digest": mask.digest}
 
 
-def save_tokenizer(source: Tokenizer | TokenSource, config: Any, folder: Path) -> None:
+def save_tokenizer(source: Tokenizer | TokenSource, model: Any, folder: Path) -> None:
     """Writes `tokenizer.json` and the `tokenizer_config.json` that `AutoTokenizer` needs.
 
     It gets the `[CLS] .. [SEP] .. [SEP]` template where it adds no special tokens by itself.
 
     Args:
         source: The tokenizer, which is left as it is, or a corpus that holds it.
-        config: The model's.
+        model: Whose positions are its length.
         folder: Where to.
     """
     special = read_special_ids(source) if isinstance(source, Tokenizer) else source.special
@@ -349,11 +368,11 @@ def save_tokenizer(source: Tokenizer | TokenSource, config: Any, folder: Path) -
             special_tokens=[(first, special["cls"]), (last, special["sep"])],
         )
     copied.save(str(folder / "tokenizer.json"))
-    offset = config.pad_token_id + 1 if config.model_type == "roberta" else 0  # of its positions
-    segments = ["token_type_ids"] if getattr(config, "type_vocab_size", 0) > 1 else []
+    types = getattr(model.config, "type_vocab_size", 0)
+    segments = ["token_type_ids"] if types > 1 else []
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast",  # known to transformers 4 and 5
-        "model_max_length": config.max_position_embeddings - offset,
+        "model_max_length": count_positions(model)[0],
         "model_input_names": ["input_ids", *segments, "attention_mask"],
         **{f"{role}_token": token for role, token in tokens.items()},
     }

@@ -122,6 +122,11 @@ def test_families_take_turns():
     assert max(map(families.count, families)) <= 4
 
 
+def test_more_densities_than_members_are_refused():
+    with pytest.raises(ValueError, match=r"at 2 positions .* and 30 are asked for; give fewer"):
+        masks.sweep_families(Shape(2, 1, 1), [0.5] * 30)
+
+
 @pytest.mark.slow
 def test_members_of_table_keep_their_names():
     densities = [mask.density(128) for mask in masks.FAMILIES.values()]

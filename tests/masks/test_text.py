@@ -287,6 +287,39 @@ def shown(html: str) -> np.ndarray:
     return (242 - red) / (242 - 11)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Flagged(Mask, stored=False):
+    """A kind of one's own with a flag that is on by default, one without a default, and parts."""
+
+    kind = "flagged"
+    members: tuple[Mask, ...]
+    must: bool
+    both: bool = True
+
+    @property
+    def heads(self):
+        return len(self.members)
+
+    def allows(self, at):
+        return at.offset == 0
+
+
+@pytest.mark.parametrize("flags", [(True, True), (True, False), (False, True), (False, False)])
+def test_flags_and_tuples_of_masks_of_ones_own_come_back(monkeypatch, flags):
+    monkeypatch.setitem(Mask.kinds, "flagged", Flagged)
+    mask = Flagged((masks.window(1), masks.star()), *flags)
+    again = masks.parse(str(mask))
+    assert (again.must, again.both) == flags
+    assert again.members == mask.members
+    assert again.digest == mask.digest
+    assert ("both" in str(mask)) == (not flags[1])
+
+
+@pytest.mark.parametrize("mask", [masks.axial(4, 8), masks.cropped(masks.window(2), 32)], ids=str)
+def test_a_short_mask_has_a_picture(mask):
+    assert np.allclose(shown(mask._repr_html_()), mask.dense(32)[0, 0].float(), atol=0.01)
+
+
 @pytest.mark.parametrize("mask", [masks.bigbird(), masks.window(3), masks.causal()], ids=str)
 def test_pixels_are_the_cells(mask):
     html = mask._repr_html_()

@@ -374,6 +374,16 @@ def opened(folder: Path) -> Any:
 
 
 @pytest.mark.slow
+def test_an_adapter_is_not_saved_over_its_base(base, tmp_path):
+    shutil.copytree(base, tmp_path / "own")
+    before = sorted(path.name for path in (tmp_path / "own").iterdir())
+    model = ms.attach(with_adapter(opened(tmp_path / "own")), MASK)
+    with pytest.raises(AttachError, match=r"holds the base of this .*another folder"):
+        ms.save_pretrained(model, tmp_path / "own")
+    assert sorted(path.name for path in (tmp_path / "own").iterdir()) == before
+
+
+@pytest.mark.slow
 def test_an_adapter_comes_back_with_its_mask(base, tmp_path):
     model = ms.attach(with_adapter(opened(base)), MASK)
     folder = ms.save_pretrained(model, tmp_path / "adapter")

@@ -223,7 +223,10 @@ def test_an_upload_holds_the_folder_and_no_pickle(tmp_path, hub):
     folder = ms.save_pretrained(bert(), tmp_path / "model")
     (folder / "checkpoint-1").mkdir()
     (folder / "checkpoint-1" / "model.safetensors").write_bytes(b"1")
-    (folder / "training_args.bin").write_bytes(b"pickle")
+    (folder / "runs" / "checkpoint-2").mkdir(parents=True)
+    kept = ("training_args.bin", "data.pkl", "a.ckpt", "runs/.env", "runs/checkpoint-2/a.json")
+    for name in kept:
+        (folder / name).write_bytes(b"pickle")
     place = f"http://127.0.0.1:{hub.server_port}"
     said = run(PUSH, tmp_path, HF_ENDPOINT=place, HF_TOKEN="hf_writer")
     assert said == f"{place}/me/tiny/commit/9f"

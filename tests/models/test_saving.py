@@ -32,6 +32,7 @@ from masksearch.errors import (
     MaskFormatError,
 )
 from masksearch.gates.gates import Gates
+from masksearch.masks.text import load_mask, save_mask
 from masksearch.models.checkpoints import saved_masks
 from masksearch.models.saving import copy_tokenizer
 
@@ -355,6 +356,16 @@ def test_a_tokenizer_that_a_full_disk_has_cut_is_copied_again(tmp_path):
         copy_tokenizer(source, out)
     copy_tokenizer(source, out)
     assert (out / "tokenizer.json").read_text() == "{}" * 90
+
+
+def test_a_mask_that_lies_there_is_kept_under_another_name(tmp_path):
+    own = save_mask(masks.star(), tmp_path / "mask.json")
+    with pytest.warns(UserWarning, match=r"mask\.json held another mask, which is mask\.\w{8}\.j"):
+        save_pretrained(attach(bert(), MIXED), tmp_path)
+    [kept] = {*tmp_path.glob("mask.*.json")} - {own}
+    assert load_mask(kept) == masks.star()
+    save_pretrained(attach(bert(), masks.window(1)), tmp_path)  # over one of its own
+    assert len([*tmp_path.glob("mask.*json")]) == 2
 
 
 def test_every_file_of_a_tokenizer_is_copied(tmp_path):

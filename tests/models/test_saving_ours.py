@@ -113,6 +113,22 @@ def test_tokenizer_is_read_by_both(tmp_path):
     table = masks.table(torch.eye(7) > 0)
     save_pretrained(attach(made(), table), tmp_path, tokenizer=tokenizer)
     assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == 7
+    save_pretrained(attach(made(), masks.window(1)), tmp_path / "given", tokenizer=theirs)
+    given = AutoTokenizer.from_pretrained(tmp_path / "given")
+    assert given("a mask", "small masks")["input_ids"] == pair["input_ids"]
+
+
+def test_texts_are_cut_at_the_positions_that_a_model_counts(tmp_path):
+    from transformers import AutoTokenizer, XLMRobertaConfig, XLMRobertaModel
+
+    tokenizer = word_piece({token: number for number, token in enumerate(TOKENS)})
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
+    config = XLMRobertaConfig(
+        vocab_size=20, num_hidden_layers=1, max_position_embeddings=34, pad_token_id=1, **sizes
+    )
+    model = attach(XLMRobertaModel(config), masks.window(1))
+    save_pretrained(model, tmp_path, tokenizer=tokenizer)
+    assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == 32
 
 
 def test_special_tokens_of_another_name_are_written(tmp_path):
