@@ -24,7 +24,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -96,7 +96,8 @@ def dam(
         seed: Of a Task's batches.
         on_report: Called about a hundred times with a `Report`.
         checkpoints: A folder in which the state is kept every minute; a run that was killed goes
-            on there and gives the same result bit for bit on one machine.
+            on there and gives the same result bit for bit on one machine, if model and data are
+            the same again. Each model, and each text, needs a folder of its own.
 
     Returns:
         Probabilities, curve, masks at any sparsity, and `health()`.
@@ -119,13 +120,14 @@ def dam(
         seed=seed,
         checkpoints=None if checkpoints is None else Checkpoints(Path(checkpoints), "dam"),
     )
-    while True:
-        try:
-            report = next(reports)
-        except StopIteration as end:
-            return cast(DamResult, end.value)
-        if on_report:
-            on_report(report)
+    with closing(reports):  # takes the gates off, too, where `on_report` raises
+        while True:
+            try:
+                report = next(reports)
+            except StopIteration as end:
+                return cast(DamResult, end.value)
+            if on_report:
+                on_report(report)
 
 
 def run_one_shot(
@@ -204,7 +206,7 @@ def dam_reports(
     if isinstance(batches, Task) and not held_out:
         held_out = batches.held_out()
     with _gates_on(model, gates, config):
-        run = JointTraining(model, gates, config, held_out)
+        run = JointTraining(model, gates, config, held_out, seed)
         first = gates.whole_density().item()
         frozen = config.train == "gates"
         watch = CollapseWatch(config.density, first, config.warmup_steps, config.steps, frozen)
@@ -277,12 +279,19 @@ class JointTraining:
         gates: Trained in place.
         config: Steps, rates and target.
         held_out: Batches for the losses of the last report.
+        seed: Of a Task's batches.
     """
 
     def __init__(
-        self, model: nn.Module, gates: Gates, config: DamConfig, held_out: Sequence[Batch] = ()
+        self,
+        model: nn.Module,
+        gates: Gates,
+        config: DamConfig,
+        held_out: Sequence[Batch] = (),
+        seed: int = 0,
     ) -> None:
         self.model, self.gates, self.config, self.held_out = model, gates, config, held_out
+        self.seed = seed
         self.device = next(model.parameters()).device
         self.weights: list[Tensor] = []  # those that are trained
         self.optimisers = self._build_optimisers()
@@ -522,8 +531,9 @@ class JointTraining:
 
     # -- checkpoints ---------------------------------------------------------------------------
     def identity(self) -> dict[str, Any]:
-        """Configuration and gates as plain data: a checkpoint of others is refused."""
+        """Configuration, gates and seed as plain data: a checkpoint of others is refused."""
         facts = {"config": asdict(self.config), "gates": self.gates.arguments}
+        facts["batches"] = {"seed": self.seed}
         return dict(json.loads(json.dumps(facts)))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -554,7 +564,7 @@ class JointTraining:
             f"{part}.{name}"
             for part, ours in self.identity().items()
             for name in ours
-            if facts["run"][part].get(name) != ours[name]
+            if facts["run"].get(part, {}).get(name) != ours[name]
         ]
         if differing:
             raise ResumeError(

@@ -95,7 +95,9 @@ class Checkpoints:
         plain = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
         path = self.folder / f"{self.name}-{step:09d}.safetensors"
         write_weights(path, plain, {"state": text, "digest": digest(text, plain)})
-        for old in self.files()[2:]:
+        files = self.files()  # later ones are damaged, or of a run before
+        at = files.index(path)
+        for old in (*files[:at], *files[at + 2 :]):
             old.unlink(missing_ok=True)
         return path
 

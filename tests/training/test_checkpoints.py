@@ -81,6 +81,15 @@ def test_clear_leaves_other_files_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["gates.safetensors"]
 
 
+def test_damaged_files_of_later_steps_do_not_outlive_a_new_one(tmp_path):
+    kept = Checkpoints(tmp_path)
+    for step in (400, 500):
+        kept.save(step, TENSORS).write_bytes(b"x")
+    assert kept.load() is None
+    kept.save(50, TENSORS)
+    assert kept.load().step == 50
+
+
 # -- dense models, where they are kept and who trains them --------------------------------------
 def fill(model: nn.Linear, value: float) -> None:
     with torch.no_grad():

@@ -69,7 +69,8 @@ def split_files(path: Path, held_out: Path | str | None) -> tuple[list[Path], li
     left_out = {*valid, *(file for file in files if path.is_dir() and file.stem.lower() == "test")}
     if held_out is not None:
         valid = text_files(Path(held_out))
-    train = [file for file in files if file not in left_out and file not in valid]
+    judged = {file.resolve() for file in valid}  # however they are spelled
+    train = [f for f in files if f not in left_out and f.resolve() not in judged]
     if not train:
         raise DataError(f"{path} holds no training text beside its held-out and test files")
     return train, valid

@@ -15,7 +15,7 @@ from real_data import DATA, real
 
 from masksearch.errors import DataError
 from masksearch.tasks.text.corpus import Corpus
-from masksearch.tasks.text.files import marked_pieces
+from masksearch.tasks.text.files import marked_pieces, split_files
 
 WORDS = [f"{a}{b}{c}" for a in "bdgk" for b in "aeiou" for c in ("n", "rt", "st", "lling")]
 
@@ -64,6 +64,13 @@ def test_held_out_file_is_named(folder: Path, tmp_path: Path) -> None:
         corpus.tokenizer.decode(whole(corpus.held_out)[0].tolist()).split()[0]
         == text(700, 4).split()[0]
     )
+
+
+def test_a_held_out_file_of_the_folder_is_not_trained_on(folder: Path) -> None:
+    (link := folder.parent / "link").symlink_to(folder, target_is_directory=True)
+    for spelled in (folder / "b.txt", link / "b.txt"):
+        train, valid = split_files(folder, spelled)
+        assert (folder / "b.txt" in train, valid) == (False, [spelled])
 
 
 def test_one_long_line_is_held_out_too(tmp_path: Path) -> None:
