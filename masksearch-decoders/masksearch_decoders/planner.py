@@ -255,10 +255,7 @@ def find_plans(
     local = _read_local(within.local, decoder.length)
     _refuse_floor(evaluator, limits[0])
     if delivery.out is not None or delivery.sinks is not None:
-        for number, each in enumerate(local):
-            learns = number == 0 or keeps_sinks(each, evaluator.shape.layers)
-            sinks = delivery.sinks if learns else None
-            check_folder(evaluator, each, replace(delivery, sinks=sinks), limits, run)
+        check_folder(evaluator, local, delivery, limits, run)
     rivals = {limit: _plainest_rival(evaluator, local[0], limit) for limit in limits}
     if compares:
         _warn_of_dense_rivals(rivals, decoder.length, delivery.serving)
@@ -609,13 +606,13 @@ def _describe_native(evaluator: CausalEvaluator, plan: Plan, serve: str | None) 
 # -- the folder that is served -----------------------------------------------------------------
 def check_folder(
     evaluator: EngineEvaluator,
-    local: Mask,
+    local: Sequence[Mask],
     delivery: Delivery,
     budgets: Sequence[float],
     run: Path,
 ) -> None:
     """Refuses an engine that could not serve a plan, before the search: it tries a mask of one
-    full layer among local ones.
+    full layer among local ones, of each kind.
 
     Raises:
         NativeError: If the engine could not serve it.
@@ -630,17 +627,16 @@ def check_folder(
         raise NativeError(EXISTS.format(out))
     if len(budgets) > 1:
         raise NativeError(f"out= is the folder of one budget, got {[*budgets]}")
-    if sinks is None and keeps_sinks(local, 1):
-        raise NativeError(
-            f"{local} keeps sinks, which no configuration names; give sinks='tune' (--sinks tune: "
-            f"learned logits stand for them), or local='{without_sinks(local)}'"
-        )
-    native = _check_form(
-        evaluator,
-        masks.per_layer([masks.full(), *[local] * (evaluator.shape.layers - 1)]),
-        serve,
-        sinks,
-    )
+    layers = evaluator.shape.layers
+    for number, each in enumerate(local):
+        if sinks is None and keeps_sinks(each, 1):
+            raise NativeError(
+                f"{each} keeps sinks, which no configuration names; give sinks='tune' (--sinks "
+                f"tune: learned logits stand for them), or local='{without_sinks(each)}'"
+            )
+        tried = masks.per_layer([masks.full(), *[each] * (layers - 1)])
+        learns = number == 0 or keeps_sinks(each, layers)
+        native = _check_form(evaluator, tried, serve, sinks if learns else None)
     parent = next(each for each in out.absolute().parents if each.exists())
     free, needed = shutil.disk_usage(parent).free, 2 * native.num_parameters() * WRITTEN.itemsize
     if free < needed:
@@ -694,10 +690,12 @@ def _write_served(
     layout = ENGINES[serve].cache_layout
     serving = replace(evaluator.serving, length=evaluator.length)
     asked: dict[str, Any] = {"engine": serve, "model": plan.model["name"], "mask": str(plan.mask)}
-    asked |= {"settings": json.loads(json.dumps(asdict(serving))), "sinks": form.sinks}
+    asked["settings"] = json.loads(json.dumps(asdict(serving)))
+    learned = f"sinks={form.sinks!r}" if form.sinks else ""
     if out.exists():  # by the same call, which was killed then or is repeated
         written = object_in(out / SERVED)
-        if {name: written.get(name) for name in asked} != asked:
+        same = {name: written.get(name) for name in asked} == asked
+        if not same or str(written.get("form")).partition(", ")[2] != learned:
             raise NativeError(EXISTS.format(out))
         return written
     native = form.served(plan.mask, serve, run / "sinks")
@@ -713,7 +711,7 @@ def _write_served(
         **asked,
         "folder": str(out),
         "units": describe_units(plan),
-        "form": native.model.config.model_type + (f", sinks={form.sinks!r}" if form.sinks else ""),
+        "form": ", ".join(filter(None, [native.model.config.model_type, learned])),
         "kv_bytes": cache.bytes,
         "dense_kv_bytes": cache.dense_bytes,
         "losses": losses | {"short": {"positions": window, **near}, "tasks": tasks},
