@@ -60,7 +60,6 @@ from masksearch.study.records import read_budgets
 from masksearch.study.status import finished_trials
 from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.tasks import GlueTask
-from masksearch.tasks.text.rows import CheckpointTokenizer
 from masksearch.user_code import load_function
 
 Judge = GlueEvaluator | EmbeddingEvaluator
@@ -407,8 +406,8 @@ def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
         options=request.options,
         budgets=[] if request.budget is None else [request.budget],
     )
+    request.note(start)
     if request.faster is not None:
-        request.note(start)
         batch = request.settings.get(TIME_BATCH, 8)
         shown = request.progress is not None
         target = aim(request.faster, start, request.seed, request.run, batch, shown)
@@ -426,7 +425,6 @@ def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
         left[at] -= finished_trials(request.run / name)
     if isinstance(start, GlueEvaluator):
         request.say(describe_work(start, request.seed, hand, gates, rungs, left))
-    request.note(start)
     with progress_of_trainings("sparsify") if request.progress else nullcontext():
         weights = _dense_model(start, request.run, request.seed)
         full = _adjust(start, weights=weights, keep_recovered=True)
@@ -765,10 +763,8 @@ def _put_tokenizer(judge: Judge, given: Path, model: Any, out: Path) -> None:
     the settings."""
     if isinstance(judge, EmbeddingEvaluator) or judge.tokenizer is None:
         copy_tokenizer(given, out)
-    elif isinstance(source := judge.source, CheckpointTokenizer):
-        source.whole.save_pretrained(out)
     else:
-        save_tokenizer(source, model, out)
+        save_tokenizer(getattr(judge.source, "whole", judge.source), model, out)
 
 
 def in_part(full: Judge, part: int) -> Judge:

@@ -244,10 +244,12 @@ def tune(
             yield {"input_ids": tokens[order[step % len(order)]][None]}
 
     config = TrainConfig(steps=steps, lr=RATE, weight_decay=0.0)
-    about = f"{config} {names} {[mask.digest for mask in meter.kept]}"
-    values = {name: each.cpu() for name, each in weights.items()}
-    key = digest(about, {**values, "tokens": tokens.cpu()})
-    kept = None if folder is None else Checkpoints(folder, "sinks", key)
+    kept = None
+    if folder is not None:
+        about = f"{config} {names} {[mask.digest for mask in meter.kept]}"
+        values = {name: each.cpu() for name, each in weights.items()}
+        key = digest(about, {**values, "tokens": tokens.cpu()})
+        kept = Checkpoints(folder, "sinks", key)
     with keeping_modes(model, native):
         model.eval()
         native.eval()

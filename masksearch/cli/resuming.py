@@ -38,7 +38,7 @@ def resumable(folder: Path, command: str, options: Mapping[str, Any]) -> Iterato
     path = folder / COMMAND
     new = [each for each in (folder, *folder.parents) if not each.exists()]
     before = path.read_text(encoding="utf-8") if path.is_file() else None
-    begun, finished = _has_begun(folder), finished_trials(folder)
+    fresh, finished = before is None and not _has_begun(folder), finished_trials(folder)
     remember(folder, command, options)
     try:
         yield
@@ -47,10 +47,12 @@ def resumable(folder: Path, command: str, options: Mapping[str, Any]) -> Iterato
         typer.echo(f"stopped; what was finished is kept. Go on with: {again}", err=True)
         raise
     except Exception:
-        if before is None and (begun or not _has_begun(folder)):
+        if _has_begun(folder) if fresh else finished_trials(folder) > finished:
+            raise  # it goes on from there
+        if before is None:
             path.unlink(missing_ok=True)
             remove_empty(new)
-        elif before is not None and finished_trials(folder) == finished:
+        else:
             write_text_in_one_move(path, before)
         raise
 

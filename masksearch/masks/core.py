@@ -321,12 +321,8 @@ class Mask:
 
     def _repr_html_(self) -> str:
         """A picture at the mask's own length or at 64 positions, for notebooks."""
-        return mask_html(
-            str(self),
-            None
-            if self.needs_tokens
-            else self.dense(self.length or min(LENGTH, self.longest or LENGTH)),
-        )
+        length = self.length or min(LENGTH, self.longest or LENGTH)
+        return mask_html(str(self), None if self.needs_tokens else self.dense(length))
 
     def expression(self) -> str:
         """`kind(fields)`; flags as they are by default are left out, large tensors show their

@@ -174,9 +174,7 @@ def _write_model(
                 type(whole).save_pretrained(whole, str(aside), **how)
         except SafetensorError as error:
             raise disk_error(error, "cannot write the model", folder) from error
-        if isinstance(tokenizer, PreTrainedTokenizerBase):
-            tokenizer.save_pretrained(str(aside))
-        elif tokenizer is not None:
+        if tokenizer is not None:
             save_tokenizer(tokenizer, inner, aside)
         if base is not inner:  # beside a config.json transformers takes an adapter for a model
             base.config.to_json_file(aside / BASE_CONFIG)
@@ -345,16 +343,22 @@ def _write_mask(mask: Mask, part: str, folder: Path) -> dict[str, str]:
     return {"file": save_mask(mask, folder / f"{stem}{suffix}").name, "digest": mask.digest}
 
 
-def save_tokenizer(source: Tokenizer | TokenSource, model: Any, folder: Path) -> None:
+def save_tokenizer(
+    source: Tokenizer | TokenSource | PreTrainedTokenizerBase, model: Any, folder: Path
+) -> None:
     """Writes `tokenizer.json` and the `tokenizer_config.json` that `AutoTokenizer` needs.
 
     It gets the `[CLS] .. [SEP] .. [SEP]` template where it adds no special tokens by itself.
 
     Args:
-        source: The tokenizer, which is left as it is, or a corpus that holds it.
+        source: The tokenizer, which is left as it is, or a corpus that holds it; one of
+            transformers writes itself.
         model: Whose positions are its length.
         folder: Where to.
     """
+    if isinstance(source, PreTrainedTokenizerBase):
+        source.save_pretrained(str(folder))
+        return
     special = read_special_ids(source) if isinstance(source, Tokenizer) else source.special
     tokenizer = source if isinstance(source, Tokenizer) else source.tokenizer
     copied = Tokenizer.from_str(tokenizer.to_str())

@@ -186,11 +186,11 @@ class Session:
                 listener.restore(ended)
         judged = {each.name: each.mask for each in all_records if each.role == "baseline"}
         for each in self.queue:
-            mask = getattr(each.job, "mask", None)
-            if each.role == "baseline" and (judged.get(each.name) or mask) != mask:
+            old, mask = judged.get(each.name), getattr(each.job, "mask", None)
+            if each.role == "baseline" and old is not None and old != mask:
                 raise SearchError(
                     f"the baseline {each.name!r} is {mask!s:.80} here, and was judged as "
-                    f"{judged[each.name]!s:.80}; give it another name"
+                    f"{old!s:.80}; give it another name"
                 )
         self.queue = deque(p for p in self.queue if p.role != "baseline" or p.name not in judged)
         self.board.restore(ended, self.expected())

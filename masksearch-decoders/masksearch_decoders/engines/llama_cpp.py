@@ -74,7 +74,8 @@ def command(folder: str, serving: Mapping[str, Any]) -> str:
 
 
 def read_log(log: str, planned: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """Which layers slide, as its loader says, and the buffers that it has allocated."""
+    """Which layers slide, as its loader says, and the buffers that it has allocated. It stands
+    alone in a folder, so that it pads a context by itself, as `_allocated_keys` does."""
     names = {"n_ctx": "length", "n_ubatch": "ubatch", "n_seq_max": "sequences"}
     logged = {  # of the context; a slot of a server logs its own n_ctx within a line
         name: (re.findall(rf"(?:^|: ){name} +=\s*(\d+)", log, re.MULTILINE), setting)
@@ -83,7 +84,7 @@ def read_log(log: str, planned: Mapping[str, Any]) -> tuple[int, list[str]]:
     settings = planned["settings"]
     streams = 1 if settings.get("unified") else settings["sequences"]
     parts = -(-settings["length"] // 256) * 256 // streams
-    whole = streams * -(-parts // 256) * 256  # as it pads a context
+    whole = streams * -(-parts // 256) * 256
     settings = settings | {"length": whole, "ubatch": min(settings["ubatch"], whole)}
     planned = {**planned, "settings": settings}
     slides = dict(re.findall(r"layer +(\d+) assigned to [^\n]*, is_swa = (\d)", log))
