@@ -135,7 +135,9 @@ class SentencePairTask(MlmTask):
             return windows
         starts, final = self.corpus.held_out_splits
         of = np.searchsorted(starts, windows.begin.numpy(), "right") - 1
-        windows = windows.part(final[of] == (self.split == "holdout"))
+        other = np.append(starts[1:][final[1:] != final[:-1]], len(windows.ids))
+        stop = other[np.searchsorted(other, windows.begin.numpy(), "right")]
+        windows = windows.part(final[of] == (self.split == "holdout"), stop)
         return self.enough(windows, f"held-out text of the {self.split} split")
 
     @cached_property
@@ -300,15 +302,24 @@ class TextWindows:
             group=torch.from_numpy(np.stack([group[member], count[member]])),
         )
 
-    def part(self, kept: NDArray[np.bool_]) -> TextWindows:
-        """Some of the windows, in their order: bool `[windows]`, True = kept."""
-        at = torch.from_numpy(np.flatnonzero(kept))
+    def part(self, kept: NDArray[np.bool_], stop: NDArray[np.int64]) -> TextWindows:
+        """Some of the windows, in their order, none of which reaches beyond its `stop`.
+
+        Args:
+            kept: Which, bool `[windows]`.
+            stop: Where the text of each ends at the latest, `[windows]`.
+        """
+        latest = torch.from_numpy(stop)
+        end = torch.minimum(self.end, latest)
+        at = torch.from_numpy(np.flatnonzero(kept & (end - self.begin >= SHORTEST).numpy()))
         _, first, member, count = np.unique(
             self.group[0, at], return_index=True, return_inverse=True, return_counts=True
         )
-        columns = {n: getattr(self, n)[at] for n in ("begin", "end", "first", "inside", "stop")}
+        inside = torch.searchsorted(self.sentences, end) - 1 - self.first
+        found = {"begin": self.begin, "end": end, "first": self.first, "inside": inside}
+        found["stop"] = torch.minimum(self.stop, latest)
         group = torch.from_numpy(np.stack([first[member], count[member]]))
-        return replace(self, **columns, group=group)
+        return replace(self, **{name: each[at] for name, each in found.items()}, group=group)
 
     def second_starts(self, windows: Tensor, draw: Tensor) -> Tensor:
         """Where the second segment of each window begins: with a random sentence; anywhere, where

@@ -41,8 +41,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 def task_of(corpus: Corpus, kind: Kind = "next", **settings: Any) -> Any:
     """The task of an evaluator that holds the corpus."""
-    how = {"pretraining": f"mlm+{kind}", "length": corpus.length, "split": "all"}
-    return ms.MlmEvaluator("text", **how, **settings).holding(corpus=corpus).task()
+    how = {"pretraining": f"mlm+{kind}", "length": corpus.length, "split": "all"} | settings
+    return ms.MlmEvaluator("text", **how).holding(corpus=corpus).task()
 
 
 def restored(batch: Batch) -> list[list[int]]:
@@ -102,6 +102,18 @@ def test_pairs_are_what_their_labels_say(corpus: Corpus, kind: Kind, whole_words
             else:
                 assert (two + one if label else one + two) in known
     assert kind == "order" or followed > 100
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_token_of_a_few_documents_is_in_two_splits(corpus: Corpus, kind: Kind) -> None:
+    read = []
+    for split in ("validation", "holdout"):
+        windows = task_of(corpus, kind=kind, split=split).held_out_windows
+        ends = zip(windows.begin.tolist(), windows.stop.tolist(), strict=True)
+        read.append({token for begin, stop in ends for token in range(begin, stop)})
+        assert ((windows.begin < windows.end) & (windows.end <= windows.stop)).all()
+    assert min(map(len, read)) > 50
+    assert not read[0] & read[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -237,20 +237,23 @@ def tokenize_text(
     Raises:
         DataError: As `Corpus.load`.
     """
-    if isinstance(held_out, float):
-        stored = tokenize_text(path, None, tokenizer, vocabulary, cache, read)
-        return stored._replace(share=held_out, content=[*stored.content, f"{held_out:g}"])
+    share = held_out if isinstance(held_out, float) else None
+    held_out = None if isinstance(held_out, float) else held_out
+    unread = max(share or 0, HELD_OUT_SHARE)  # by a vocabulary that is trained
     opened = None if tokenizer is None else open_tokenizer(tokenizer)
-    spelled = f"trained:{vocabulary}" if opened is None else opened.to_str()
+    trained = f"trained:{vocabulary}" + f":{unread:g}" * (unread > HELD_OUT_SHARE)
+    spelled = trained if opened is None else opened.to_str()
     key = short_hash(FORMAT, read.__name__, *_source_key(path, held_out), spelled)
 
     def write(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             files, held_files = _local_text(path, held_out, Path(scratch))
-            made = opened or train_tokenizer(files, vocabulary, whole=bool(held_files))
+            made = opened or train_tokenizer(files, vocabulary, 0 if held_files else unread)
             write_tokens(folder, made, files, held_files, read)
 
     stored = _cached_tokens(cache_folder(cache) / f"corpus-{key}", write)
+    if share is not None:
+        stored = stored._replace(share=share, content=[*stored.content, f"{share:g}"])
     return stored if opened is None else stored._replace(tokenizer=opened)
 
 

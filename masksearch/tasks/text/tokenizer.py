@@ -1,6 +1,6 @@
 """Tokenizers: trained on the text, read from disk, or from the Hugging Face Hub.
 
-made = train_tokenizer([Path("train.txt")], 4096, whole=True)
+made = train_tokenizer([Path("train.txt")], 4096)
 made = open_tokenizer("bert-vocab")     # a folder with vocab.txt or tokenizer.json
 special_ids(made)                       # {"pad": 0, "unknown": 1, "cls": 2, "sep": 3, "mask": 4}
 """
@@ -19,7 +19,7 @@ from torch import Tensor
 from masksearch.errors import DataError, warn
 from masksearch.files import short_hash
 from masksearch.models.special_tokens import SPECIALS, read_special_ids
-from masksearch.tasks.text.files import HELD_OUT_SHARE, decode_utf8, hub_answers, marked_pieces
+from masksearch.tasks.text.files import decode_utf8, hub_answers, marked_pieces
 from masksearch.tasks.text.layout import RowLayout
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def word_piece(vocabulary: dict[str, int]) -> Tokenizer:
     return made
 
 
-def train_tokenizer(files: list[Path], vocabulary: int, *, whole: bool) -> Tokenizer:
+def train_tokenizer(files: list[Path], vocabulary: int, held_out: float = 0) -> Tokenizer:
     """A lower-case WordPiece vocabulary, the same on every machine.
 
     The trainer numbers letters in the order of a hash table, and breaks ties by number. So it
@@ -51,14 +51,14 @@ def train_tokenizer(files: list[Path], vocabulary: int, *, whole: bool) -> Token
     Args:
         files: Training text.
         vocabulary: Largest number of token ids, the five special ones among them.
-        whole: Whether all of the text is trained on, or only what the held-out share leaves.
+        held_out: Share of the text at its end that is not read, in [0, 1).
     """
     from tokenizers import Tokenizer, models, trainers
 
     if vocabulary < 32:
         raise ValueError(f"a vocabulary needs at least 32 token ids, got {vocabulary}")
     written = sum(file.stat().st_size for file in files)
-    stop = None if whole else round((1 - HELD_OUT_SHARE) * written)
+    stop = round((1 - held_out) * written) if held_out else None
     first = [spellings[0] for spellings in SPECIALS.values()]
     alphabet: list[str] = []
     for size in (len(first), vocabulary):

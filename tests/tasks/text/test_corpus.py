@@ -94,6 +94,9 @@ def test_held_out_share_does_not_shape_the_vocabulary(tmp_path: Path) -> None:
     other.write_text(text(400))
     assert "q" not in load(path).tokenizer.get_vocab()
     assert "q" in load(path, held_out=other).tokenizer.get_vocab()
+    path.write_text(text(3000) + "qqqqxqqqq\n" * 20 + text(1000))
+    assert "q" in load(path).tokenizer.get_vocab()
+    assert "q" not in load(path, held_out=0.4).tokenizer.get_vocab()
 
 
 def test_digest_follows_text_tokenizer_and_length(folder: Path) -> None:
