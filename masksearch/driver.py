@@ -396,7 +396,6 @@ def search(
         )
         _warn_of_few(chosen, name, trials, len(budgets))
         begun = store.stored_facts()
-        begun = begun if store.finished else None  # else it may be made anew
         opening = plan_opening(given, baselines, chosen, space, evaluator, budgets, begun)
         store.create(evaluator.objectives, facts | opening.facts)
         asked = {"trials": trials, "seconds": seconds, "executor": place}

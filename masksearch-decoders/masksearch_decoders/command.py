@@ -83,7 +83,13 @@ def allocate(options: AllocateOptions) -> None:
     from masksearch.executors.local import Local
     from masksearch_decoders.engine import Serving
     from masksearch_decoders.plan import report_lines
-    from masksearch_decoders.planner import PLAN, CacheBudget, DecoderOnText, Delivery, find_plans
+    from masksearch_decoders.planner import (
+        CacheBudget,
+        DecoderOnText,
+        Delivery,
+        find_plans,
+        plan_path,
+    )
     from masksearch_decoders.planner import allocate as search_plan
 
     usual = inspect.signature(search_plan).parameters
@@ -107,8 +113,7 @@ def allocate(options: AllocateOptions) -> None:
             progress="auto",
         )
     for limit, plan in plans.items():
-        path = options.run / (PLAN if len(plans) == 1 else f"plan-{limit:g}.json")
-        for line in report_lines(plan, path, options.model):
+        for line in report_lines(plan, plan_path(options.run, limit, plans), options.model):
             typer.echo(line)
 
 

@@ -13,7 +13,7 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -237,6 +237,11 @@ class Delivery:
         return "mask" if self.serve is None else ENGINES[self.serve].cache_layout
 
 
+def plan_path(run: Path, budget: float, budgets: Collection[float]) -> Path:
+    """The file of a run folder that holds the plan of one of several budgets."""
+    return run / (PLAN if len(budgets) == 1 else f"plan-{budget:g}.json")
+
+
 def find_plans(
     decoder: DecoderOnText,
     within: CacheBudget,
@@ -287,7 +292,7 @@ def find_plans(
     unseen = Unseen(evaluator.evaluator) if compares else None
     plans = {}
     for limit, record in chosen.items():
-        path = run / (PLAN if len(chosen) == 1 else f"plan-{limit:g}.json")
+        path = plan_path(run, limit, chosen)
         plan = _make_plan(evaluator.evaluator, strategy, record, str(decoder.model))
         if unseen:
             unseen.forget()

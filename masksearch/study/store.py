@@ -370,10 +370,11 @@ class StudyStore:
             return True
 
     def stored_facts(self) -> dict[str, str] | None:
-        """The facts of the search that goes on here; None where one would begin anew."""
+        """The facts of the search that goes on here; None where one may begin anew: no trial has
+        finished."""
         if self.exists():
             self.load()
-        return self.facts() if self.ids else None
+        return self.facts() if self.finished else None
 
     def _check_lost_trials(self) -> None:
         """Refuses a study that holds fewer finished trials than the run folder tells of.
