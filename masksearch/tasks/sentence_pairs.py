@@ -316,7 +316,7 @@ class TextWindows:
             self.group[0, at], return_index=True, return_inverse=True, return_counts=True
         )
         inside = torch.searchsorted(self.sentences, end) - 1 - self.first
-        found = {"begin": self.begin, "end": end, "first": self.first, "inside": inside}
+        found = dict[str, Any](begin=self.begin, end=end, first=self.first, inside=inside)
         found["stop"] = torch.minimum(self.stop, latest)
         group = torch.from_numpy(np.stack([first[member], count[member]]))
         return replace(self, **{name: each[at] for name, each in found.items()}, group=group)
