@@ -135,8 +135,8 @@ class SentencePairTask(MlmTask):
             return windows
         starts, final = self.corpus.held_out_splits
         of = np.searchsorted(starts, windows.begin.numpy(), "right") - 1
-        other = np.append(starts[1:][final[1:] != final[:-1]], len(windows.ids))
-        stop = other[np.searchsorted(other, windows.begin.numpy(), "right")]
+        changes = np.append(starts[1:][final[1:] != final[:-1]], len(windows.ids))  # of the split
+        stop = changes[np.searchsorted(changes, windows.begin.numpy(), "right")]
         windows = windows.part(final[of] == (self.split == "holdout"), stop)
         return self.enough(windows, f"held-out text of the {self.split} split")
 
@@ -240,7 +240,6 @@ class TextWindows:
         begin: First token of each window, `[windows]`; a sentence begins there.
         end: Behind its last token.
         first: Number of the sentence that begins a window.
-        inside: Number of sentences that begin in it, without the first.
         stop: End of the window's document.
         group: First window of its document, and the number of its windows: `[2, windows]`.
     """
@@ -250,12 +249,16 @@ class TextWindows:
     begin: Tensor
     end: Tensor
     first: Tensor
-    inside: Tensor
     stop: Tensor
     group: Tensor
 
     def __len__(self) -> int:
         return len(self.begin)
+
+    @cached_property
+    def inside(self) -> Tensor:
+        """Number of sentences that begin in each window, without the first, int64 `[windows]`."""
+        return torch.searchsorted(self.sentences, self.end) - 1 - self.first
 
     @classmethod
     def cut(
@@ -287,7 +290,6 @@ class TextWindows:
         end = np.minimum(starts[first] + size, stop[first])
         kept = end - starts[first] >= SHORTEST
         first, end = first[kept], end[kept]
-        inside = np.searchsorted(starts, end) - 1 - first
         _, group, member, count = np.unique(
             of[first], return_index=True, return_inverse=True, return_counts=True
         )
@@ -297,13 +299,12 @@ class TextWindows:
             begin=torch.from_numpy(starts[first]),
             end=torch.from_numpy(end),
             first=torch.from_numpy(first),
-            inside=torch.from_numpy(inside),
             stop=torch.from_numpy(stop[first]),
             group=torch.from_numpy(np.stack([group[member], count[member]])),
         )
 
     def part(self, kept: NDArray[np.bool_], stop: NDArray[np.int64]) -> TextWindows:
-        """Some of the windows, in their order, none of which reaches beyond its `stop`.
+        """Some of the windows, in their order, each cut at its `stop`.
 
         Args:
             kept: Which, bool `[windows]`.
@@ -315,11 +316,14 @@ class TextWindows:
         _, first, member, count = np.unique(
             self.group[0, at], return_index=True, return_inverse=True, return_counts=True
         )
-        inside = torch.searchsorted(self.sentences, end) - 1 - self.first
-        found = dict[str, Any](begin=self.begin, end=end, first=self.first, inside=inside)
-        found["stop"] = torch.minimum(self.stop, latest)
-        group = torch.from_numpy(np.stack([first[member], count[member]]))
-        return replace(self, **{name: each[at] for name, each in found.items()}, group=group)
+        return replace(
+            self,
+            begin=self.begin[at],
+            end=end[at],
+            first=self.first[at],
+            stop=torch.minimum(self.stop, latest)[at],
+            group=torch.from_numpy(np.stack([first[member], count[member]])),
+        )
 
     def second_starts(self, windows: Tensor, draw: Tensor) -> Tensor:
         """Where the second segment of each window begins: with a random sentence; anywhere, where

@@ -237,8 +237,7 @@ def tokenize_text(
     Raises:
         DataError: As `Corpus.load`.
     """
-    share = held_out if isinstance(held_out, float) else None
-    held_out = None if isinstance(held_out, float) else held_out
+    share, held_out = (held_out, None) if isinstance(held_out, float) else (None, held_out)
     unread = max(share or 0, HELD_OUT_SHARE)  # by a vocabulary that is trained
     opened = None if tokenizer is None else open_tokenizer(tokenizer)
     trained = f"trained:{vocabulary}" + f":{unread:g}" * (unread > HELD_OUT_SHARE)
