@@ -147,6 +147,7 @@ ODD += [
     f"/{WORD}:80/",
     f"***@{WORD}",
     f"{WORD}=",
+    f"@{WORD}:",  # in an address a port that is no number, which SQLAlchemy refuses
 ]
 SERVER = "postgresql://me:{}@127.0.0.1:1/trials"
 PLACES = [
@@ -179,16 +180,22 @@ def test_no_password_of_a_query_is_written_down(password):
     assert WORD not in json.dumps(hide_secrets([*texts, *map(repr, texts)]))
 
 
+def password_of(address):
+    """As SQLAlchemy reads it; none where it refuses the address."""
+    try:
+        return sqlalchemy.make_url(address).password
+    except ValueError:
+        return ""
+
+
 @with_examples
 def test_what_repeats_a_password_is_struck_however_it_is_spelled(password):
-    url = sqlalchemy.make_url(f"postgresql://me:{password}@host/db")
-    assume(WORD in url.password and not url.password.isalnum())
-    spelled = [url.password, repr(url.password), json.dumps(url.password)]
-    spelled += [sqlalchemy.URL.create("x", "y", url.password).render_as_string(False), password]
-    values = {
-        "url": f"postgresql://me:{password}@host/db",
-        **dict(zip("abcde", spelled, strict=True)),
-    }
+    address = f"postgresql://me:{password}@host/db"
+    read = password_of(address)
+    assume(WORD in read and not read.isalnum())
+    spelled = [read, repr(read), json.dumps(read)]
+    spelled += [sqlalchemy.URL.create("x", "y", read).render_as_string(False), password]
+    values = {"url": address, **dict(zip("abcde", spelled, strict=True))}
     assert WORD not in json.dumps(hide_secrets(values))
 
 
