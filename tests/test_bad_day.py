@@ -161,6 +161,31 @@ def test_nothing_lives_on_after_a_killed_driver(tmp_path):
     wait_until(lambda: not any(map(lives, others)), 10, lambda: f"{[*filter(lives, others)]}")
 
 
+TIMES = """
+import torch
+from transformers import BertConfig, BertModel
+from masksearch import masks
+from masksearch.models.speed import time_masks
+
+sizes = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+model = BertModel(BertConfig(**sizes))
+rows = {"input_ids": torch.ones(1, 8, dtype=torch.long)}
+time_masks(model, {"near": masks.window(1)}, [rows], 10**9, torch.device("cpu"), say="timing")
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_a_timing_ends_with_the_process_that_asked_for_it():
+    driver = subprocess.Popen([sys.executable, "-c", TIMES], stderr=subprocess.PIPE, text=True)
+    assert driver.stderr.readline().startswith("timing: about")
+    (timing,) = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
+    assert lives(timing)
+    driver.kill()
+    driver.wait()
+    wait_until(lambda: not lives(timing), 10)
+
+
 LONG = """
 import sys
 from contracts.toy import ToyEvaluator, space

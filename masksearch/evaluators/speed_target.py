@@ -157,9 +157,12 @@ class Target:
         """The share at which a line through two points, each share and time, meets the target;
         not below the diagonal's, and rounded to what drawn masks are looked for at."""
         (low, fast), (high, slow) = below, above
-        share = high if slow <= 1 / self.times else low
-        if slow != fast and high != low:
+        if slow > fast and high != low:
             share = low + (1 / self.times - fast) * (high - low) / (slow - fast)
+        elif slow > 1 / self.times:
+            share = low
+        else:  # no slower, though denser
+            share = 1.0 if high != low else high
         return max(self.limit[0], min(1.0, round(share // STEP * STEP, 3)))
 
     def describe(self) -> str:

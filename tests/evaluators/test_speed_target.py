@@ -95,6 +95,21 @@ def test_drawn_masks_are_as_dense_as_the_target_lets_them(asked, tmp_path):
     assert len(asked) == before
 
 
+def test_a_drawn_mask_that_is_no_slower_than_the_diagonal_is_drawn_denser(tmp_path, monkeypatch):
+    shares = list[list[float]]()
+
+    def time_masks(model: Any, named: Mapping[str, Mask], *rest: Any) -> dict[str, list[float]]:
+        shares.append([density(mask) for mask in named.values()])
+        random = len(shares) == 1
+        return {name: [1.5 - 0.5 * density(mask) if random else 1.7] * 3
+                for name, mask in named.items()}  # fmt: skip
+
+    monkeypatch.setattr(speed_target, "time_masks", time_masks)
+    found = target(tmp_path, 1.4)
+    densest = max(map(density, found.drawn.values()))
+    assert densest == max(map(max, shares[1:])) > 1.5 * found.share
+
+
 @pytest.mark.parametrize(("share", "cuts"), [(0.3, 0), (0.7, 1)])
 def test_a_found_mask_that_is_too_slow_is_cut_without_training(asked, tmp_path, share, cuts):
     found, made = target(tmp_path, 1.5), list[float]()
