@@ -249,7 +249,6 @@ SOONER = LEAD[800] > 0 > LEAD[3200]  # fixed leads after 800 steps alone
 CLAIMS += sentences(
     FRONT,
     {
-        "At {} tokens an attention head compares {} pairs.": [512, 512**2],
         "[{} model classes of transformers {}](docs/supported_models.md) attach exactly, {} of "
         "them decoders; {} are refused by name, {} were not run.": [
             *(ATTACHED, float(NEWEST), DECODERS, REFUSED, NOT_RUN),

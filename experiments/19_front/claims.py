@@ -221,8 +221,10 @@ ALL_PAGES = {
     ],
 }
 FIRST_PAGE = {
-    ". From a raw checkpoint two full heads in each layer keep {} than DAM's masks within {} %, "
-    "though no published family does |": [-BEHIND["DAM - full heads"][2], 30],
+    ". From a raw checkpoint two full heads a layer keep {} than DAM's masks within {} % |": [
+        -BEHIND["DAM - full heads"][2],
+        30,
+    ],
     "; minus the two heads: {} [{}, {}] |": BEHIND["DAM - full heads"][:3],
 }
 few = {at: mean("dam", at) - mean("random", at) for at in (0.2, 0.12)}

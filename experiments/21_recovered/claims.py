@@ -187,8 +187,7 @@ FIRST_PAGE = {
     "are {} on {} of {} models; at {} % nothing is shown.": [
         *(20, AHEAD, longer_ahead[0.2], len(lines), 12),
     ],
-    "| DAM minus these, at {} %: {} [{}, {}]; over both budgets (the planned test): {} [{}, "
-    "{}];": [
+    "| DAM minus these, at {} %: {} [{}, {}]; over both budgets, as planned: {} [{}, {}];": [
         *(20, *minus("hand, longer", 0.2), *PLANNED[:3]),
     ],
 }

@@ -372,8 +372,8 @@ FIRST_PAGE = {
         len(AMENDED_TASKS),
     ],
     "| In pairs, not in time: with {} % of the pairs DAM's mask keeps {} of {} on QQP, {} of {} "
-    "on QNLI, {} of {} on SST-2 and {} of {} on STS-B; the best drawn one, in which each token "
-    "also sees the same token elsewhere, keeps {}, {}, {} and {} | DAM minus the drawn mask: {} "
+    "on QNLI, {} of {} on SST-2 and {} of {} on STS-B; the best drawn one, which follows "
+    "words, keeps {}, {}, {} and {} | DAM minus the drawn mask: {} "
     "[{}, {}], {} [{}, {}], {} [{}, {}] and {} [{}, {}]; minus first-order effects: {} [{}, {}], "
     "{} [{}, {}], {} [{}, {}] and {} [{}, {}] |": [
         100 * AT,
