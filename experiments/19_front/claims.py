@@ -221,7 +221,7 @@ ALL_PAGES = {
     ],
 }
 FIRST_PAGE = {
-    ". From a raw checkpoint two full heads a layer keep {} than DAM's masks within {} % |": [
+    ". From a raw checkpoint two full heads a layer keep {} than DAM's within {} % |": [
         -BEHIND["DAM - full heads"][2],
         30,
     ],

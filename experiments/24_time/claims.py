@@ -171,8 +171,8 @@ DOCS = {
     },
     "README.md": {
         "| And in time, at {} tokens? | Not shown: {} times as fast, DAM's tiles keep {} of {} "
-        "where authors are told apart, drawn ones {}; on film reviews {} of {}, {} | DAM minus "
-        "drawn: {} [{}, {}], {} [{}, {}] |": [*KEPT, *BOTH_GAPS[0], *BOTH_GAPS[1]],
+        "where authors are told apart, drawn ones {}; on film reviews {} of {}, drawn {} | DAM "
+        "minus drawn: {} [{}, {}], {} [{}, {}] |": [*KEPT, *BOTH_GAPS[0], *BOTH_GAPS[1]],
     },
 }
 CLAIMS = [
