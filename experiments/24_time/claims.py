@@ -157,19 +157,19 @@ DOCS = {
         "training | `sparsify --faster 1.3`, which judges DAM's tiles and drawn ones | no "
         "difference is shown: DAM minus the best drawn tiles is {} [{}, {}] on {} models that "
         "tell authors apart, and {} [{}, {}] on {} that judge film reviews. On all {} of the "
-        "first, of which one drawn mask is {} times as fast, it is {} [{}, {}], which was not "
-        "planned; DAM minus TPE over bands of tiles is {} [{}, {}] and {} [{}, {}] on two models "
-        "each" + LINK: [*APART, *SAMPLED[0], *SAMPLED[1]],
+        "first, where one drawn mask is {} times as fast, the difference is {} [{}, {}], which "
+        "was not planned; DAM minus TPE over bands of tiles is {} [{}, {}] and {} [{}, {}] on two "
+        "models each" + LINK: [*APART, *SAMPLED[0], *SAMPLED[1]],
     },
     "experiments/README.md": {
         "not shown by the planned tests: of masks {} times as fast at {} tokens DAM minus the "
         "best drawn is {} [{}, {}] on {} models that tell authors apart, {} [{}, {}] on {} that "
-        "judge film reviews. On all {} of the first, one of whose drawn masks is {} times as "
-        "fast, it is {} [{}, {}], which was not planned |": APART,
+        "judge film reviews. On all {} of the first, where one drawn mask is {} times as fast, "
+        "the difference is {} [{}, {}], which was not planned |": APART,
     },
     "README.md": {
         "| And in time, at {} tokens? | Not shown: {} times as fast, DAM's tiles keep {} of {} "
-        "where authors are told apart, drawn ones {}; on film reviews {} of {}, drawn {} | DAM "
+        "where authors are told apart, drawn {}; on film reviews {} of {}, drawn {} | DAM "
         "minus drawn: {} [{}, {}], {} [{}, {}] |": [*KEPT, *BOTH_GAPS[0], *BOTH_GAPS[1]],
     },
 }
