@@ -1,5 +1,5 @@
 """Files written in one move, so that whoever reads one finds all of it or what lay there before;
-hashes of files and settings; tensors in safetensors files."""
+hashes of files and settings; tensors in safetensors files; the end of a pipe."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import select
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from numbers import Number
@@ -247,3 +248,14 @@ def disk_error(error: Exception, what: str, path: Path) -> OSError:
     """
     number = re.search(r"os error (\d+)", str(error))
     return OSError(int(number[1]) if number else errno.EIO, f"{what}: {error}", str(path))
+
+
+def wait_for_hang_up(pipe: int) -> None:
+    """Returns when the other end of a pipe is closed, as by the death of its process.
+
+    Args:
+        pipe: File descriptor of this end; it may be in use.
+    """
+    watch = select.poll()
+    watch.register(pipe, 0)  # nothing but its being hung up
+    watch.poll()

@@ -91,7 +91,8 @@ FEW, MANY = (at(AUTHOR, share) for share in sorted(PLAN["front"]["shares"]))
 HALF = at(REVIEWS, max(PLAN["front"]["shares"]))
 TARGETS = json.loads((RESULTS / f"target_{REVIEWS}.json").read_text(encoding="utf-8"))
 DRAWN = [quartiles[1] for name, quartiles in TARGETS.items() if name.endswith(", 1")]
-KEPT = [1_024, TARGET, *AUTHORS[1::-1], AUTHORS[3], *FILMS[1::-1], FILMS[3]]
+LENGTH = PLAN["model"]["length"]
+KEPT = [LENGTH, TARGET, *AUTHORS[1::-1], AUTHORS[3], *FILMS[1::-1], FILMS[3]]
 (SEARCHED,) = (
     line for line in lines[REVIEWS, 0] if line["stage"] == "search" and line["arm"] == "dam"
 )
@@ -143,7 +144,7 @@ SCORES = {task: of_task(task) for task in PLAN["tasks"]}
 TESTS = {f"{task}, planned": PLANNED[task] for task in PLAN["tasks"]}
 LINK = " ([24](../experiments/24_time/README.md)) |"
 APART = [
-    *(TARGET, 1_024, *BOTH_GAPS[0], PLANNED[AUTHOR][5], *BOTH_GAPS[1], PLANNED[REVIEWS][5]),
+    *(TARGET, LENGTH, *BOTH_GAPS[0], PLANNED[AUTHOR][5], *BOTH_GAPS[1], PLANNED[REVIEWS][5]),
     *(ALL[5], speeds.loc[OUT, "median"], *gap(ALL)),
 ]
 DOCS = {

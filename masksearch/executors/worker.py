@@ -9,7 +9,6 @@ from __future__ import annotations
 import faulthandler
 import io
 import os
-import select
 import shutil
 import signal
 import sys
@@ -32,6 +31,7 @@ import cloudpickle
 from masksearch.contracts import Evaluator, Report
 from masksearch.errors import SearchError, hide_passwords
 from masksearch.executors.job import TIME_LIMIT_NOTE, JobRun
+from masksearch.files import wait_for_hang_up
 from masksearch.user_code import describe_error
 
 READY = "ready"  # a worker process's first message
@@ -457,9 +457,7 @@ def _die_with(pipe: int) -> None:
     Args:
         pipe: File descriptor of this end.
     """
-    watch = select.poll()
-    watch.register(pipe, 0)  # nothing but its being hung up
-    watch.poll()
+    wait_for_hang_up(pipe)
     _end_session()
 
 

@@ -6,7 +6,6 @@ import inspect
 import json
 import os
 import pickle
-import select
 import subprocess
 import sys
 import threading
@@ -26,6 +25,7 @@ from masksearch.attention.attach import attach, attached, detach
 from masksearch.attention.explain import explain, wrapped
 from masksearch.attention.probe import pretrained_models, unwrapped
 from masksearch.errors import AttachError, UnknownNameError
+from masksearch.files import wait_for_hang_up
 from masksearch.masks.checks import at_least
 from masksearch.masks.core import Mask
 from masksearch.models.checkpoints import check_positions
@@ -212,7 +212,5 @@ def serve() -> None:
 def _end_unread() -> None:
     """Ends this process when nobody is left to read its answer, for it would disturb the timings
     that are made in its place."""
-    watch = select.poll()
-    watch.register(sys.stdout.fileno(), 0)  # nothing but its being hung up
-    watch.poll()
+    wait_for_hang_up(sys.stdout.fileno())
     os._exit(1)
