@@ -94,6 +94,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"masksearch.{name}")
     try:
         value = getattr(importlib.import_module(module), name)
+        if module.startswith("masksearch.attention."):  # which is then told of other wrappers
+            importlib.import_module("masksearch.models.embedding")
     except ModuleNotFoundError as error:
         missing = error.name or "masksearch"
         if "." in missing or missing == "masksearch":

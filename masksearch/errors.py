@@ -278,6 +278,24 @@ def install_command(extra: str) -> str:
     return f'pip install "masksearch[{extra}]"'  # adds to what is installed
 
 
+def load_library(name: str, extra: str, what: str) -> Any:
+    """A library that an extra installs.
+
+    Args:
+        name: As it is imported.
+        extra: Brings it.
+        what: What needs it, for the message.
+
+    Raises:
+        DataError: If it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        package = f"the package {name.replace('_', '-')}"
+        raise DataError(f"{what} needs {package}: {install_command(extra)}") from error
+
+
 def _outside_level() -> int:
     """The `stacklevel` at which a warning points at whoever has called masksearch."""
     level, outside = 0, 1

@@ -50,6 +50,7 @@ from masksearch.attention.probe import (
     keyless_layers,
     models_of,
     names_of,
+    opened,
     own_config,
     owners,
     parts_of,
@@ -89,6 +90,7 @@ class Attachment:
     # gates -> the module whose call draws them; masks that follow the tokens, and who gets those
     banks: dict[nn.Module, nn.Module] = field(default_factory=dict)
     token_masks: list[tuple[list[TokenMask], nn.Module]] = field(default_factory=list)
+    callers: list[nn.Module] = field(default_factory=list)  # of its forward, past its hooks
     hooks: list[Any] = field(default_factory=list)
 
 
@@ -204,15 +206,14 @@ def attach(
     attachment = Attachment(
         {one.name: v for one, v in targets}, states, positions, configs, [*previous.values()]
     )
+    if opened(wrapper) is not None:
+        attachment.callers = [each for each in wrapper.modules() if model in each.children()]
     owner = owners(model)
     for one, value in targets:
         if isinstance(value, Mask) and value.needs_tokens:
             token_masks = (states[call.module].token_mask for call in one.calls)
             several = list(dict.fromkeys(each for each in token_masks if each is not None))
             attachment.token_masks.append((several, receiver(model, one)))
-            if hasattr(wrapper, "transformers_model"):  # it calls the model's forward by itself
-                around = [m for m in wrapper.modules() if model in m.children()]
-                attachment.token_masks += [(several, each) for each in around]
         elif not isinstance(value, Mask):
             bank, inside = cast(nn.Module, value), owner[one.calls[0].module]
             whole = one.name == SELF or attachment.banks.get(bank, inside) is not inside
@@ -315,20 +316,22 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     if banks:
         model.add_module(GATES, banks[0] if len(banks) == 1 else nn.ModuleList(banks))
     hooks = [
-        where.register_forward_pre_hook(partial(draw_gates, cast(Any, bank)))
+        each.register_forward_pre_hook(partial(draw_gates, cast(Any, bank)))
         for bank, where in attachment.banks.items()
+        for each in (where, *attachment.callers)
     ]
     hooks += [
-        where.register_forward_pre_hook(partial(resolve_tokens, several), with_kwargs=True)
+        each.register_forward_pre_hook(partial(resolve_tokens, several), with_kwargs=True)
         for several, where in attachment.token_masks
+        for each in (where, *attachment.callers)
     ]
     configs = [config for config, _ in attachment.previous]
     check = partial(check_call, configs, attachment.positions)
     end = partial(end_pass, attachment.positions)
-    for inner in dict.fromkeys(map(owners(model).get, attachment.states)):
-        if inner is not None:
-            hooks.append(inner.register_forward_pre_hook(check, with_kwargs=True))
-            hooks.append(inner.register_forward_hook(end, always_call=True))
+    inside = filter(None, map(owners(model).get, attachment.states))
+    for each in dict.fromkeys([*inside, *attachment.callers]):
+        hooks.append(each.register_forward_pre_hook(check, with_kwargs=True))
+        hooks.append(each.register_forward_hook(end, always_call=True))
     for config in configs:
         set_implementation(config, NAME)
     attachment.hooks = hooks

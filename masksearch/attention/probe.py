@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -264,12 +264,8 @@ def _example_inputs(
         dtype = next(model.parameters()).dtype
         made["pixel_values"] = torch.zeros(1, channels, height, width, device=device, dtype=dtype)
     if not made:
-        inside = [name for name, module in model.named_modules() if module is root and name]
-        other = "".join(
-            f", or attach to the {type(root).__name__} inside: "
-            f'ms.attach(model.get_submodule("{name}"), mask)'
-            for name in inside[:1]
-        )
+        title = f", or attach to the {type(root).__name__} inside: "
+        other = "".join(f"{title}ms.attach({way}, mask)" for way in ways_inside(model)[:1])
         raise AttachError(
             f"{type(model).__name__}.forward takes {', '.join(names)}; give inputs={{...}} with "
             f"example arguments, so that the attention layers can be found{other}"
@@ -456,9 +452,19 @@ def find_part(model: nn.Module, parts: dict[str, Part], part: str | None) -> Par
 
 
 # -- models and their configurations -----------------------------------------------------------
+# Functions of the rooms above, which know wrappers of other libraries: a module -> the model in
+# it; None of a module that they do not know
+OPENERS: list[Callable[[nn.Module], nn.Module | None]] = []
+
+
+def opened(model: nn.Module) -> nn.Module | None:
+    """The model in another library's wrapper, which calls its `forward` past all hooks on it."""
+    return next((inner for each in OPENERS if (inner := each(model)) is not None), None)
+
+
 def unwrapped(model: nn.Module, adapters: bool = True) -> nn.Module:
     """The model within torch.compile, DataParallel, DistributedDataParallel, PEFT's wrapper and
-    a SentenceTransformer.
+    one that is `opened`.
 
     Args:
         model: Any module.
@@ -468,10 +474,9 @@ def unwrapped(model: nn.Module, adapters: bool = True) -> nn.Module:
         inner = model._modules.get("_orig_mod")
         if inner is None and _passes_on(model):
             inner = model._modules.get("module")
-        if inner is None and adapters and type(model).__module__.startswith("peft."):
-            inner = getattr(model, "get_base_model", lambda: None)()
-        if inner is None and adapters:  # of a SentenceTransformer
-            inner = getattr(model, "transformers_model", None)
+        if inner is None and adapters:
+            peft = type(model).__module__.startswith("peft.")
+            inner = getattr(model, "get_base_model", lambda: None)() if peft else opened(model)
         if inner is None:
             break
         model = inner
@@ -483,6 +488,12 @@ def pretrained_models(model: nn.Module) -> list[PreTrainedModel]:
     if isinstance(model, PreTrainedModel):
         return [model]
     return [root for child in model.children() for root in pretrained_models(child)]
+
+
+def ways_inside(model: nn.Module) -> list[str]:
+    """How to reach each of the outermost Hugging Face models inside a module, in Python."""
+    names = [names_of(model)[root] for root in dict.fromkeys(pretrained_models(model))]
+    return [f'model.get_submodule("{name}")' for name in names if name]
 
 
 def own_config(module: nn.Module) -> PreTrainedConfig | None:

@@ -40,7 +40,7 @@ from masksearch.files import content_hash, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.checkpoints import check_positions, find_folder
-from masksearch.models.embedding import MODULES, Embedder, open_embedding
+from masksearch.models.embedding import Embedder, holds_embedding, open_embedding
 from masksearch.models.pretrained import FIRST_ROW, Pretrained
 from masksearch.tasks.splits import in_holdout, sample_rows, take_split
 from masksearch.tasks.tables import ENDINGS, tidy
@@ -183,7 +183,7 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
 
 def embeds_texts(model: str | Path, task: Any) -> bool:
     """Whether a task is texts without labels, `Columns` or None, and an embedding model's."""
-    return getattr(task, "label", task) is None and (find_folder(model)[1] / MODULES).is_file()
+    return getattr(task, "label", task) is None and holds_embedding(find_folder(model)[1])
 
 
 # -- pairs of texts ------------------------------------------------------------------------------

@@ -440,8 +440,8 @@ def hash_weights(folder: Path) -> dict[str, str]:
     return {path.name: hash_file(path) for path in files}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a checkpoint as plain data.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON file of a checkpoint as plain data, an object or a list.
 
     Raises:
         DataError: If it is missing or cannot be read.
@@ -450,8 +450,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path.parent} holds no {path.name}; give the folder of save_pretrained")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it holds no object")
+        if not isinstance(content, kind):
+            raise ValueError(f"it holds no {'object' if kind is dict else 'list'}")
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     return content

@@ -6,22 +6,77 @@ Embedder(model)(**batch).logits                 # as model.encode embeds these r
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from masksearch.attention.interface import ENTRY
-from masksearch.errors import DataError, install_command
-from masksearch.models.checkpoints import UNREADABLE, find_files, quiet
+from masksearch.attention.probe import OPENERS, ways_inside
+from masksearch.errors import AttachError, DataError, load_library
+from masksearch.models.checkpoints import UNREADABLE, find_files, quiet, read_json
 from masksearch.models.encoders import Output
 
-MODULES = "modules.json"
-KINDS = ["Transformer", "Pooling", "Normalize"]  # the last one may be missing
+MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+KIND, PARTS = "SentenceTransformer", ["Transformer", "Pooling", "Normalize"]
 
 
+# -- what is taken -----------------------------------------------------------------------------
+def _check_kind(kind: str, modules: list[str], remedy: str, error: type[Exception]) -> None:
+    """Says what of sentence-transformers takes a mask as a whole: it is asked by all that put one
+    on a model, save it or open a folder.
+
+    Args:
+        kind: The class of a model, by its name in that library's folders.
+        modules: The classes of its modules.
+        remedy: Ends the message.
+        error: Is raised where it is no SentenceTransformer of the three modules `PARTS`.
+    """
+    if kind != KIND or modules not in (PARTS, PARTS[:2]):  # the last one may be missing
+        taken = f"a mask is put on a {KIND} of {', '.join(PARTS)}"
+        raise error(f"{taken}, not on a {kind} of {', '.join(modules)}; {remedy}")
+
+
+def _transformer_in(model: Any) -> nn.Module | None:
+    """The model of transformers in a SentenceTransformer; None of what is no model of that
+    library, or has none of transformers.
+
+    Raises:
+        AttachError: If it is another kind of that library; names the models inside.
+    """
+    base = getattr(sys.modules.get("sentence_transformers.base.model"), "BaseModel", ())
+    if not isinstance(model, base) or not (inside := ways_inside(model)):
+        return None
+    remedy = f"attach to the model inside, and save that: {' or '.join(inside)}"
+    _check_kind(model.model_type, [type(part).__name__ for part in model], remedy, AttachError)
+    return cast(nn.Module, model.transformers_model)
+
+
+OPENERS.append(_transformer_in)
+
+
+def holds_embedding(folder: Path) -> bool:
+    """Whether a folder holds a SentenceTransformer. A CrossEncoder (a reranker) is none: it is a
+    classifier of transformers, and read as one.
+
+    Raises:
+        DataError: If it holds another kind of that library, or cannot be read.
+    """
+    if not (folder / MODULES).is_file():
+        return False
+    settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    named = [each for each in read_json(folder / MODULES, list) if isinstance(each, dict)]
+    modules = [str(each.get("type")).rpartition(".")[2] for each in named]
+    remedy = f"open {folder} by its own library; ms.attach(model, mask) names the model inside"
+    if (kind := settings.get("model_type", KIND)) != "CrossEncoder" or modules != PARTS[:1]:
+        _check_kind(kind, modules, remedy, DataError)
+    return bool(kind == KIND)
+
+
+# -- opening -----------------------------------------------------------------------------------
 def open_embedding(folder: Path, **options: Any) -> Any:
     """The SentenceTransformer of a folder without masks, in eval mode, on the CPU; no code that
     comes with it is run.
@@ -31,37 +86,23 @@ def open_embedding(folder: Path, **options: Any) -> Any:
         options: Of `from_pretrained` of transformers.
 
     Raises:
-        DataError: If it cannot be read, is made of other modules than a Transformer, Pooling and,
-            or not, Normalize, or sentence-transformers is not installed.
+        DataError: If it cannot be read, holds no SentenceTransformer, or sentence-transformers is
+            not installed.
     """
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError as error:
-        raise DataError(
-            f"{folder} holds an embedding model ({MODULES}), which needs the package "
-            f"sentence-transformers: {install_command('embed')}"
-        ) from error
+    library = load_library("sentence_transformers", "embed", f"the embedding model {folder}")
+    if not holds_embedding(folder):
+        raise DataError(f"{folder} holds no {KIND} ({MODULES}); give a folder of one")
     find_files(folder)
     how = {"dtype": "auto", **options, "attn_implementation": "sdpa", "use_safetensors": True}
     try:
         with quiet():
-            model = SentenceTransformer(
+            model = library.SentenceTransformer(
                 str(folder), device="cpu", local_files_only=True, model_kwargs=how
             )
     except UNREADABLE as error:
         raise DataError(f"{folder}: the embedding model cannot be read: {error}") from error
-    if (kinds := [type(part).__name__ for part in model]) not in (KINDS, KINDS[:2]):
-        raise DataError(
-            f"{folder / MODULES} names {', '.join(kinds)}, and masks are put on models of "
-            f"{', '.join(KINDS)} alone; give such a model, or attach to the transformer inside"
-        )
-    vars(transformer_of(model).config).pop(ENTRY, None)  # of the mask that is not on it yet
+    vars(model.transformers_model.config).pop(ENTRY, None)  # of the mask that is not on it yet
     return model.eval()
-
-
-def transformer_of(model: Any) -> Any:
-    """The model of transformers in a SentenceTransformer; any other model itself."""
-    return getattr(model, "transformers_model", model)
 
 
 class Embedder(nn.Module):
@@ -73,7 +114,7 @@ class Embedder(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.encoder, self.rest = transformer_of(model), nn.ModuleList([*model][1:])
+        self.encoder, self.rest = model.transformers_model, nn.ModuleList([*model][1:])
         prompt, tokenizer = model.prompts.get(model.default_prompt_name), model.tokenizer
         ids = tokenizer(prompt)["input_ids"] if prompt else []  # poolings may leave them out
         self.prompt_length = len(ids) - (ids[-1:] != [] and ids[-1] in tokenizer.all_special_ids)

@@ -42,8 +42,8 @@ from transformers.trainer_callback import ExportableState
 
 from masksearch.attention.attach import ATTACHMENT, attach, attached
 from masksearch.attention.interface import ENTRY
-from masksearch.attention.probe import SELF, unwrapped
-from masksearch.errors import AttachError, DataError, MaskFormatError, install_command, warn
+from masksearch.attention.probe import SELF, opened, unwrapped, ways_inside
+from masksearch.errors import AttachError, DataError, MaskFormatError, load_library, warn
 from masksearch.files import disk_error, write_in_one_move, write_text_in_one_move
 from masksearch.masks import Mask
 from masksearch.masks.text import save_mask
@@ -67,7 +67,7 @@ from masksearch.models.checkpoints import (
     read_model,
     saved_masks,
 )
-from masksearch.models.embedding import MODULES, open_embedding, transformer_of
+from masksearch.models.embedding import MODULES, holds_embedding, open_embedding
 from masksearch.models.encoders import MaskedLanguageModel
 from masksearch.models.pretrained import count_positions, hugging_face_model
 from masksearch.models.special_tokens import TokenSource, read_special_ids
@@ -159,7 +159,7 @@ def _write_model(
         found: How the mask was found.
         how: Of the model's own `save_pretrained`.
     """
-    inner = transformer_of(whole)
+    inner = opened(whole) or whole
     options, base = _build_options(inner), cast(PreTrainedModel, unwrapped(inner))
     if base is not inner and Path(base.name_or_path).expanduser().resolve() == folder.resolve():
         raise AttachError(
@@ -218,9 +218,7 @@ def _masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
     model = unwrapped(model)
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel | MaskedLanguageModel):
-        modules = model.named_modules() if isinstance(model, nn.Module) else ()
-        inside = next((n for n, m in modules if isinstance(m, PreTrainedModel)), "")
-        inner = f'model.get_submodule("{inside}")' if inside else "model"
+        inner = next(iter(ways_inside(model) if isinstance(model, nn.Module) else ()), "model")
         raise AttachError(
             f"{name} is no Hugging Face model (PreTrainedModel), so nothing could load it again; "
             f"save the one that it is made of: ms.detach(model, missing_ok=True); "
@@ -496,16 +494,11 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
     Raises:
         DataError: If the adapter's weights are missing or pickled, or PEFT is not installed.
     """
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise DataError(
-            f"{folder} holds an adapter, which needs the package peft: {install_command('peft')}"
-        ) from error
+    peft = load_library("peft", "peft", f"the adapter {folder}")
     if not (folder / "adapter_model.safetensors").is_file():
         raise DataError(f"{folder} holds no adapter_model.safetensors, and pickles are not read")
     with quiet():
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        return peft.PeftModel.from_pretrained(model, str(folder)).eval()
 
 
 def _find_class(name: Any, path: Path) -> type[PreTrainedModel]:
@@ -542,12 +535,10 @@ def open_model(
         AttachError: If no class of transformers is stored.
         TypeError: If `model_class` opens no models.
     """
-    cls: Any = model_class
-    if model_class is None and (folder / MODULES).is_file():
+    if model_class is None and holds_embedding(folder):
         return cast(PreTrainedModel, open_embedding(folder, **options))
-    if model_class is None:
-        stored_classes = read_json(folder / CONFIG).get("architectures") or [None]
-        cls = _find_class(stored_classes[0], folder / CONFIG)
+    stored_classes = read_json(folder / CONFIG).get("architectures") or [None]
+    cls: Any = model_class or _find_class(stored_classes[0], folder / CONFIG)
     if not isinstance(cls, type):
         raise TypeError(f"model_class is a class such as transformers.BertModel, got {cls!r}")
     if (folder / MANIFEST).is_file():
@@ -639,7 +630,7 @@ class MaskCallback(TrainerCallback, ExportableState):
             attach(model, self.mask, backend=self.backend, part=self.part)
         whole: Any = unwrapped(model, adapters=False)
         self.masks, _ = _masks_to_save(whole)
-        _build_options(transformer_of(whole))  # what could not be loaded again is refused now
+        _build_options(opened(whole) or whole)  # what could not be loaded again is refused now
         whole.__dict__["save_pretrained"] = partial(_save_with_masks, whole)
 
     def state(self) -> dict[str, Any]:

@@ -23,13 +23,12 @@ from transformers import DynamicCache
 
 from masksearch.attention.attach import attach, attached, detach
 from masksearch.attention.explain import explain, wrapped
-from masksearch.attention.probe import pretrained_models, unwrapped
+from masksearch.attention.probe import opened, pretrained_models, unwrapped
 from masksearch.errors import AttachError, UnknownNameError
 from masksearch.files import wait_for_hang_up
 from masksearch.masks.checks import at_least
 from masksearch.masks.core import Mask
 from masksearch.models.checkpoints import check_positions
-from masksearch.models.embedding import transformer_of
 from masksearch.models.pretrained import count_positions
 from masksearch.neighbours import load_part
 
@@ -73,7 +72,7 @@ def measure_speed(
         AttachError, LengthError: If nothing is attached; if model or mask have fewer positions.
         ValueError: If the model takes no token ids, or a number is out of range.
     """
-    model = transformer_of(model)
+    model = opened(model) or model
     explain(model, length)  # refuses a model without a mask of that length
     root, (mask, *others) = pretrained_models(model)[0], attached(model).values()
     names = inspect.signature(unwrapped(model).forward).parameters

@@ -54,6 +54,42 @@ class Bank(nn.Module):
         return out * self.weight
 
 
+class Caller(nn.Module):
+    """Another library's wrapper, which calls the forward of the model in it by itself."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.steps = nn.Sequential(nn.Module())
+        self.steps[0].model = inner
+        self.steps[0].forward = lambda features: inner.forward(**features)
+
+    def forward(self, features: dict[str, Tensor]) -> Any:
+        return self.steps(features)[0]
+
+
+def test_a_wrapper_of_another_library_is_opened_by_whom_knows_it(monkeypatch):
+    """What acts before a forward pass acts in the wrapper, too: hooks on the model see nothing."""
+    whole, inner = Caller(BERT.made()), BERT.made()
+    with pytest.raises(
+        AttachError, match=r"ms\.attach\(model\.get_submodule\(\"steps\.0\.model\"\)"
+    ):
+        attach(whole, NARROW)
+    opener = lambda model: model.steps[0].model if isinstance(model, Caller) else None  # noqa: E731
+    monkeypatch.setattr("masksearch.attention.probe.OPENERS", [opener])
+    for mask in (NARROW, NARROW | masks.same_token()):
+        assert attach(whole, mask) is whole
+        assert attached(whole) == attached(whole.steps[0].model) == {"self": mask}
+        assert torch.equal(whole(GIVEN), output(attach(inner, mask)))
+    whole.steps[0].model.set_attn_implementation("sdpa")
+    with pytest.raises(AttachError, match="computes its attention by 'sdpa' now"):
+        whole(GIVEN)
+    detach(whole)(GIVEN)
+    attach(whole, bank := Bank())(GIVEN)
+    assert (bank.draws, len(bank.calls)) == (1, 2)
+    detach(whole)(GIVEN)
+    assert bank.draws == 1
+
+
 def test_gates_are_drawn_once_in_a_pass():
     model, bank = BERT.made(), Bank()
     before = output(model)

@@ -108,6 +108,47 @@ def test_an_embedding_model_stays_one(tmp_path, run):
     assert attached(model) == {"self": masks.window(2)}
 
 
+@pytest.mark.slow
+def test_a_reranker_is_a_classifier_which_keeps_its_head(tmp_path, run):
+    library = pytest.importorskip("sentence_transformers", reason="the extra `embed`")
+    start, out = tiny_checkpoint(tmp_path / "start", ["mask", "star"]), tmp_path / "out"
+    reranker = library.CrossEncoder(str(start), num_labels=1, device="cpu")
+    torch.manual_seed(0)
+    for weight in reranker.model.parameters():
+        torch.nn.init.normal_(weight, std=0.4)  # wide enough that a mask matters
+    reranker.save_pretrained(str(tmp_path / "reranker"))
+    assert "BertForSequenceClassification" in run(
+        tmp_path / "reranker", "window(1)", "--length", 16, "--out", out
+    )
+    pairs = [["mask star mask", "star"], ["star", "star star"], ["mask", "mask star star mask"]]
+    dense = reranker.predict(pairs)
+    attach(reranker.model, masks.window(1))
+    wanted = reranker.predict(pairs)
+    assert abs(wanted - dense).max() > 0.01
+    model = load_pretrained(out)
+    assert type(model) is BertForSequenceClassification
+    classify = pipeline("text-classification", model=model, tokenizer=str(out))
+    texts = [{"text": one, "text_pair": two} for one, two in pairs]
+    scores = [each["score"] for each in classify(texts, function_to_apply="sigmoid")]
+    assert scores == pytest.approx(wanted.tolist(), abs=1e-6)
+    again = library.CrossEncoder(str(tmp_path / "reranker"), device="cpu")
+    again[0].model = model  # as docs/trained_encoders.md says
+    assert (again.predict(pairs) == wanted).all()
+
+
+@pytest.mark.slow
+def test_other_models_of_that_library_are_refused(tmp_path, command):
+    library = pytest.importorskip("sentence_transformers", reason="the extra `embed`")
+    start = tiny_checkpoint(tmp_path / "start", ["mask", "star"])
+    library.SparseEncoder(str(start), device="cpu").save_pretrained(str(tmp_path / "sparse"))
+    named = f"a SparseEncoder of Transformer, SpladePooling; open {tmp_path / 'sparse'} by its own"
+    assert named in command.refused("attach", tmp_path / "sparse", "star()", "--out", "never")
+    (tmp_path / "texts.txt").write_text("mask star\n")
+    texts = ["--data", tmp_path / "texts.txt"]
+    for words in (["compare", "star()", "--weights"], ["sparsify", "--out", "never"]):
+        assert named in command.refused(*words, tmp_path / "sparse", *texts)
+
+
 @pytest.mark.parametrize("leaf", [masks.special_tokens(2, 3), masks.same_token([2])], ids=str)
 def test_content_masks_and_files(folder, tmp_path, run, leaf):
     said = run(folder, f"window(1) | {leaf}", "--out", tmp_path / "out")
