@@ -9,7 +9,8 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, cast
@@ -278,22 +279,23 @@ def install_command(extra: str) -> str:
     return f'pip install "masksearch[{extra}]"'  # adds to what is installed
 
 
-def load_library(name: str, extra: str, what: str) -> Any:
-    """A library that an extra installs.
+@contextmanager
+def name_extra(extra: str, what: str, also: str = "") -> Iterator[None]:
+    """Says what to install where an import within fails.
 
     Args:
-        name: As it is imported.
-        extra: Brings it.
+        extra: Brings the package.
         what: What needs it, for the message.
+        also: Ends the message.
 
     Raises:
-        DataError: If it is not installed.
+        DataError: If the package is not installed.
     """
     try:
-        return importlib.import_module(name)
+        yield
     except ImportError as error:
-        package = f"the package {name.replace('_', '-')}"
-        raise DataError(f"{what} needs {package}: {install_command(extra)}") from error
+        package = f"the package {str(error.name).replace('_', '-')}"
+        raise DataError(f"{what} needs {package}: {install_command(extra)}{also}") from error
 
 
 def _outside_level() -> int:

@@ -861,6 +861,23 @@ def test_without_labels_the_model_s_own_answers_are_kept(place, tuned, tmp_path,
     assert again == out
 
 
+@pytest.mark.slow
+def test_a_reranker_of_sentence_transformers_is_a_classifier(place, tuned, tmp_path, command):
+    library = pytest.importorskip("sentence_transformers", reason="the extra `embed`")
+    folder, out = tmp_path / "reranker", tmp_path / "out"
+    library.CrossEncoder(str(tuned), device="cpu").save_pretrained(str(folder))
+    assert json.loads((folder / "modules.json").read_text())[0]["type"].endswith("Transformer")
+    words = words_of(place, out, "--recover-steps", "0")
+    at = words.index("--label")
+    data = ["sparsify", str(folder), "--data", str(place / "texts"), *words[4:at]]
+    said, _ = command(*data, *words[at + 2 :])
+    assert "rows as the dense model does [" in said
+    model = ms.load_pretrained(out)
+    assert type(model) is transformers.BertForSequenceClassification
+    given = load_file(folder / "model.safetensors")
+    assert all(torch.equal(part, given[name]) for name, part in model.state_dict().items())
+
+
 def test_agreement_is_of_the_development_set_that_is_scored():
     """MNLI has a second one, whose answers are kept beside it."""
     scores = {"MNLI": np.ones(4), "MNLI-mm": np.ones(2)}

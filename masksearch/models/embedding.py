@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from masksearch.attention.interface import ENTRY
 from masksearch.attention.probe import OPENERS, ways_inside
-from masksearch.errors import AttachError, DataError, load_library
+from masksearch.errors import AttachError, DataError, name_extra
 from masksearch.models.checkpoints import UNREADABLE, find_files, quiet, read_json
 from masksearch.models.encoders import Output
 
@@ -89,14 +89,15 @@ def open_embedding(folder: Path, **options: Any) -> Any:
         DataError: If it cannot be read, holds no SentenceTransformer, or sentence-transformers is
             not installed.
     """
-    library = load_library("sentence_transformers", "embed", f"the embedding model {folder}")
+    with name_extra("embed", f"the embedding model {folder}"):
+        from sentence_transformers import SentenceTransformer
     if not holds_embedding(folder):
         raise DataError(f"{folder} holds no {KIND} ({MODULES}); give a folder of one")
     find_files(folder)
     how = {"dtype": "auto", **options, "attn_implementation": "sdpa", "use_safetensors": True}
     try:
         with quiet():
-            model = library.SentenceTransformer(
+            model: Any = SentenceTransformer(
                 str(folder), device="cpu", local_files_only=True, model_kwargs=how
             )
     except UNREADABLE as error:

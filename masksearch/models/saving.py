@@ -43,7 +43,7 @@ from transformers.trainer_callback import ExportableState
 from masksearch.attention.attach import ATTACHMENT, attach, attached
 from masksearch.attention.interface import ENTRY
 from masksearch.attention.probe import SELF, opened, unwrapped, ways_inside
-from masksearch.errors import AttachError, DataError, MaskFormatError, load_library, warn
+from masksearch.errors import AttachError, DataError, MaskFormatError, name_extra, warn
 from masksearch.files import disk_error, write_in_one_move, write_text_in_one_move
 from masksearch.masks import Mask
 from masksearch.masks.text import save_mask
@@ -494,11 +494,12 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
     Raises:
         DataError: If the adapter's weights are missing or pickled, or PEFT is not installed.
     """
-    peft = load_library("peft", "peft", f"the adapter {folder}")
+    with name_extra("peft", f"the adapter {folder}"):
+        from peft import PeftModel
     if not (folder / "adapter_model.safetensors").is_file():
         raise DataError(f"{folder} holds no adapter_model.safetensors, and pickles are not read")
     with quiet():
-        return peft.PeftModel.from_pretrained(model, str(folder)).eval()
+        return PeftModel.from_pretrained(model, str(folder)).eval()
 
 
 def _find_class(name: Any, path: Path) -> type[PreTrainedModel]:

@@ -29,7 +29,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from masksearch.errors import DataError, install_command
+from masksearch.errors import DataError, name_extra
 from masksearch.files import content_hash
 
 HELD_OUT_STEMS = ("valid", "validation", "dev")
@@ -241,15 +241,10 @@ def load_hub(name: str, config: str | None, remedy: str, *, streaming: bool = Fa
 @contextmanager
 def hub_problems(name: str, remedy: str) -> Iterator[None]:
     """Says in one line what the libraries raise for a data set."""
-    import pyarrow as pa
-
-    try:
+    with name_extra("hub", name, f"; or {remedy}"):
         import datasets  # noqa: F401
+        import pyarrow as pa
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # its client's
-    except ImportError as error:
-        raise DataError(
-            f"{name} needs the package datasets: {install_command('hub')}; or {remedy}"
-        ) from error
     try:
         yield
     except DataError:
