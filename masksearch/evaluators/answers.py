@@ -22,9 +22,9 @@ from masksearch.evaluators.tuning import TaskTraining
 from masksearch.files import content_hash, short_hash
 from masksearch.models.pretrained import Pretrained, open_tuned, own_classes, tuned_kind
 from masksearch.tasks.glue.columns import DEV_FILES, Columns
-from masksearch.tasks.glue.read import find_columns, task_files
+from masksearch.tasks.glue.read import read_cells, task_files
 from masksearch.tasks.glue.tasks import ANSWER, GlueTask
-from masksearch.tasks.tables import ENDINGS, read_table, tidy
+from masksearch.tasks.tables import ENDINGS
 from masksearch.tasks.text.rows import RowSource, Texts, TokenRows, tokenize_rows
 
 ANSWERS = "answers"  # their folder in that of the cache
@@ -67,7 +67,7 @@ def write_answers(
     classes = own_classes(location)
     task = task_of_texts(folder.name, columns.texts, classes)
     files = find_tables(folder, task)
-    texts = {name: read_texts(path, task) for name, path in files.items()}
+    texts = {name: [*read_cells(path, task, task.texts).values()] for name, path in files.items()}
     rows = {name: tokenize_rows(source, each, [0.0] * len(each)) for name, each in texts.items()}
     key = short_hash(
         *(start.digest, str(trainer.how.precision), content_hash([*files.values()])),
@@ -115,13 +115,6 @@ def find_tables(folder: Path, task: GlueTask) -> dict[str, Path]:
     return files
 
 
-def read_texts(path: Path, task: GlueTask) -> Texts:
-    """The texts of a file's rows, tidy."""
-    names, rows = read_table(path)
-    places = find_columns(f"{path}, line 1", names, task.texts, task)
-    return [tuple(tidy(cells[at]) for at in places) for cells in rows.values()]
-
-
 def answer(
     trainer: TaskTraining, model: nn.Module, rows: TokenRows, classes: Sequence[str]
 ) -> list[str]:
@@ -135,6 +128,5 @@ def answer(
 def write_table(path: Path, names: Sequence[str], texts: Texts, answers: Sequence[str]) -> None:
     """Writes a CSV file of texts with their answers."""
     with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(names)
-        table.writerows([*each, said] for each, said in zip(texts, answers, strict=True))
+        rows = ([*each, said] for each, said in zip(texts, answers, strict=True))
+        csv.writer(file).writerows([names, *rows])

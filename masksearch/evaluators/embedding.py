@@ -33,7 +33,7 @@ from masksearch.contracts import (
     generator,
 )
 from masksearch.errors import DataError
-from masksearch.evaluators.answers import find_tables, read_texts, task_of_texts
+from masksearch.evaluators.answers import find_tables, task_of_texts
 from masksearch.evaluators.assembled import RowsBase, read_weights
 from masksearch.evaluators.tuning import TaskTraining, pooled_lengths, train_together
 from masksearch.files import content_hash, short_hash
@@ -42,9 +42,9 @@ from masksearch.masks.lower import lower
 from masksearch.models.checkpoints import check_positions, find_folder
 from masksearch.models.embedding import Embedder, holds_embedding, open_embedding
 from masksearch.models.pretrained import FIRST_ROW, Pretrained
+from masksearch.tasks.glue.read import read_cells
 from masksearch.tasks.splits import in_holdout, sample_rows, take_split
-from masksearch.tasks.tables import ENDINGS, tidy
-from masksearch.tasks.text.files import absolute_if_local, make_absolute, marked_pieces, text_files
+from masksearch.tasks.text.files import absolute_if_local, make_absolute, read_lines, text_files
 from masksearch.tasks.text.rows import CheckpointTokenizer, TokenRows, sample_tokens, tokenize_rows
 from masksearch.training.parts import MachineConfig, at_least, refuse_missing
 
@@ -255,18 +255,17 @@ def read_data(evaluator: EmbeddingEvaluator) -> EmbeddingData:
 
 
 def find_texts(place: Path, columns: tuple[str, ...]) -> dict[str, list[str]]:
-    """Part ("train", "dev" and, where there is one, "test") -> its texts, each once; "train" has
-    none of the others."""
+    """Part ("train", "dev" and, where there is one, "test") -> its texts as they stand, each
+    once, none blank; "train" has none of the others."""
     if columns:
         task = task_of_texts(place.name, columns)
         files = find_tables(place, task) if place.is_dir() else {"train": place}
-        tables = {part: read_texts(path, task) for part, path in files.items()}
+        tables = {part: read_cells(path, task, columns).values() for part, path in files.items()}
         parts = {part: [text for row in rows for text in row] for part, rows in tables.items()}
-    elif place.suffix in ENDINGS:
-        raise DataError(f"{place} is a table; name its columns of texts: columns=(..)")
     else:
-        parts = {"train": [tidy(piece) for _, piece in marked_pieces(text_files(place))]}
-    parts = {part: [*dict.fromkeys(filter(None, texts))] for part, texts in parts.items()}
+        lines = (line for file in text_files(place) for line, _ in read_lines(file))
+        parts = {"train": [line.removesuffix("\n").removesuffix("\r") for line in lines]}
+    parts = {part: [*dict.fromkeys(filter(str.strip, texts))] for part, texts in parts.items()}
     asked = parts.setdefault("dev", [t for t in parts["train"] if in_holdout(f"asked: {t}")])
     others = {*asked, *parts.get("test", ())}
     return parts | {"train": [text for text in parts["train"] if text not in others]}

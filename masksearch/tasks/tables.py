@@ -1,4 +1,4 @@
-"""The tables that a person brings, CSV or TSV: each row as it is written, or refused by its line.
+"""The tables that a person brings, CSV, TSV or JSON lines: each row as it is written, or refused.
 
 columns, rows = read_table(Path("reviews.csv"))
 columns, rows[2]      # ["text", "label"], ["Good, really", "1"]
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import warnings
 from pathlib import Path
 
 from masksearch.errors import DataError
-from masksearch.tasks.text.files import decode_utf8
+from masksearch.tasks.text.files import check_ending, decode_utf8
 
-ENDINGS = (".tsv", ".csv")
+ENDINGS = (".tsv", ".csv")  # of the files of a task
 Rows = dict[int, list[str]]  # number of the line where a row begins, from 1 -> its cells
 
 
@@ -24,8 +25,10 @@ def read_table(
     """Reads a file of rows that all have as many cells.
 
     A TSV file has a row a line, which ends at LF or CR LF and nowhere else; its quote marks are
-    text. A CSV file is as RFC 4180 has it, its blank lines hold no row; any ending but `.tsv`
-    is of a CSV file. A byte-order mark at the start is dropped, the last line needs no end.
+    text. A CSV file is as RFC 4180 has it, its blank lines hold no row; any ending that is no
+    other form's (`check_ending`) is of a CSV file. A JSON-lines file has an object a line, the
+    first of which names the columns; numbers are as they are spelled, null is an empty cell. A
+    byte-order mark at the start is dropped, the last line needs no end.
 
     Args:
         path: The file, UTF-8.
@@ -39,8 +42,9 @@ def read_table(
         DataError: If the file is not UTF-8, is no table or has no row, two columns have one name,
             or a row has more or fewer cells; names the file and the line.
     """
-    tabs = path.suffix == ".tsv"
-    rows = _tsv_rows(path) if tabs else _csv_rows(path)
+    check_ending(path, tables=(*ENDINGS, ".jsonl"))
+    tabs, objects = (path.suffix.lower() == ending for ending in (".tsv", ".jsonl"))
+    rows = (_tsv_rows if tabs else _json_rows if objects else _csv_rows)(path)
     columns = [] if fields or not rows else rows.pop(next(iter(rows)))
     if twice := [name for name in columns if name and columns.count(name) > 1]:
         raise DataError(f"{path}, line 1: two columns are called {twice[0]!r}; rename one")
@@ -96,6 +100,25 @@ def _csv_rows(path: Path) -> Rows:
     return rows
 
 
+def _json_rows(path: Path) -> Rows:
+    """Line -> cells, by the names of the first object, which stand at number 0."""
+    rows = Rows()
+    for number, line in enumerate(decode_utf8(path.read_bytes(), path).split("\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line, parse_int=str, parse_float=str)
+                cells = ["" if row[n] is None else row[n] for n in rows.setdefault(0, [*row])]
+                rows[number] = [c if isinstance(c, str) else json.dumps(c) for c in cells]
+                "".join(rows[number]).encode()  # no half of a surrogate pair
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"{path}, line {number}: {line.strip()!r:.60} is no JSON object with the "
+                    f"names of the first line and whole characters ({error}); mend the line"
+                ) from error
+    return rows
+
+
 def tidy(text: str) -> str:
-    """A cell as one line: tabs and line breaks are spaces, and none stands at an end."""
+    """A text as one line, to be shown: tabs and line breaks are spaces, and none stands at an
+    end. A tokenizer reads it as it stands."""
     return " ".join(text.replace("\t", " ").splitlines()).strip()

@@ -135,12 +135,15 @@ def test_texts_are_of_one_part(place: Path, tmp_path: Path) -> None:
     lines = [f" {word} {other} " for word in WORDS[:12] for other in WORDS[:12]]
     write_lines(tmp_path / "lines.txt", [*lines, "", *lines])
     alone = find_texts(tmp_path / "lines.txt", ())
-    assert sorted(alone["train"] + alone["dev"]) == sorted(each.strip() for each in lines)
+    assert sorted(alone["train"] + alone["dev"]) == sorted(lines)
     for each in (parts, alone):
         assert len({*each["train"], *each["dev"]}) == len(each["train"]) + len(each["dev"])
     assert {in_holdout(text) for text in alone["dev"]} == {False, True}
     write_lines(tmp_path / "table.csv", ["text", *lines])
-    assert find_texts(tmp_path / "table.csv", ("text",)) == alone
+    write_lines(tmp_path / "t.jsonl", [json.dumps({"n": 1, "text": each}) for each in lines])
+    write_lines(tmp_path / "README", lines)
+    for name, columns in (("table.csv", ("text",)), ("t.jsonl", ("text",)), ("README", ())):
+        assert find_texts(tmp_path / name, columns) == alone
     one = ms.EmbeddingEvaluator(tmp_path / "lines.txt", place / "embedder", length=16)
     table = replace(one, texts=tmp_path / "table.csv", columns=("text",))
     assert one.protocol == table.protocol
@@ -158,6 +161,18 @@ def test_what_cannot_be_judged_is_said(place: Path, tmp_path: Path) -> None:
         _ = judge(place, length=64).protocol
     with pytest.raises(DataError, match=r"train.csv is a table; name its columns"):
         _ = judge(place, texts=place / "texts" / "train.csv", columns=()).protocol
+    for name, message in (
+        ("texts.jsonl", r"is a table; name its columns: columns=\(\.\.\), --text"),
+        ("texts.parquet", r"is no text; convert it to \.jsonl"),
+        ("texts.json", r"is no text; convert it to \.jsonl"),
+        ("texts.txt.GZ", r"is packed; unpack it"),
+    ):
+        (tmp_path / name).write_bytes(b"\x00\x84")
+        for columns in ((), ("text",)):
+            if columns and name == "texts.jsonl":
+                continue
+            with pytest.raises(DataError, match=rf"{name} {message}"):
+                _ = judge(place, texts=tmp_path / name, columns=columns).protocol
     with pytest.raises(DataError, match="no column review"):
         _ = judge(place, columns=("review",)).protocol
     with pytest.raises(TypeError, match="EmbeddingEvaluator needs weights="):

@@ -1,7 +1,8 @@
-"""Tables in CSV and TSV: every row as it is written, or refused by its line."""
+"""Tables in CSV, TSV and JSON lines: every row as it is written, or refused by its line."""
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,25 @@ def test_a_tsv_is_split_at_lf_and_tabs_alone(place, rows, end, mark):
     assert [*map(tuple, table.values())] == rows
 
 
+@given(
+    ROWS, st.sampled_from(["\n", "\r\n", "\n\n"]), st.booleans(), st.sampled_from(["", "\ufeff"])
+)
+def test_json_lines_are_objects_by_the_names_of_the_first(place, rows, end, escaped, mark):
+    objects = [dict(zip(HEADER, row, strict=True)) for row in rows]
+    objects[1:] = [{"more": [1], **dict(reversed(each.items()))} for each in objects[1:]]
+    text = end.join(json.dumps(each, ensure_ascii=escaped) for each in objects)
+    columns, table = read_table(write(place / "a.jsonl", mark + text))
+    assert columns == [*HEADER]
+    assert [*map(tuple, table.values())] == rows
+
+
+def test_what_is_no_text_in_json_is_as_it_is_spelled_and_null_is_an_empty_cell(place):
+    text = '{"a": 1.50, "b": null, "c": [true]}\n{"a": 10000000000000000001, "b": 0, "c": false}'
+    path = write(place / "a.JSONL", text)
+    rows = {1: ["1.50", "", "[true]"], 2: ["10000000000000000001", "0", "false"]}
+    assert read_table(path) == (["a", "b", "c"], rows)
+
+
 @given(st.integers(1, 6), st.integers(1, 6), st.sampled_from(["csv", "tsv"]))
 def test_a_row_with_other_cells_than_the_header_is_refused_by_its_line(place, cells, line, ending):
     separator = "," if ending == "csv" else "\t"
@@ -71,6 +91,21 @@ def test_a_row_with_other_cells_than_the_header_is_refused_by_its_line(place, ce
         ("a.csv", "a,b\nx, but y,1\n", "line 2: .*comma-separated fields, found 3; quote cells"),
         ("a.tsv", "a\tb\nx\ty\n\nx\ty\n", "line 3: .*tab-separated fields, found 1; mend or"),
         *((f"a.{end}", text, "is empty, or holds no") for end in ENDINGS for text in ("", "a\n")),
+        (
+            "a.jsonl",
+            '{"a": "x"}\n"x"\n',
+            r"a.jsonl, line 2: '\"x\"' is no JSON object with the nam",
+        ),
+        (
+            "a.jsonl",
+            '{"a": "x"}\n\n{"b": "x"}\n',
+            r"line 3: .* names of the first line .*; mend the",
+        ),
+        ("a.jsonl", '{"a": "x"}\n{"a": "\\ud83d"}\n', r"line 2: .* and whole characters .*; mend"),
+        ("a.jsonl", "a,b\nx,y\n", "line 1: 'a,b' is no JSON object"),
+        ("a.jsonl", "\n", "is empty, or holds no"),
+        ("a.csv.gz", "", r"a\.csv\.gz is packed; unpack it"),
+        ("a.parquet", "", r"is no text; convert it to \.jsonl, or give a corpus as hf:FOLDER#COL"),
         ("a.csv", "a,b,a\nx,y,z\n", "line 1: two columns are called 'a'; rename one"),
         ("a.tsv", "a\tb\tb\nx\ty\tz\n", "line 1: two columns are called 'b'; rename one"),
     ],

@@ -7,6 +7,7 @@ data = load_glue(".", task)     # reads reviews/train.csv and reviews/dev.csv
 from __future__ import annotations
 
 import shutil
+import unicodedata
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,9 +15,9 @@ from decimal import Decimal
 from pathlib import Path
 
 from masksearch.errors import DataError
-from masksearch.tasks.glue.read import find_columns, task_files
+from masksearch.tasks.glue.read import read_cells, task_files
 from masksearch.tasks.glue.tasks import SCORE_METRICS, GlueTask, class_value
-from masksearch.tasks.tables import ENDINGS, read_table
+from masksearch.tasks.tables import ENDINGS
 
 MOST_CLASSES = 20  # more numbers than that are scores
 MOST_NAMES = 0.05  # of the labels, where the others are scores: these are mistakes
@@ -73,9 +74,8 @@ def read_labels(path: Path, task: GlueTask) -> Labels:
     Raises:
         DataError: If one is missing.
     """
-    columns, rows = read_table(path)
-    *_, at = find_columns(f"{path}, line 1", columns, (*task.texts, task.label), task)
-    labels = {f"{path}, line {line}": cells[at].strip() for line, cells in rows.items()}
+    rows = read_cells(path, task, (*task.texts, task.label))
+    labels = {f"{path}, line {line}": row[-1].strip() for line, row in rows.items()}
     for where, label in labels.items():
         if not label:
             raise DataError(f"{where}: no label; remove the line, or label it")
@@ -119,8 +119,12 @@ def _understand(task: GlueTask, train: Labels, judged: Labels) -> GlueTask:
     doubts = [f"no training row has the label {name!r}" for name in lacking]
     folded: dict[str, str] = {}
     for name in names.values():
-        if (other := folded.setdefault(name.casefold(), name)) != name:
-            doubts.append(f"{other!r} and {name!r} are two classes")
+        seen = unicodedata.normalize("NFKC", name.replace("\ufe0f", "")).casefold()
+        shown = "".join(each for each in seen if unicodedata.category(each) != "Cf")
+        if (other := folded.setdefault(shown, name)) != name:
+            odd = [f"U+{ord(p):04X}" for p in sorted({*name.casefold()} ^ {*other.casefold()})]
+            points = f" (in one alone: {', '.join(odd)})" if odd else ""
+            doubts.append(f"{other!r} and {name!r} are two classes{points}")
     for doubt in doubts:
         warnings.warn(f"{task.name}: {doubt}; spell alike what is one class", stacklevel=3)
     order = sorted(names, key=lambda value: (isinstance(value, str), value))

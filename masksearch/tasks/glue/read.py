@@ -147,6 +147,9 @@ def load_glue(
                 "row, so a model may know their labels by heart; remove them from one of the two"
             )
     rows_of_own = [] if TASKS.get(row.name) == row else [repr(differences(row))]
+    read = (text for part in (train, *parts.values()) for texts in part.texts for text in texts)
+    if rows_of_own and not is_hub(folder) and any(tidy(text) != text for text in read):
+        rows_of_own.append("white space")  # as it stands; once such texts were read as one line
     return GlueData(
         row,
         train.sample(rows, seed),
@@ -219,7 +222,7 @@ def _explain_folder(folder: Path) -> str:
 
 
 def read_rows(path: Path, task: GlueTask) -> Rows:
-    """Reads one file; see `read_table`. Texts of a task of one's own are made tidy.
+    """Reads one file, texts as they stand there; see `read_cells`.
 
     Args:
         path: The file, TSV or CSV.
@@ -229,16 +232,16 @@ def read_rows(path: Path, task: GlueTask) -> Rows:
         DataError: If the file lacks a column, has no row or a malformed one, or an unknown label;
             names the file and the line.
     """
+    rows = read_cells(path, task, (*task.texts, task.label))
+    labels = [task.class_number(row[-1], f"{path}, line {at}") for at, row in rows.items()]
+    return Rows([row[:-1] for row in rows.values()], labels)
+
+
+def read_cells(path: Path, task: GlueTask, names: Sequence[Column]) -> dict[int, tuple[str, ...]]:
+    """Line -> the cells of those columns in a file of a task; see `read_table`."""
     columns, rows = read_table(path, task.fields, task.broken_lines)
-    needed, own = (*task.texts, task.label), TASKS.get(task.name) != task
-    indices = needed if task.fields else find_columns(f"{path}, line 1", columns, needed, task)
-    texts: list[tuple[str, ...]] = []
-    labels: list[float] = []
-    for line, cells in rows.items():
-        *text, label = (cells[int(index)] for index in indices)
-        texts.append(tuple(map(tidy, text)) if own else tuple(text))
-        labels.append(task.class_number(label, f"{path}, line {line}"))
-    return Rows(texts, labels)
+    places = names if task.fields else find_columns(f"{path}, line 1", columns, names, task)
+    return {line: tuple(cells[int(at)] for at in places) for line, cells in rows.items()}
 
 
 def find_columns(
@@ -266,7 +269,7 @@ def describe_rows(task: GlueTask, rows: Rows) -> str:
     if task.regression:
         low, high = min(rows.labels), max(rows.labels)
         return f"regression, {len(rows)} rows, scores {low} to {high}"
-    counts = [f"{name} {rows.labels.count(at)}" for at, name in enumerate(task.labels)]
+    counts = [f"{tidy(name)} {rows.labels.count(at)}" for at, name in enumerate(task.labels)]
     more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
     return f"{len(counts)} classes: {', '.join(counts[:SHOWN])}{more}"
 

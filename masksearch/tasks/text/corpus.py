@@ -29,6 +29,7 @@ from masksearch.tasks.splits import FEW, check_sequences, in_holdout, is_part
 from masksearch.tasks.text.files import (
     HELD_OUT_SHARE,
     HubText,
+    has_long_lines,
     is_hub,
     marked_pieces,
     split_files,
@@ -53,7 +54,7 @@ from masksearch.tasks.text.tokenizer import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-FORMAT = "6"  # of the cached tokens
+FORMAT = "7"  # of the cached tokens
 STREAMS = ("train", "held_out")
 HASHED = 64  # ids of a document that decide its split
 PieceReader = Callable[[list[Path]], Iterable[tuple[int, str]]]  # as `marked_pieces`
@@ -360,7 +361,7 @@ def write_tokens(
     counts, content = [], []
     for name, files in zip(STREAMS, (train, held_out), strict=True):
         counts.append(encode_stream(tokenizer, read(files), folder, name))
-        content.append(content_hash(files) if files else "")
+        content.append(content_hash(files) + " cut" * has_long_lines(files) if files else "")
     tokenizer.save(str(folder / "tokenizer.json"))
     about = json.dumps({"tokens": counts, "content": content})
     (folder / "about.json").write_text(about, encoding="utf-8")

@@ -22,7 +22,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -34,7 +34,7 @@ from masksearch.files import content_hash
 
 HELD_OUT_STEMS = ("valid", "validation", "dev")
 HELD_OUT_SHARE = 0.05  # of the tokens, where no file is held out
-WORDS = 1_000  # a longer line is cut into pieces of that many words
+WORDS, LONG = 1_000, 8_000  # a line of more characters is cut into pieces of that many words
 TEXT, PARAGRAPH, DOCUMENT = 0, 1, 2  # what begins with a piece
 HEADING = re.compile(r"\s*= (?!= ).*(?<! =) =\s*")  # of a WikiText article: one "=" on each side
 PREFIX = "hf:"
@@ -43,10 +43,29 @@ HUB_SECONDS = 5.0  # longest wait for the Hub's first answer
 PEEKED = 1_000  # rows in which a blank one says that rows are lines
 LOCAL_TEXT = "give text on disk with --corpus FILE_OR_FOLDER or --corpus hf:FOLDER"
 BLANK_LINES = re.compile(r"(\r?\n[^\S\n]*)+")
+PIECES = re.compile(rf"(\s*\S+){{1,{WORDS}}}(\s+\Z)?")  # of words, each with what is before it
+OR_CORPUS = f"or give a corpus as {PREFIX}FOLDER#COLUMN"
+NO_TEXT = {  # endings of files -> what they are, and what helps
+    ".csv .tsv .jsonl": f"is a table; name its columns: columns=(..), --text, {OR_CORPUS}",
+    ".json .ndjson .parquet .arrow .orc .xlsx": f"is no text; convert it to .jsonl, {OR_CORPUS}",
+    ".gz .bz2 .xz .zst .zip .tar .tgz .7z": "is packed; unpack it",
+}
+
+
+def check_ending(file: Path, tables: Sequence[str] = ()) -> None:
+    """Refuses a file by its ending, where that is of no plain text nor of such `tables`; any
+    other ending, and none, is of plain text.
+
+    Raises:
+        DataError: Says what the file is, and what helps.
+    """
+    for endings, remedy in NO_TEXT.items():
+        if file.suffix.lower() in {*endings.split()} - {*tables}:
+            raise DataError(f"{file} {remedy}")
 
 
 def text_files(path: Path) -> list[Path]:
-    """The file itself, or the *.txt files of a folder by name."""
+    """The file itself, or the *.txt files of a folder by name; see `check_ending`."""
     if path.is_dir():
         files = sorted(file for file in path.glob("*.txt") if file.is_file())
         if not files:
@@ -54,6 +73,7 @@ def text_files(path: Path) -> list[Path]:
         return files
     if not path.is_file():
         raise DataError(f"no such text file or folder: {path}")
+    check_ending(path)
     return [path]
 
 
@@ -63,9 +83,7 @@ def split_files(path: Path, held_out: Path | str | None) -> tuple[list[Path], li
     Files called test (and, beside an explicit `held_out`, valid) belong to neither.
     """
     files = text_files(path)
-    valid = [file for file in files if file.stem.lower() in HELD_OUT_STEMS]
-    if not path.is_dir():
-        valid = []
+    valid = [f for f in files if path.is_dir() and f.stem.lower() in HELD_OUT_STEMS]
     left_out = {*valid, *(file for file in files if path.is_dir() and file.stem.lower() == "test")}
     if held_out is not None:
         valid = text_files(Path(held_out))
@@ -99,20 +117,22 @@ def decode_utf8(raw: bytes, file: Path, line: int = 1) -> str:
         ) from error
 
 
-def _decode_line(raw: bytes, file: Path, number: int) -> str:
-    """A line of text.
+def read_lines(file: Path) -> Iterator[tuple[str, int]]:
+    """Every line with its end, and its bytes.
 
     Raises:
-        DataError: If it is not UTF-8 or holds a NUL byte; names the file and the line.
+        DataError: If one is not UTF-8 or holds a NUL byte; names the file and the line.
     """
-    text = decode_utf8(raw, file, number)
-    if "\0" in text:
-        raise DataError(f"{file}, line {number}: a NUL byte, so it is binary; give plain text")
-    return text
+    with file.open("rb") as handle:
+        for at, raw in enumerate(handle, start=1):
+            if "\0" in (line := decode_utf8(raw, file, at)):
+                raise DataError(f"{file}, line {at}: a NUL byte, so it is binary; give plain text")
+            yield line, len(raw)
 
 
 def marked_pieces(files: list[Path], stop: int | None = None) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, long ones cut at words, of the first `stop` bytes.
+    """Lines that are not blank, as they stand, of the first `stop` bytes; those of more than
+    8,000 characters are cut in front of the white space before every 1,000th word.
 
     Every file begins a document (`DOCUMENT`), and so does the heading of a WikiText article
     (` = Title = `). In a file without such headings, what follows a blank line begins a
@@ -121,19 +141,17 @@ def marked_pieces(files: list[Path], stop: int | None = None) -> Iterator[tuple[
     seen = 0
     for file in files:
         mark, headings = DOCUMENT, False
-        with file.open("rb") as handle:
-            for number, raw in enumerate(handle, start=1):
-                for piece, size in _line_pieces(_decode_line(raw, file, number), len(raw)):
-                    if stop is not None and seen >= stop:
-                        return
-                    seen += size
-                    if piece.isspace():
-                        mark = mark if headings else max(mark, PARAGRAPH)
-                        continue
-                    if piece[:3].lstrip()[:1] == "=" and HEADING.fullmatch(piece):
-                        mark, headings = DOCUMENT, True
-                    yield mark, piece
-                    mark = TEXT
+        for piece, size in (each for line in read_lines(file) for each in _line_pieces(*line)):
+            if stop is not None and seen >= stop:
+                return
+            seen += size
+            if piece.isspace():
+                mark = mark if headings else max(mark, PARAGRAPH)
+                continue
+            if piece[:3].lstrip()[:1] == "=" and HEADING.fullmatch(piece):
+                mark, headings = DOCUMENT, True
+            yield mark, piece
+            mark = TEXT
 
 
 def paragraph_pieces(files: list[Path]) -> Iterator[tuple[int, str]]:
@@ -150,13 +168,13 @@ def paragraph_pieces(files: list[Path]) -> Iterator[tuple[int, str]]:
 
 def _line_pieces(line: str, size: int) -> Iterator[tuple[str, int]]:
     """The line itself, or pieces of it where it is long, each with its bytes."""
-    if len(line) <= 8 * WORDS:
-        yield line, size
-        return
-    words = line.split()
-    for start in range(0, len(words), WORDS):
-        piece = " ".join(words[start : start + WORDS])
-        yield piece, len(piece.encode())
+    pieces = ((piece[0], len(piece[0].encode())) for piece in PIECES.finditer(line))
+    yield from pieces if len(line) > LONG else [(line, size)]
+
+
+def has_long_lines(files: list[Path]) -> bool:
+    """Whether a line of the files is cut into pieces."""
+    return any(len(line) > LONG for file in files for line, _ in read_lines(file))
 
 
 def is_hub(path: Path | str) -> bool:

@@ -307,7 +307,7 @@ def test_a_csv_with_quotes_commas_and_line_ends_is_read_as_csv(tmp_path):
     )
     for place in (tmp_path, tmp_path / "copy"):
         data = load_glue(place, task)
-        assert data.train.texts == [('Good, really very "good"',), ("bad",), ("meh meh",)]
+        assert data.train.texts == [('Good, really\nvery "good"',), ("bad",), ("meh\tmeh",)]
         assert data.train.labels == [1, 0, 2]
         assert data.dev["reviews"].texts == [("fine",)]
 
@@ -318,7 +318,7 @@ def test_quote_marks_of_a_tsv_are_text_and_two_classes_have_an_f1(tmp_path):
     task = Columns(("a", "b"), "label").read(folder)
     assert (task.texts, task.labels, task.metrics) == (("a", "b"), ("0", "1"), ("accuracy", "f1"))
     data = load_glue(tmp_path, task)
-    assert data.train.texts == [('two "2"', '"one'), ("four", "three more")]
+    assert data.train.texts == [('two "2"', '"one'), ("four", "three\rmore")]
 
 
 MANY = " ".join(map(str, range(30)))
@@ -371,11 +371,37 @@ def test_labels_that_are_mistakes_are_named_by_their_line(tmp_path, train, dev, 
     [
         ("yes no", "yes maybe", "own: no training row has the label 'maybe'; spell alike what is"),
         ("yes no Yes", "no", "own: 'yes' and 'Yes' are two classes; spell alike what is one cl"),
+        (
+            "yes no yes\u200b",
+            "no",
+            r"and 'yes\\u200b' are two classes \(in one alone: U\+200B\); s",
+        ),
+        (
+            "\u2764\ufe0f no \u2764",
+            "no",
+            r"are two classes \(in one alone: U\+FE0F\); spell alike",
+        ),
+        (
+            "caf\xe9 no cafe\u0301",
+            "no",
+            r"'caf\xe9' and 'cafe\u0301' are two .*: U\+0065, U\+00E9, U\+0301\); spell alike",
+        ),
     ],
 )
 def test_classes_that_may_be_mistakes_are_warned_of(tmp_path, train, dev, message):
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(UserWarning, match=message) as told:
         read_labels(tmp_path / "own", train, dev)
+    assert not any("\n" in str(each.message) for each in told)
+
+
+def test_a_label_is_a_name_whose_ends_are_stripped_and_that_is_shown_in_one_line(tmp_path):
+    rows = 'text,label\n a\t,"  pos\n"\nb,pos\nc,"not\npos"\n'
+    folder = write_all(tmp_path / "own", train_csv=rows, dev_csv=rows)
+    task = Columns(("text",), "label").read(folder)
+    assert task.labels == ("not\npos", "pos")
+    data = load_glue(tmp_path, task)
+    assert data.train.texts == [(" a\t",), ("b",), ("c",)]
+    assert describe_rows(task, data.train) == "2 classes: not pos 1, pos 2"
 
 
 # -- scores in any unit --------------------------------------------------------------------------

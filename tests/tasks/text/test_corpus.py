@@ -219,6 +219,20 @@ def test_cased_list_keeps_capitals(tmp_path: Path, folder: Path) -> None:
         ("long.txt", text(500), {"length": 2}, "length must be at least 3"),
         ("long.txt", text(500), {"vocabulary": 8}, "at least 32 token ids"),
         ("only/valid.txt", text(500), {}, "no training text"),
+        (
+            "a.csv",
+            text(500),
+            {},
+            r"a\.csv is a table; name its .*, or give a corpus as hf:FOLDER#",
+        ),
+        (
+            "a.jsonl",
+            text(500),
+            {},
+            r"a\.jsonl is a table; .*, or give a corpus as hf:FOLDER#COLUMN",
+        ),
+        ("a.Parquet", text(500), {}, r"is no text; convert .*, or give a corpus as hf:FOLDER#COL"),
+        ("a.txt.zst", text(500), {}, r"a\.txt\.zst is packed; unpack it"),
     ],
 )
 def test_errors_say_what_and_where(tmp_path, name, content, settings, message):
@@ -364,6 +378,27 @@ def test_long_lines_are_cut_at_words(tmp_path: Path) -> None:
     found = list(marked_pieces([path]))
     assert [mark for mark, _ in found] == [DOCUMENT, TEXT, TEXT]
     assert " ".join(piece for _, piece in found).split() == words
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_pieces_of_a_long_line_are_the_line(tmp_path, seed):
+    parts = random.Random(seed).choices(["a", "bc", *" \t\r\x85\u2028"], k=9_000)
+    line = " a" + "".join(parts) + "b \n"
+    path = written(tmp_path, "long", line)
+    pieces = [piece for _, piece in marked_pieces([path])]
+    assert "".join(pieces) == line
+    assert max(len(piece.split()) for piece in pieces) == 1_000
+
+
+def test_a_long_line_has_the_digest_of_its_white_space(tmp_path: Path) -> None:
+    """SOURCE of the digest: the corpus while pieces of long lines had single spaces."""
+    path = written(tmp_path, "a.txt", "ban  dart\t" * 1200 + "\n")
+    assert load(path, vocabulary=64).digest != "b256750fbf3f24f6"
+
+
+@pytest.mark.parametrize("name", ["README", "wiki.train.tokens", "notes.md", "a.text"])
+def test_other_endings_are_of_plain_text(tmp_path: Path, name: str) -> None:
+    assert len(load(written(tmp_path, name, text(500))).train) > 0
 
 
 def test_stop_counts_bytes_of_lines(tmp_path: Path) -> None:
