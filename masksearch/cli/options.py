@@ -163,7 +163,7 @@ class TaskOptions:
     )
     data: Path | None = option(
         "In place of --glue: a folder of your own with train.tsv and dev.tsv (or .csv); of an "
-        "embedding model a text file, too.",
+        "embedding model a file, too: a text a line, or with --text a .csv, .tsv or .jsonl.",
         *(EVALUATOR, "none", "FOLDER"),
     )
     text: list[str] | None = option(

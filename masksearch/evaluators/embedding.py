@@ -64,10 +64,10 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
     1 - cosine to the dense embedding.
 
     Args:
-        texts: A text file with a text a line, or a folder of *.txt files, or a table (.tsv or
-            .csv): half of their texts are query texts, by a hash of each. Or a folder of the
-            tables train, dev and, where there is one, test: query texts are those of dev and
-            test. Equal texts count once.
+        texts: A text file with a text a line, or a folder of *.txt files, or a table (.tsv, .csv
+            or .jsonl): half of their texts are query texts, by a hash of each. Or a folder of the
+            tables train, dev and, where there is one, test (.tsv or .csv): query texts are those
+            of dev and test. Texts are read as they stand, equal ones count once, blank ones not.
         weights: The folder of the model, with modules.json, or its name on the Hugging Face Hub.
         columns: Of tables, those that hold texts; each cell is a text by itself.
         length: Tokens of a text, at most; the rest is cut.

@@ -108,7 +108,7 @@ class TextConfig(Settings):
     """The data of a model: a text, and how it is tokenized and cut.
 
     Args:
-        corpus: A text file, a folder of `*.txt` files, or a dataset `hf:...`; see
+        corpus: A text file (no table), a folder of `*.txt` files, or a dataset `hf:...`; see
             `masksearch.tasks.text.corpus.Corpus.load`. Its held-out part is judged, the rest
             trains. For decoders also planted recall: `"recall"` (a file of that name is
             `"./recall"`) or a `Recall` of masksearch-decoders.

@@ -240,11 +240,11 @@ def read_rows(path: Path, task: GlueTask) -> Rows:
 def read_cells(path: Path, task: GlueTask, names: Sequence[Column]) -> dict[int, tuple[str, ...]]:
     """Line -> the cells of those columns in a file of a task; see `read_table`."""
     columns, rows = read_table(path, task.fields, task.broken_lines)
-    places = names if task.fields else find_columns(f"{path}, line 1", columns, names, task)
+    places = names if task.fields else _find_columns(f"{path}, line 1", columns, names, task)
     return {line: tuple(cells[int(at)] for at in places) for line, cells in rows.items()}
 
 
-def find_columns(
+def _find_columns(
     where: str, columns: Sequence[str], needed: Sequence[Column], task: GlueTask
 ) -> list[int]:
     """The places of needed columns among those of a table, which `where` names in the error."""
@@ -365,7 +365,7 @@ def _open_folder(folder: Path, splits: list[str]) -> dict[str, Any]:
 
 def _read_columns(where: str, table: Any, form: HubForm, task: GlueTask) -> Rows:
     """Texts and labels of one split; `where` names it in errors."""
-    find_columns(where, table.column_names, (*form.texts, form.label), task)
+    _find_columns(where, table.column_names, (*form.texts, form.label), task)
     if len(table) == 0:
         raise DataError(f"{where} is empty; {task.name} needs at least one row")
     names = getattr(table.features[form.label], "names", None)
