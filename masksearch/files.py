@@ -9,13 +9,14 @@ import json
 import os
 import re
 import select
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from numbers import Number
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from masksearch.errors import MaskFormatError, SearchError, without_controls
+from masksearch.errors import DataError, MaskFormatError, SearchError, without_controls
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,11 +119,31 @@ def path_inside(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def state_of(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """Names, sizes and times of change (ns) of a folder's files; none where there is no folder."""
-    files = [each for each in folder.iterdir() if each.is_file()] if folder.is_dir() else []
-    stats = ((each.name, each.stat()) for each in sorted(files))
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+State = tuple[str, str, tuple[tuple[str, int, int], ...]]  # place, pattern, files
+
+
+def state_of(place: Path, pattern: str = "*") -> State:
+    """Names, sizes and times of change (ns) of a file, or of a folder's files of that pattern;
+    of no files where nothing lies there."""
+    files = sorted(place.glob(pattern)) if place.is_dir() else [place]
+    stats = ((str(each), each.stat()) for each in files if each.is_file())
+    facts = tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    return str(place), pattern, facts
+
+
+@lru_cache(maxsize=64)
+def read_once(states: tuple[State, ...], read: Callable[..., Any], *given: Any, **how: Any) -> Any:
+    """The result of `read(*given, **how)`, called once a process for each state of its files.
+
+    Raises:
+        DataError: If they are in another state by now, and were not read before.
+    """
+    for place, pattern, files in states:
+        if state_of(Path(place), pattern)[2] != files:
+            raise DataError(
+                f"{place} has changed since it was opened; open it again, in a new process"
+            )
+    return read(*given, **how)
 
 
 def content_hash(files: list[Path]) -> str:

@@ -196,7 +196,7 @@ def sparsify(
         faster=faster,
     )
     check_folder(request)
-    if (ended := _read_ended(request.out, request.asked)) is not None:
+    if (ended := _read_ended(request)) is not None:
         return ended
     request, full = prepare(request)
     studies = search_masks(request, full)
@@ -392,11 +392,6 @@ def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
     start = _build_judge(request)
     if isinstance(start, GlueEvaluator):
         request.say(start.describe(start.downstream[0]))
-    if request.has_begun and request.noted.get("protocol") not in (None, start.protocol):
-        raise DataError(
-            f"{request.out} was begun with other rows or another checkpoint than {request.data} "
-            f"and {request.model} hold now; give a new folder"
-        )
     build_strategy(  # wrong options are refused here, not after a training
         request.strategy,
         load_function(SPACE) if request.draws else None,
@@ -633,17 +628,28 @@ def facts_of(
 
 
 def _build_judge(request: SparsifyRequest) -> Judge:
-    """Judges masks on the model that is given, on the rows that searches read."""
+    """Judges masks on the model that is given, on the rows that searches read.
+
+    Raises:
+        DataError: If the folder was begun with others.
+    """
     fields: dict[str, Any] = {**request.settings, "split": "validation"}
     fields.pop(TIME_BATCH, None)
     if embeds_texts(request.model, request.task):
         fields = {"columns": getattr(request.task, "texts", ()), **fields}
-        return EmbeddingEvaluator(request.data, request.model, **fields)
-    fields = {**DEFAULTS, "cache": request.run / CACHE, "read_out": "own", **fields}
-    named: Any = {"weights": request.model, "tasks": (request.task,), "adapt": "none"}
-    if request.recover_steps:
-        named |= {"adapt": "recover", "recover_steps": request.recover_steps}
-    return GlueEvaluator(None, request.data, **named, **fields)
+        start: Judge = EmbeddingEvaluator(request.data, request.model, **fields)
+    else:
+        fields = {**DEFAULTS, "cache": request.run / CACHE, "read_out": "own", **fields}
+        named: Any = {"weights": request.model, "tasks": (request.task,), "adapt": "none"}
+        if request.recover_steps:
+            named |= {"adapt": "recover", "recover_steps": request.recover_steps}
+        start = GlueEvaluator(None, request.data, **named, **fields)
+    if request.has_begun and request.noted.get("protocol") not in (None, start.protocol):
+        raise DataError(
+            f"{request.out} was begun with other rows or another checkpoint than {request.data} "
+            f"and {request.model} hold now; give a new folder"
+        )
+    return start
 
 
 def _adjust(judge: Judge, **changes: Any) -> Judge:
@@ -675,12 +681,14 @@ def check_folder(request: SparsifyRequest) -> None:
         (request.run / KEPT).unlink(missing_ok=True)  # timings of another call
 
 
-def _read_ended(out: Path, asked: Mapping[str, Any]) -> Sparsified | None:
-    """The result of the same call, where it has ended: nothing is trained or read again."""
-    path, run = out / RESULT, out / RUN
+def _read_ended(request: SparsifyRequest) -> Sparsified | None:
+    """The result of the same call, where it has ended: nothing is trained again."""
+    out, run = request.out, request.run
+    path = out / RESULT
     result = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    if result.get("asked") != asked:
+    if result.get("asked") != request.asked:
         return None
+    _build_judge(request)  # refuses rows and weights that have changed since
     names = {row["mask"] for row in result["masks"]}
     plain = comparison = _only(names, Comparison.open(run / PLAIN))
     if result["recover_steps"]:

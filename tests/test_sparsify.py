@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -923,6 +924,19 @@ def test_a_call_on_other_rows_is_refused(place, tuned, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_call_that_has_ended_is_refused_on_other_rows(place, tuned, tmp_path):
+    shutil.copytree(place / "reviews", tmp_path / "reviews")
+    ended = sparsify(tmp_path, tmp_path / "out", model=tuned, recover_steps=0)
+    assert (
+        sparsify(tmp_path, tmp_path / "out", model=tuned, recover_steps=0).answer == ended.answer
+    )
+    path = next((tmp_path / "reviews").glob("train.*"))
+    path.write_text("\n".join(path.read_text("utf-8").splitlines()[:-3]), "utf-8")
+    with pytest.raises(DataError, match="was begun with other rows or another checkpoint than"):
+        sparsify(tmp_path, tmp_path / "out", model=tuned, recover_steps=0)
+
+
+@pytest.mark.slow
 def test_the_tokenizer_that_was_given_is_the_one_that_is_saved(place, tmp_path):
     other = AutoTokenizer.from_pretrained(place / "checkpoint")
     given = Tokenizer.from_str(other.backend_tokenizer.to_str())
@@ -1014,6 +1028,15 @@ def test_a_call_that_was_refused_leaves_no_timings_to_the_next(place, tuned, tmp
     assert len(timed) == 6
     with pytest.raises(ValueError, match=r"2\.5 times as fast is not to be had"):
         sparsify(place, tmp_path / "out", None, faster=2.5, **how)
+    assert len(timed) == 12
+
+
+def test_other_threads_are_timed_anew(place, tuned, tmp_path, timed, monkeypatch):
+    how: dict[str, Any] = {"model": tuned, "strategy_options": TILES, "recover_steps": 0}
+    for threads in (62, 63, 62):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        with pytest.raises(ValueError, match=f"{threads} threads"):
+            sparsify(place, tmp_path / "out", None, faster=3, **how)
     assert len(timed) == 12
 
 

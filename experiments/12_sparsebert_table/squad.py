@@ -38,8 +38,8 @@ from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, Batch
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.tuning import TaskScores, read_once
-from masksearch.files import short_hash
+from masksearch.evaluators.tuning import TaskScores
+from masksearch.files import read_once, short_hash
 from masksearch.models.encoders import Head, Output, draw_linear, span_output
 from masksearch.tasks.text.files import make_absolute
 from masksearch.tasks.text.layout import RowLayout
@@ -136,12 +136,14 @@ class SquadEvaluator(FineTuning):
 
     def data(self) -> SquadData:
         """The questions as text, read once a process."""
-        data: SquadData = read_once(read_task, load_squad, self.files)
+        data: SquadData = read_once(self.files.states, read_task, load_squad, self.files)
         return data
 
     def tokenize(self, name: str) -> SquadTokens:
         """The tokenized questions."""
-        tokens: SquadTokens = read_once(read_tokens, self.source, self.files, self.window)
+        tokens: SquadTokens = read_once(
+            self.files.states, read_tokens, self.source, self.files, self.window
+        )
         return tokens
 
     def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
@@ -217,7 +219,7 @@ def trivial(questions: Sequence[Question], *, nullable: bool) -> dict[str, float
 
 def read_tokens(source: RowSource, files: TaskFiles, window: WindowSize) -> SquadTokens:
     """The tokenized questions."""
-    data: SquadData = read_once(read_task, load_squad, files)
+    data: SquadData = read_once(files.states, read_task, load_squad, files)
     train = make_windows(source, data.train, window)
     if train.misplaced:
         log.warning(

@@ -30,8 +30,8 @@ from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.contracts import LOW, MAJORITY, Batch
 from masksearch.errors import DataError
 from masksearch.evaluators.finetuning import FineTuning
-from masksearch.evaluators.tuning import TaskScores, read_once
-from masksearch.files import short_hash
+from masksearch.evaluators.tuning import TaskScores
+from masksearch.files import read_once, short_hash
 from masksearch.models.encoders import Head, Output, draw_linear
 from masksearch.tasks.splits import sample_rows, take_split
 from masksearch.tasks.tables import read_table
@@ -105,12 +105,12 @@ class SwagEvaluator(FineTuning):
 
     def data(self) -> SwagData:
         """The items as text, read once a process."""
-        data: SwagData = read_once(read_task, load_swag, self.files)
+        data: SwagData = read_once(self.files.states, read_task, load_swag, self.files)
         return data
 
     def tokenize(self, name: str) -> SwagTokens:
         """The tokenized items."""
-        tokens: SwagTokens = read_once(read_tokens, self.source, self.files)
+        tokens: SwagTokens = read_once(self.files.states, read_tokens, self.source, self.files)
         return tokens
 
     def head(self, encoder: Any, name: str, seed: int) -> nn.Module:
@@ -360,7 +360,7 @@ class SwagTokens:
 
 def read_tokens(source: RowSource, files: TaskFiles) -> SwagTokens:
     """The tokenized items."""
-    data: SwagData = read_once(read_task, load_swag, files)
+    data: SwagData = read_once(files.states, read_task, load_swag, files)
     train, dev = (make_choices(source, part) for part in (data.train, data.dev))
     digest = digest_in_layout(source, data.digest)
     return SwagTokens(train, dev, digest, short_hash(*map(repr, data.dev)))

@@ -16,7 +16,7 @@ import torch
 
 from masksearch.contracts import Split, generator
 from masksearch.errors import DataError
-from masksearch.files import content_hash
+from masksearch.files import State, content_hash, state_of
 
 log = logging.getLogger(f"masksearch.{__name__}")  # so that the commands show it
 
@@ -43,6 +43,11 @@ class TaskFiles:
     dev_rows: int | None
     seed: int
     split: Split
+
+    @property
+    def states(self) -> tuple[State, ...]:
+        """The state of the files, for `read_once`."""
+        return tuple(state_of(Path(each)) for each in (self.path, self.held_out) if each)
 
     def content(self, files: list[Path]) -> tuple[str, ...]:
         """The facts that a hash of the rows holds beside the split: these files and limits."""

@@ -40,8 +40,8 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import SearchError, check_name, warn
-from masksearch.evaluators.assembled import NO_CORPUS, TrainingBase
-from masksearch.files import cache_folder, short_hash
+from masksearch.evaluators.assembled import NO_CORPUS, TOKENIZERS, TrainingBase
+from masksearch.files import cache_folder, read_once, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import keys_of_rows
 from masksearch.models.sizes import find_size, initial_spread
@@ -224,7 +224,10 @@ class CausalEvaluator(
         if isinstance(self.corpus, Recall):
             task: NextTokenTask = self.corpus
         else:
-            task = read_text(
+            task = read_once(
+                self.states(self.corpus, self.held_out)
+                + self.states(self.tokenizer, self.weights, pattern=TOKENIZERS),
+                NextTokenText.load,
                 cast("Path | str", self.corpus),
                 tokenizer=self.tokenizer or (start and start.tokenizer_source),
                 vocabulary=self.vocabulary,
@@ -264,8 +267,13 @@ class CausalEvaluator(
         """The checkpoint, opened once a process; None = random weights."""
         if (weights := self.weights) is None:
             return None
-        check_fit(weights, self.dtype.itemsize * COPIES[self.adapts], self.torch_device)
-        return open_weights(weights)
+        each, files = (
+            self.dtype.itemsize * COPIES[self.adapts],
+            self.states(weights, pattern="*.[js]*"),
+        )
+        read_once(files, decoders.check_fit, weights, each, self.torch_device)
+        start: StoredDecoder = read_once(files, decoders.open_decoder, weights)
+        return start
 
     @property
     def positions(self) -> int:
@@ -439,14 +447,14 @@ class CausalEvaluator(
 
     def dense_decoder(self, seed: int) -> DenseDecoder:
         """`dense`, one object for all masks; a checkpoint is one for all seeds."""
-        return _read_dense(self, seed if self.scratch else 0)
+        return _read_dense(self, seed if self.scratch else 0, self.protocol)
 
     def provide_models(self, seed: int) -> None:
         """Trains, or finds, the dense model of a seed; SearchError if it has learned nothing, or
         none of the tasks."""
         if self.adapts == "train":
             return
-        loss = _measure_text(self, seed if self.scratch else 0)
+        loss = _measure_text(self, seed if self.scratch else 0, self.protocol)
         if loss >= (constant := constant_loss(self.task(), self.rows)):
             raise SearchError(
                 f"without a mask the decoder loses {loss:.3f} nats a token, and a guess by how "
@@ -555,7 +563,7 @@ class CausalEvaluator(
         there is no such model, or no task."""
         if not self.tasks or self.adapts == "train":
             return {}
-        return _measure_dense(self, seed if self.scratch else 0)
+        return _measure_dense(self, seed if self.scratch else 0, self.protocol)
 
     # -- gates ---------------------------------------------------------------------------------
     def differentiable(self, seed: int) -> Differentiable:
@@ -584,10 +592,7 @@ class CausalEvaluator(
         return Differentiable(model.train(), batches, *how)
 
 
-# -- made once a process -----------------------------------------------------------------------
-check_fit = lru_cache(maxsize=4)(decoders.check_fit)
-open_weights = lru_cache(maxsize=4)(decoders.open_decoder)
-read_text = lru_cache(maxsize=4)(NextTokenText.load)
+# -- made once a process: what is read of files, for each protocol --------------------------------
 read_task = lru_cache(maxsize=16)(task_rows)
 
 
@@ -609,11 +614,11 @@ def read_rows(text: NextTokenTask, split: Split, most: int) -> NextTokenRows:
 
 
 @lru_cache(maxsize=4)
-def _measure_dense(evaluator: CausalEvaluator, seed: int) -> dict[str, float]:
+def _measure_dense(evaluator: CausalEvaluator, seed: int, protocol: str) -> dict[str, float]:
     """Losses of the dense model of an evaluator, which has no mask on: of the text, and of each
     task in which it is better than a guess. SearchError if there is none; warns of the others."""
     values = evaluator.score_tasks(evaluator.dense_decoder(seed).model)
-    losses, failed = {LOSS: _measure_text(evaluator, seed)}, list[str]()
+    losses, failed = {LOSS: _measure_text(evaluator, seed, protocol)}, list[str]()
     for name, rows in evaluator.prompts.items():
         if (loss := values[f"{LOSS}/{name}"]) < rows.guess:
             losses[name] = loss
@@ -632,13 +637,13 @@ def _measure_dense(evaluator: CausalEvaluator, seed: int) -> dict[str, float]:
 
 
 @lru_cache(maxsize=4)
-def _measure_text(evaluator: CausalEvaluator, seed: int) -> float:
+def _measure_text(evaluator: CausalEvaluator, seed: int, protocol: str) -> float:
     """Loss of that model on the text."""
     scores = evaluator.score(evaluator.dense_decoder(seed).model)
     return token_values(scores, evaluator.rows, evaluator.edges)[LOSS]
 
 
 @lru_cache(maxsize=2)
-def _read_dense(evaluator: CausalEvaluator, seed: int) -> DenseDecoder:
+def _read_dense(evaluator: CausalEvaluator, seed: int, protocol: str) -> DenseDecoder:
     """The dense model of an evaluator, for all masks."""
     return DenseDecoder(evaluator.dense(seed), evaluator.rows.tokens, evaluator.precision)

@@ -1,6 +1,7 @@
 """Masks on decoders: judged token by token, on weights as they are or after training."""
 
 import itertools
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,27 @@ def test_weights_that_are_judged_in_bfloat16_say_nearly_the_same(data: Path, tmp
     assert judges[0].protocol != judges[1].protocol
     trained = evaluator(data, precision="bfloat16", adapt="recover")
     assert {weight.dtype for weight in trained.dense(0).parameters()} == {torch.float32}
+
+
+def test_files_that_have_changed_are_read_again(data: Path, tmp_path: Path) -> None:
+    """The text, the weights, and the dense model's states on the text."""
+    shutil.copytree(data / "text", tmp_path / "text")
+    shutil.copytree(data / "llama", tmp_path / "llama")
+    home = {"cache": data / "cache", "kl": True}
+    before = evaluator(tmp_path, **home)
+    first, losses = before.protocol, judged(before, masks.full(), tmp_path / "run")
+    for path in (tmp_path / "text").iterdir():
+        path.write_text("\n".join(path.read_text().splitlines()[::-1]))
+    other = evaluator(tmp_path, **home)
+    assert other.protocol != first
+    again = judged(other, masks.full(), tmp_path / "run")
+    assert again["kl"] == pytest.approx(0, abs=1e-6)
+    assert again["nll"] != losses["nll"]
+    assert before.protocol == first  # what it judges by stays the same
+    shutil.copytree(data / "gpt2", tmp_path / "llama", dirs_exist_ok=True)
+    start = evaluator(tmp_path, **home).start
+    assert start is not None
+    assert start.architecture == "gpt2"
 
 
 def test_scores_of_documents_are_those_of_a_ratio() -> None:

@@ -306,8 +306,9 @@ def run_program(program: typer.Typer, words: Sequence[str]) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite end is Ctrl-C
     warnings.formatwarning = _one_line
     works = f"{program.info.name}: at work; it reads and prepares before the first result"
-    soon = threading.Timer(SOON, typer.echo, [works], {"err": True})
-    soon.start()
+    over = threading.Event()
+    word = works, threading.get_ident(), over
+    threading.Thread(target=_say_that_it_works, args=word, daemon=True).start()
     try:
         code = program(words, standalone_mode=False)
     except typer.Exit as stop:
@@ -324,8 +325,21 @@ def run_program(program: typer.Typer, words: Sequence[str]) -> NoReturn:
             text = f"disk full: {error}; free space and repeat the command"
         fail(text, TRY_AGAIN if isinstance(error, ServerUnreachableError) else MISTAKE)
     finally:
-        soon.cancel()
+        over.set()
     sys.exit(code or 0)  # (typer answers Ctrl-C with 130)
+
+
+def _say_that_it_works(works: str, thread: int, over: threading.Event) -> None:
+    """Says so once, unless the command still loads libraries: it has not checked its arguments
+    then, and no such line stands before a mistake in them."""
+    seconds = SOON
+    while not over.wait(seconds):
+        frame, seconds = sys._current_frames().get(thread), 0.5
+        while frame is not None and "importlib" not in frame.f_code.co_filename:
+            frame = frame.f_back
+        if frame is None:
+            return typer.echo(works, err=True)
+    return None
 
 
 def _usage_mistake(error: Any) -> str:

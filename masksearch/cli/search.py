@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,14 +192,14 @@ def run_search(options: SearchOptions) -> Study:
     if options.trials is None and options.seconds is None:
         options = replace(options, trials=spec.trials)
     enqueued, budgets = _read_enqueued(options.enqueue), read_budgets(options.budget)
+    names, executor = split_names(options.log or ""), build_executor(options)
+    space: Any = None if options.space is None else load_function(options.space)
     evaluator = build_evaluator(options, None)
     if halving is not None:
         goals = {objective.name: objective.goal for objective in evaluator.objectives}
         halving = replace(halving, goal=goals.get(halving.metric, "min"))
-    names = split_names(options.log or "")
     baselines = FAMILIES if options.baselines and not budgets else None
     baselines = {} if options.baselines is False else baselines
-    space: Any = None if options.space is None else load_function(options.space)
     if levels and spec.space != "none":
         space = build_units(units, evaluator.shape, evaluator.kv_head_count)
     with (
@@ -216,7 +216,7 @@ def run_search(options: SearchOptions) -> Study:
             strategy=strategy,
             strategy_options=of_strategy,
             seed=options.seed or 0,
-            executor=build_executor(options),
+            executor=executor,
             scheduler=halving,
             constraints=tuple(options.constraint or ()),
             budget=budgets,
@@ -272,8 +272,9 @@ def run_compare(options: CompareOptions) -> Comparison:
     from masksearch.strategies.candidates import on_split
 
     split: Any = options.split  # another name is refused
+    named, executor = _named_masks(options), build_executor(options)
     evaluator = on_split(build_evaluator(options), split)
-    compared = _masks_to_compare(options, evaluator)
+    compared = _masks_to_compare(options, named, evaluator)
     if options.seeds < CLAIM_SEEDS and not evaluator.seedless:
         typer.echo(
             f"fewer than {CLAIM_SEEDS} seeds decide nothing: take --seeds {CLAIM_SEEDS} or more",
@@ -285,7 +286,7 @@ def run_compare(options: CompareOptions) -> Comparison:
             evaluator=evaluator,
             run=options.run,
             split=split,
-            executor=build_executor(options),
+            executor=executor,
         )
 
 
@@ -307,7 +308,9 @@ def _named_masks(options: CompareOptions) -> dict[str, Candidate]:
     return named
 
 
-def _masks_to_compare(options: CompareOptions, evaluator: Evaluator) -> dict[str, Any]:
+def _masks_to_compare(
+    options: CompareOptions, named: Mapping[str, Candidate], evaluator: Evaluator
+) -> dict[str, Any]:
     """The masks, seeds and opponents that options name, as arguments of `compare`."""
     from masksearch.analysis.runs import draws_keys, masks_of_candidates, names_alike
     from masksearch.driver import Study
@@ -318,7 +321,6 @@ def _masks_to_compare(options: CompareOptions, evaluator: Evaluator) -> dict[str
     from masksearch.study.references import best_baselines, within_budgets
     from masksearch.study.store import StudyStore
 
-    named = _named_masks(options)
     budgets = read_budgets(options.budget)
     inside = within_budgets(named, budgets, options.storage)[0] if budgets else named
     mine = masks_of_candidates(inside) if inside else {}

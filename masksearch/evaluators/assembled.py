@@ -6,10 +6,11 @@ class MlmEvaluator(EncoderBase, Evaluator): ...
 from __future__ import annotations
 
 import copy
+import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast, get_args
 
@@ -17,9 +18,10 @@ import torch
 
 from masksearch.contracts import Split
 from masksearch.errors import check_name
-from masksearch.files import short_hash
+from masksearch.files import State, short_hash, state_of
 from masksearch.models.encoders import ARCHITECTURES, PRESETS
 from masksearch.models.pretrained import Pretrained, open_pretrained
+from masksearch.tasks.text.files import hub_folder, is_hub
 from masksearch.training.loop import TrainConfig, find_device, find_precision
 from masksearch.training.parts import (
     PLANTED,
@@ -33,6 +35,7 @@ from masksearch.training.parts import (
     settings_fields,
 )
 
+TEXTS, TOKENIZERS = "*.[ct][sx][tv]", "*.[jmt]*"  # .txt .csv .tsv; .json .jinja .model .txt
 NO_CORPUS = "there is no corpus; give a text file or a folder"
 
 
@@ -78,6 +81,22 @@ class RowsBase(Settings):
         made = copy.copy(self)
         object.__setattr__(made, "held", data)
         return made
+
+    @cached_property
+    def _states(self) -> dict[tuple[str, str], State]:
+        """Files as this evaluator found them first: what it judges by stays the same."""
+        return {}
+
+    def states(self, *places: object, pattern: str = TEXTS) -> tuple[State, ...]:
+        """The states of files, of folders (of their files of that pattern) and of data sets
+        `hf:FOLDER`, for `read_once`; of anything else none."""
+        paths = [(str(each), pattern) for each in places if isinstance(each, Path | str)]
+        for place, _ in (each for each in paths if each not in self._states):
+            folder, files = Path(place), pattern
+            if is_hub(place):
+                folder, files = hub_folder(re.split("[@#?]", place)[0]) or folder, "**/*"
+            self._states[place, pattern] = state_of(folder, files)
+        return tuple(self._states[each] for each in paths)
 
     @property
     def torch_device(self) -> torch.device:

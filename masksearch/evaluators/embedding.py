@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
@@ -34,9 +34,9 @@ from masksearch.contracts import (
 )
 from masksearch.errors import DataError
 from masksearch.evaluators.answers import find_tables, task_of_texts
-from masksearch.evaluators.assembled import RowsBase, read_weights
+from masksearch.evaluators.assembled import TOKENIZERS, RowsBase, read_weights
 from masksearch.evaluators.tuning import TaskTraining, pooled_lengths, train_together
-from masksearch.files import content_hash, short_hash
+from masksearch.files import content_hash, read_once, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.checkpoints import check_positions, find_folder
@@ -103,7 +103,8 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
     @property
     def data(self) -> EmbeddingData:
         """The model's checkpoint and the texts, read once a process."""
-        return self.held.get("data") or read_data(self)
+        files = self.states(self.texts) + self.states(self.weights, pattern=f"**/{TOKENIZERS}")
+        return cast(EmbeddingData, self.held.get("data") or read_once(files, _read_data, self))
 
     def packed(self) -> Self:
         """The same evaluator with its texts in memory, for machines that do not see its files."""
@@ -172,7 +173,7 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
     def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
         """Yields one report: `"spearman"`, what a constant answer earns and the lower end of the
         95% interval over query texts, and `"random_pairs"`."""
-        pairs, dense = compare_dense(self)
+        pairs, dense = compare_dense(self, self.protocol)
         found = cosines(self.embed(self.under(mask, self.model())), pairs)
         scores = correlate(found[:, :-1], dense[:, :-1])
         RowScores({SCORE: scores}, {SCORE: 1.0}, {SCORE: self.data.texts}).save(workdir)
@@ -188,9 +189,9 @@ def embeds_texts(model: str | Path, task: Any) -> bool:
 
 # -- pairs of texts ------------------------------------------------------------------------------
 @lru_cache(maxsize=4)
-def compare_dense(evaluator: EmbeddingEvaluator) -> tuple[Tensor, Tensor]:
+def compare_dense(evaluator: EmbeddingEvaluator, protocol: str) -> tuple[Tensor, Tensor]:
     """Numbers of 20 texts for each query text, 19 near ones by the dense model and last a random
-    one, and their cosines by the dense model; made once a process."""
+    one, and their cosines by the dense model; made once a process for each protocol."""
     dense = evaluator.embed(evaluator.model())
     near = [(part @ dense.T).topk(RANKS).indices[:, 1:] for part in torch.split(dense, 1024)]
     order = torch.randperm(len(dense), generator=generator(DRAWN))
@@ -226,8 +227,7 @@ class EmbeddingData(NamedTuple):
     weights: str
 
 
-@lru_cache(maxsize=8)
-def read_data(evaluator: EmbeddingEvaluator) -> EmbeddingData:
+def _read_data(evaluator: EmbeddingEvaluator) -> EmbeddingData:
     """The checkpoint and the texts of an evaluator."""
     place, split, start = evaluator.texts, evaluator.split, read_weights(evaluator.weights)
     whole = open_embedding(folder := start.locate())

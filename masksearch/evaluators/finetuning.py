@@ -29,7 +29,7 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import DataError, SearchError, check_name
-from masksearch.evaluators.assembled import NO_CORPUS, EncoderBase
+from masksearch.evaluators.assembled import NO_CORPUS, TOKENIZERS, EncoderBase
 from masksearch.evaluators.dense_models import DenseModels, DenseRecipe
 from masksearch.evaluators.mlm import MlmEvaluator
 from masksearch.evaluators.tuning import (
@@ -46,7 +46,7 @@ from masksearch.evaluators.tuning import (
     train_together,
     write_scores,
 )
-from masksearch.files import cache_folder, short_hash
+from masksearch.files import cache_folder, read_once, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.pretrained import rows_read, tuned_kind
@@ -243,7 +243,8 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
         if "source" in self.held:
             return cast(RowSource, self.held["source"])
         named = self.tokenizer or (self.start.tokenizer_source if self.weights else None)
-        made = None if named is None else read_tokenizer(named, self.length)
+        how = self.states(named, pattern=TOKENIZERS), read_tokenizer, named, self.length
+        made: RowSource | None = None if named is None else read_once(*how)
         if made is None or (self.corpus is not None and isinstance(made, Vocabulary)):
             return self.pretrainer.task().corpus
         if self.weights is not None:

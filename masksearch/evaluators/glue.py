@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, cast, get_args
 
@@ -27,7 +27,7 @@ from masksearch.evaluators.answers import write_answers
 from masksearch.evaluators.dense_models import DenseRecipe
 from masksearch.evaluators.finetuning import FineTuning
 from masksearch.evaluators.tuning import TaskScores, begin_at
-from masksearch.files import cache_folder, short_hash, state_of
+from masksearch.files import cache_folder, read_once, short_hash
 from masksearch.models.encoders import READ_OUT, ReadOut, SequenceClassifier
 from masksearch.models.pretrained import begin_tuned
 from masksearch.tasks.glue.columns import Columns
@@ -49,6 +49,7 @@ from masksearch.tasks.glue.tasks import (
     task_number,
 )
 from masksearch.tasks.splits import is_part
+from masksearch.tasks.text.files import is_hub
 from masksearch.tasks.text.packing import shrink
 from masksearch.tasks.text.rows import RowSource, TokenRows, sample_tokens, tokenize_rows
 from masksearch.training.parts import refuse_missing
@@ -207,19 +208,18 @@ class GlueEvaluator(FineTuning):
 
     def data(self, name: str) -> GlueData:
         """A task's rows as text, read once a process, and again where its files have changed."""
-        task, state = self._glue_task(name), self._states[name]
-        how = {"dev_rows": self.dev_rows, "split": self.split}
-        return read_glue(state, self.glue, task, self.rows, **how)
+        return cast(GlueData, read_once(*self._reading(name)))
 
-    @cached_property
-    def _states(self) -> dict[str, object]:
-        """Task -> the state of its files when this evaluator first read one."""
-        return {name: state_of(Path(self.glue) / name) for name in self.downstream}
+    def _reading(self, name: str) -> tuple[Any, ...]:
+        """The arguments of `read_once` for a task's rows as text."""
+        files = self.states(self.glue if is_hub(self.glue) else Path(self.glue) / name)
+        rows = self.rows, self.dev_rows, self.split
+        return files, _load_rows, self.glue, self._glue_task(name), *rows
 
     def tokenize(self, name: str) -> GlueTokens:
         """A task's tokenized rows."""
-        rows = (self.glue, self._glue_task(name), self.rows, self.dev_rows, self.split)
-        made = read_tokens(self._states[name], self.source, *rows, floor=self.weights_frozen)
+        files, *_ = given = self._reading(name)
+        made: GlueTokens = read_once(files, read_tokens, self.source, self.weights_frozen, *given)
         if self.read_out == "pair" and (made.train.firsts == made.train.ids.lengths).any():
             raise DataError(
                 "read_out='pair' tells two texts apart by their token types, and the tokenizer of "
@@ -343,26 +343,16 @@ class GlueTokens:
     unit: tuple[float, float] | None = None
 
 
-@lru_cache(maxsize=16)
-def read_glue(state: object, *given: Any, **how: Any) -> GlueData:
-    """`load_glue`, once a process for each state of its files."""
-    return load_glue(*given, **how)
+def _load_rows(
+    folder: Path | str, task: GlueTask, rows: int | None, dev_rows: int | None, split: Split
+) -> GlueData:
+    """A task's rows as text."""
+    return load_glue(folder, task, rows, dev_rows=dev_rows, split=split)
 
 
-@lru_cache(maxsize=16)
-def read_tokens(
-    state: object,
-    source: RowSource,
-    folder: Path | str,
-    task: GlueTask,
-    rows: int | None,
-    dev_rows: int | None,
-    split: Split,
-    *,
-    floor: bool,
-) -> GlueTokens:
-    """A task's tokenized rows, made once a process for each state of its files."""
-    data = read_glue(state, folder, task, rows, dev_rows=dev_rows, split=split)
+def read_tokens(source: RowSource, floor: bool, *reading: Any) -> GlueTokens:
+    """A task's tokenized rows, of those that `read_once` reads."""
+    data, split = cast(GlueData, read_once(*reading)), reading[-1]
     check_judged(data, split, floor=floor)
     train, *dev = (
         tokenize_rows(source, part.texts, part.labels) for part in (data.train, *data.dev.values())

@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -35,8 +34,8 @@ from masksearch.contracts import (
     mixed_seed,
 )
 from masksearch.errors import DataError, NonFiniteLossError
-from masksearch.evaluators.assembled import NO_CORPUS, EncoderBase
-from masksearch.files import short_hash
+from masksearch.evaluators.assembled import NO_CORPUS, TOKENIZERS, EncoderBase
+from masksearch.files import read_once, short_hash
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import keys_of_rows
 from masksearch.models.encoders import (
@@ -165,7 +164,10 @@ class MlmEvaluator(EncoderBase, Evaluator):
 
     def task(self) -> MlmTask | SentencePairTask:
         """The pre-training task; the corpus is read once a process."""
-        corpus = self.held.get("corpus") or _read_corpus(
+        corpus = self.held.get("corpus") or read_once(
+            self.states(self.corpus, self.held_out)
+            + self.states(self.tokenizer, self.weights, pattern=TOKENIZERS),
+            _read_corpus,
             cast("Path | str", self.corpus),
             None if self.scratch else self.start,
             tokenizer=self.tokenizer,
@@ -415,7 +417,6 @@ class MlmEvaluator(EncoderBase, Evaluator):
         Checkpoints(workdir, PRETRAINING).clear()
 
 
-@lru_cache(maxsize=4)
 def _read_corpus(
     corpus: Path | str,
     start: Pretrained | None,
@@ -424,7 +425,7 @@ def _read_corpus(
     length: int,
     **more: Any,
 ) -> Corpus:
-    """The corpus, read once a process by `Corpus.load`; its tokenizer is the given one, or that of
+    """The corpus, read by `Corpus.load`; its tokenizer is the given one, or that of
     `start`.
 
     Raises:

@@ -6,7 +6,8 @@ target.share                                # of the pairs, for a search by gate
 target.drawn                                # name -> mask, each as dense as the target lets it
 
 All timings are of the whole model on rows of its own, dense and masked in turns, in a process of
-their own (`masksearch.models.speed.time_masks`). Each is made once and kept in `time.json`.
+their own (`masksearch.models.speed.time_masks`). Each is made once and kept in `time.json`, under
+a hash of all that it depends on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from masksearch.attention.kernels.choose import grain_on
 from masksearch.contracts import Shape, generator
 from masksearch.evaluators.embedding import EmbeddingEvaluator
 from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.files import write_text_in_one_move
+from masksearch.files import short_hash, write_text_in_one_move
 from masksearch.masks.baselines import equal_cost_baselines
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Window
@@ -34,6 +35,8 @@ from masksearch.masks.lower import Block, block_view, by_tiles, spread_tiles
 from masksearch.masks.measure import effective_density
 from masksearch.masks.tables import BlockLayout
 from masksearch.models.speed import time_masks
+from masksearch.study.records import machine_name
+from masksearch.training.checkpoints import digest
 
 KEPT = "time.json"
 SHARES = (0.5, 0.35, 0.25, 0.15, 0.08)  # of all tiles, that are timed first
@@ -58,6 +61,7 @@ class Timings:
         batches: Arguments of its forward pass.
         device: Where it computes.
         shown: Whether standard error says how long a timing takes.
+        model: Hash of the model.
     """
 
     path: Path
@@ -65,22 +69,32 @@ class Timings:
     batches: tuple[Mapping[str, torch.Tensor], ...]
     device: torch.device
     shown: bool = True
+    model: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of all that a timing depends on, beside the mask: model, rows, threads, device."""
+        parts = [(str(n), *each) for n, batch in enumerate(self.batches) for each in batch.items()]
+        about = self.model, self.rows, machine_name(), torch.__version__, grain_on(self.device)
+        return digest(repr(about), {f"{n} {name}": tensor for n, name, tensor in parts})
 
     def of(self, masks: Mapping[str, Mask], say: str, few: bool = False) -> dict[str, list[float]]:
         """Name -> how many times as fast as dense: lower quartile, median and upper quartile.
 
         Args:
-            masks: Those that the file names are not timed again.
+            masks: Those that the file holds are not timed again.
             say: Names them, on standard error.
             few: Whether half the runs will do, on all batches: a batch's padding sets its gain.
         """
         kept = json.loads(self.path.read_text("utf-8")) if self.path.is_file() else {}
-        if left := {name: mask for name, mask in masks.items() if name not in kept}:
+        keys = {name: short_hash(self.key, name, mask.digest) for name, mask in masks.items()}
+        if left := {name: mask for name, mask in masks.items() if keys[name] not in kept}:
             least = -(-PAIRS // len(self.batches))
             how = max(least, REPEATS // (1 + few)), self.device, say if self.shown else ""
-            kept |= time_masks(self.make(), left, self.batches, *how)
+            for name, times in time_masks(self.make(), left, self.batches, *how).items():
+                kept[keys[name]] = {"mask": name, "rows": self.rows, "times": times}
             write_text_in_one_move(self.path, json.dumps(kept, indent=1) + "\n")
-        return {name: kept[name] for name in masks}
+        return {name: kept[key]["times"] for name, key in keys.items()}
 
     @property
     def rows(self) -> str:
@@ -282,7 +296,7 @@ def aim(
     chosen = [[*numbers[at : at + batch]] for at in range(0, len(numbers), batch)]
     batches = map(rows.batch, chosen)
     given = tuple({n: part for n, part in each.items() if n != "labels"} for each in batches)
-    timings = Timings(run / KEPT, make, given, start.torch_device, shown)
+    timings = Timings(run / KEPT, make, given, start.torch_device, shown, start.protocol)
     return Target(times, start.shape, grain_on(start.torch_device), timings)
 
 

@@ -16,7 +16,6 @@ import shutil
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -388,13 +387,6 @@ def _deal_rows(count: int) -> tuple[list[int], list[int]]:
 
 
 # -- rows --------------------------------------------------------------------------------------
-@lru_cache(maxsize=16)
-def read_once(read: Callable[..., Any], *given: Any) -> Any:
-    """Reads with a function once a process. Files of a user call it where the package's own keep
-    a cache: a function with a cache of its own does not travel to workers."""
-    return read(*given)
-
-
 def pooled_lengths(tasks: Sequence[Sequence[int]], longest: int) -> dict[int, int]:
     """How many sequences have how many tokens: the `lengths` of a `Shape`.
 

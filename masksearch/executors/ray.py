@@ -24,7 +24,9 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
+from _thread import interrupt_main
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -61,7 +63,7 @@ try:
     import ray
     from pyarrow import fs
     from ray import tune
-    from ray._private import ray_constants
+    from ray._private import ray_constants, services
     from ray._private.services import canonicalize_bootstrap_address as find_address
     from ray.air.execution._internal import RayActorManager
     from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -91,6 +93,10 @@ KEEPALIVE = {  # so soon a driver asks whether a silent line still stands; Ray: 
     "RAY_grpc_client_keepalive_timeout_ms": "10000",
 }
 ALONE = {"RAY_worker_niceness": "0"}  # of the workers of a Ray that starts here; Ray's own is 15
+REMEDY = (
+    "try again when less runs here, or without it: ms.Local(slots=2), on the command line --slots "
+    "2 without --executor"
+)
 
 
 @dataclass(frozen=True)
@@ -184,8 +190,8 @@ class RayTune:
             )
             with catch_interrupt(guard.interrupt):
                 self._make_tuner(guard, folder, name).fit()
-        if guard.error is not None:
-            raise guard.error
+            if guard.error is not None:
+                raise guard.error
 
     def provide_models(self, config: Any, seeds: Sequence[int]) -> None:
         """Has the models that evaluations share provided where a trial would run.
@@ -376,6 +382,7 @@ class TuneScheduler(FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.guard, self.watch = guard, watch
         self.trials: dict[str, Any] = {}  # those that have not ended
+        self.began: dict[str, float] = {}  # when each was placed, by the monotonic clock
         self.resetting: Collection[Any] = ()  # trials that a free worker takes just now
 
     def __getstate__(self) -> dict[str, Any]:
@@ -404,21 +411,23 @@ class TuneScheduler(FIFOScheduler):
         self.trials.pop(trial.trial_id, None)
         error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
         self.guard.call(self.watch.note_loss, trial.trial_id, error, otherwise=None)
-        started = trial.run_metadata.start_time
+        now = time.monotonic()
         loss = WorkerLoss(
             reason=str(error),
             died=isinstance(error, RayActorError) and not error.actor_init_failed,
             counts=not getattr(error, "preempted", False),
-            seconds=0.0 if started is None else time.time() - started,
+            seconds=now - self.began.get(trial.trial_id, now),
             checkpoint=trial.checkpoint,
         )
         self.guard.call(self.guard.pool.on_worker_lost, trial.trial_id, loss, otherwise=None)
 
     def look(self) -> None:
-        """Has the watch look, once a second."""
-        if time.monotonic() < self.watch.looked + 1:
-            return
+        """Notes which trials were placed; has the watch look, once a second."""
+        now = time.monotonic()
         placed = {t.trial_id for t in self.trials.values() if t.status != "PENDING"}
+        self.began |= dict.fromkeys(placed - self.began.keys(), now)
+        if now < self.watch.looked + 1:
+            return
         placed |= {trial.trial_id for trial in self.resetting}
         running = self.guard.pool.running.items()
         self.watch.look([each.proposal.number for name, each in running if name not in placed])
@@ -558,6 +567,7 @@ def _join_cluster(settings: RayTune) -> Iterator[None]:
     if settings.quiet:
         arguments |= {"log_to_driver": False, "logging_level": logging.CRITICAL}
     handler, main = signal.getsignal(signal.SIGTERM), in_main_thread()
+    watch = DaemonWatch()
     known = {n: os.environ.get(n, value) for n, value in (ALONE if alone else KEEPALIVE).items()}
     os.environ.update({"RAY_USAGE_STATS_ENABLED": "0"} | known | (_own_token() if alone else {}))
     try:
@@ -566,6 +576,7 @@ def _join_cluster(settings: RayTune) -> Iterator[None]:
         with (
             replace_attribute(ray_constants, "ENABLE_RAY_CLUSTER", not alone),
             replace_attribute(ray_constants, "NUM_REDIS_GET_RETRIES", 20 if alone else 2),
+            replace_attribute(services, "start_ray_process", watch.start),
         ):
             # Ray itself waits minutes for an address at which nobody listens
             if settings.address and (address := find_address(settings.address)):
@@ -576,10 +587,8 @@ def _join_cluster(settings: RayTune) -> Iterator[None]:
         if type(error) is not Exception and not isinstance(error, FAILURES):
             raise
         if alone:  # Ray raises Exception itself where it does not start in time
-            raise SearchError(
-                f"Ray did not start on this machine: {error} Try again when less runs here, or "
-                "without it: ms.Local(slots=2), on the command line --slots 2 without --executor"
-            ) from error
+            why = f"Ray did not start on this machine: {error}".rstrip(".")
+            raise SearchError(watch.ended or f"{why}; {REMEDY}") from error
         raise SearchError(
             f"Ray at address={settings.address!r} does not answer: {error}; this process "
             "needs the address (`ray status`), the token, RAY_AUTH_MODE=token if there is "
@@ -589,10 +598,41 @@ def _join_cluster(settings: RayTune) -> Iterator[None]:
         if main:  # Ray has put its own in its place, which ends the process
             signal.signal(signal.SIGTERM, signal.default_int_handler)
         yield
+    except BaseException as error:
+        if watch.ended:
+            raise SearchError(watch.ended) from error
+        raise
     finally:
+        watch.over = True
         ray.shutdown()
         if main:
             signal.signal(signal.SIGTERM, handler)
+
+
+class DaemonWatch:
+    """Says at once that a Ray that starts here has ended, and interrupts the search: Ray waits
+    half a minute for its own processes, and may end this process without a word."""
+
+    def __init__(self) -> None:
+        self.over, self.ended, self.start_process = False, "", services.start_ray_process
+        self.interrupts = in_main_thread()
+
+    def start(self, command: Any, kind: str, *given: Any, **how: Any) -> Any:
+        """Starts a process as Ray does, and follows it."""
+        started = self.start_process(command, kind, *given, **how)
+        if kind in ("gcs_server", "raylet"):
+            threading.Thread(target=self.follow, args=(kind, started.process), daemon=True).start()
+        return started
+
+    def follow(self, kind: str, process: Any) -> None:
+        """Waits for the end of a process."""
+        while process.poll() is None and not self.over:
+            time.sleep(0.1)
+        if not (self.over or self.ended):
+            self.ended = f"Ray's {kind} ended (exit code {process.returncode}); {REMEDY}"
+            warn(self.ended)
+            if self.interrupts and ray.is_initialized():
+                interrupt_main()
 
 
 def list_nodes() -> dict[str, Any]:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -166,7 +165,6 @@ def add_to_scores(call: AttentionCall, added: Tensor) -> AttentionCall:
 FORMS: dict[str, Form] = {"flip": flip, "log": log, "additive": additive}
 
 
-@cache
 def form_named(name: str) -> Form:
     """A form by its name, or a user's own by `file.py:function`.
 

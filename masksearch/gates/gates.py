@@ -18,7 +18,7 @@ from masksearch.attention.kernels.choose import grain_on
 from masksearch.contracts import Shape, generator
 from masksearch.errors import HeadCountError, LayerCountError, LengthError, check_name
 from masksearch.gates.discretise import EDGE, least_density, mean_of_edges, weights_of
-from masksearch.gates.estimators import form_named
+from masksearch.gates.estimators import FORMS, form_named
 from masksearch.gates.tiles import flip_tiles
 from masksearch.gates.units import Unit, Units, attend_switched, read_levels, write_levels
 from masksearch.masks.core import Mask
@@ -135,7 +135,7 @@ class Gates(nn.Module):
     ) -> None:
         super().__init__()
         check_name("gate structure", structure, get_args(Structure))
-        form_named(form)  # refuses an unknown one
+        self.own_form = form_named(form)  # as its file has it now
         self.shape = Shape(
             length, layers, heads, causal, None if lengths is None else dict(lengths), read
         )
@@ -387,7 +387,7 @@ class Gates(nn.Module):
 
     def compute(self, call: AttentionCall, gate: Tensor) -> Tensor:
         """One attention call under a gate `[heads | 1, queries, keys]`, by this form."""
-        return form_named(self.form)(call, gate)
+        return FORMS.get(self.form, self.own_form)(call, gate)
 
     def open_chance(self, logits: Tensor) -> Tensor:
         """Chance that a gate with that logit is open, at the uncooled temperature."""

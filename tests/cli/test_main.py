@@ -1,9 +1,11 @@
 """The command line: what it prints, what it writes, and what it says of runs and masks."""
 
+import importlib
 import json
 import os
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -331,6 +333,25 @@ def test_long_masks_are_printed_whole_and_a_terminal_shows_drawings(tmp_path, ca
     monkeypatch.setenv("NO_COLOR", "1")
     print_front(study, as_json=False)
     assert "██" not in capsys.readouterr().out
+
+
+def test_no_such_word_stands_before_a_mistake(monkeypatch, capsys, tmp_path):
+    """While libraries are still loaded, arguments have not been checked."""
+    (tmp_path / "slow_library.py").write_text("import time\ntime.sleep(1)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def mistaken(run: Path) -> None:
+        importlib.import_module("slow_library")
+        raise ms.errors.SearchError("no such run")
+
+    monkeypatch.setattr("masksearch.study.status.read_status", mistaken)
+    monkeypatch.setattr(cli, "SOON", 0.2)
+    monkeypatch.setattr(sys, "argv", ["masksearch", "status", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    time.sleep(1)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: no such run\n"
 
 
 def test_a_command_that_is_silent_says_that_it_works(monkeypatch, capsys, tmp_path):

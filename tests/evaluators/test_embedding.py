@@ -1,6 +1,7 @@
 """An embedding model under a mask: its embeddings, its near texts, its files, real weights."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import DataError, LengthError
-from masksearch.evaluators.embedding import compare_dense, correlate, find_texts, read_data
+from masksearch.evaluators.embedding import compare_dense, correlate, find_texts
+from masksearch.files import read_once
 from masksearch.masks.measure import effective_density
 from masksearch.models.embedding import open_embedding
 from masksearch.tasks.splits import in_holdout
@@ -108,7 +110,7 @@ def test_dense_attention_keeps_every_rank_and_random_pairs_are_of_two_texts(
     found = values(evaluator, masks.full(), tmp_path)
     assert found["spearman"] == pytest.approx(1.0)
     assert found["random_pairs"] == pytest.approx(1.0)
-    pairs, _ = compare_dense(evaluator)
+    pairs, _ = compare_dense(evaluator, evaluator.protocol)
     own = torch.arange(len(pairs))
     assert pairs.shape == (len(evaluator.data.queries), 20)
     assert not (pairs[:, :-1] == own[:, None]).any()
@@ -150,6 +152,26 @@ def test_texts_are_of_one_part(place: Path, tmp_path: Path) -> None:
     assert len({one.protocol, one.on("holdout").protocol, replace(one, rows=9).protocol}) == 3
 
 
+def test_files_that_have_changed_are_read_again(place: Path, tmp_path: Path) -> None:
+    model = tiny_embedding(tmp_path / "model", WORDS)
+    texts = [f"{one} {other} {one}" for one in WORDS[:14] for other in WORDS[:14]]
+    path = tmp_path / "lines.txt"
+    found = []
+    for lines in (texts, [f"{each} {WORDS[20]}" for each in texts]):
+        write_lines(path, lines)
+        judges = [ms.EmbeddingEvaluator(path, model, length=16, device="cpu") for _ in range(2)]
+        found.append(values(judges[0], masks.window(1), tmp_path / "run"))
+        assert judges[0].data is judges[1].data
+    shutil.copy(path, tmp_path / "other.txt")
+    other = ms.EmbeddingEvaluator(tmp_path / "other.txt", model, length=16, device="cpu")
+    assert found[1] == values(other, masks.window(1), tmp_path / "run")
+    assert found[0] != found[1]
+    tiny_embedding(tmp_path / "max", WORDS, pooling="max")
+    shutil.copy(tmp_path / "max" / "1_Pooling" / "config.json", model / "1_Pooling")
+    pooled = ms.EmbeddingEvaluator(path, model, length=16, device="cpu")
+    assert pooled.protocol != other.protocol
+
+
 def test_what_cannot_be_judged_is_said(place: Path, tmp_path: Path) -> None:
     write_lines(tmp_path / "few.txt", WORDS[:30])
     few = ms.EmbeddingEvaluator(tmp_path / "few.txt", place / "embedder", length=16)
@@ -189,7 +211,7 @@ def test_another_pooling_is_another_protocol(place: Path, tmp_path: Path) -> Non
         tiny_embedding(tmp_path / pooling, WORDS, pooling=pooling)
         found.add(judge(place, weights=tmp_path / pooling).protocol)
     assert len(found) == 2
-    read_data.cache_clear()
+    read_once.cache_clear()
     assert judge(place, weights=tmp_path / "max").protocol in found
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from real_data import DATA, real
 from tiny_checkpoint import tiny_checkpoint
 from toy_sentences import SMALL, WORDS, write_lines
+from transformers import AutoTokenizer
 
 import masksearch as ms
 from masksearch import GlueEvaluator, attach, masks
@@ -21,6 +22,7 @@ from masksearch.analysis.pareto import beats_constant
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.errors import DataError, UnknownNameError
 from masksearch.evaluators.glue import check_judged
+from masksearch.files import read_once
 from masksearch.models.encoders import SequenceClassifier, encoder
 from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.read import GlueData, Rows
@@ -79,6 +81,25 @@ def test_files_that_have_changed_are_read_again(data, tmp_path):
     second = evaluator(tmp_path, cache=data / "cache")
     assert len(second.data("SST-2").dev["SST-2"]) == len(first.data("SST-2").dev["SST-2"]) + 1
     assert second.protocol != before
+    read_once.cache_clear()  # as in a worker process, which begins with none
+    with pytest.raises(DataError, match="SST-2 has changed since it was opened; open it again"):
+        first.data("SST-2")
+
+
+def test_a_tokenizer_that_has_changed_is_read_again(data, tmp_path):
+    weights = tiny_checkpoint(tmp_path / "weights", WORDS)
+    rows = []
+    for side in ("right", "left"):
+        made = AutoTokenizer.from_pretrained(weights, truncation_side=side)
+        made.save_pretrained(weights)
+        how = {"tasks": ("SST-2",), "weights": weights, "length": 8, "device": "cpu"}
+        judge = GlueEvaluator(None, data / "glue", **how)
+        rows.append(judge.tokens())
+        texts = [text for text, *_ in judge.data("SST-2").train.texts]
+        wanted = made(texts, truncation=True, max_length=8)["input_ids"]
+        assert [rows[-1].train[at].ids for at in range(len(texts))] == wanted
+        assert judge.tokens() is rows[-1]  # read once
+    assert rows[0].digest != rows[1].digest
 
 
 def evaluator(data: Path, **settings: object) -> GlueEvaluator:

@@ -140,6 +140,14 @@ def test_a_changed_copy_of_a_packed_one_reads_its_own_corpus(corpus: Path) -> No
     assert replace(packed, length=18).task().corpus.length == 18
 
 
+def test_a_text_that_has_changed_is_read_again(corpus: Path, tmp_path: Path) -> None:
+    path, found = tmp_path / "text.txt", []
+    for change in (str.lower, str.upper, str.lower):
+        path.write_text(change(corpus.read_text()) if found else corpus.read_text())
+        found.append(evaluator(path).protocol)
+    assert found[0] == found[2] != found[1]
+
+
 def test_shape_and_objectives() -> None:
     judge = MlmEvaluator("anything", size="mini", length=64, vocabulary=1000)
     assert (judge.shape.length, judge.shape.layers, judge.shape.heads) == (64, 4, 4)

@@ -44,10 +44,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return timed
 
 
-def target(path: Path, times: float) -> Target:
-    rows = {"attention_mask": torch.ones(8, 128)}
-    cpu = torch.device("cpu")
-    return Target(times, SHAPE, BLOCK, Timings(path / "time.json", torch.nn.Module, (rows,), cpu))
+def target(path: Path, times: float, length: int = 128, model: str = "") -> Target:
+    rows = {"attention_mask": torch.ones(8, length)}
+    timings = Timings(
+        path / "time.json", torch.nn.Module, (rows,), torch.device("cpu"), model=model
+    )
+    return Target(times, SHAPE, BLOCK, timings)
 
 
 def difference(value: float) -> PairedDifference:
@@ -68,6 +70,20 @@ def test_the_share_is_where_random_tiles_meet_the_target(asked, tmp_path, times)
     assert len(asked) == 6  # from the file
     assert "8 rows of 128 to 128 tokens, " in found.describe()
     assert f"{times:g} times: {found.share:.1%} of the pairs" in found.describe()
+
+
+def test_what_was_timed_otherwise_is_timed_anew(asked, tmp_path, monkeypatch):
+    """Under as many threads, of that model, on those rows, under that mask."""
+    drawn = {"a": masks.window(1)}
+    for change in ({}, {"length": 64}, {"model": "other"}):
+        timings = target(tmp_path, 1.5, **change).timings
+        assert timings.of(drawn, "") == timings.of(drawn, "")
+    assert len(asked) == 3
+    target(tmp_path, 1.5).timings.of({"a": masks.window(2)}, "")
+    assert len(asked) == 4
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 63)
+    assert target(tmp_path, 1.5).timings.of(drawn, "")
+    assert len(asked) == 5
 
 
 def test_a_target_beyond_the_diagonal_is_refused_with_what_is_to_be_had(asked, tmp_path):

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
@@ -14,6 +15,7 @@ from ray_fixtures import Troubled, listed
 from toy import PlainTrials
 
 from masksearch import RayTune
+from masksearch.errors import SearchError
 
 
 def run(folder: Path, evaluator: Troubled, count: int, *goes_on, **options) -> list:
@@ -70,6 +72,38 @@ def alone(folder: Path) -> None:
     )
 
 
+def killed(folder: Path) -> None:
+    """A Ray of its own one of whose processes is killed: `KILL` names it, `WHEN` the moment."""
+    from ray._private import services, worker
+
+    began, which, when = time.monotonic(), os.environ["KILL"], os.environ["WHEN"]
+    start, show = services.start_ray_process, warnings.showwarning
+
+    def started(command, kind, *given, **how):
+        info = start(command, kind, *given, **how)
+        if kind == which and when == "start":
+            info.process.kill()
+            say(killed=time.monotonic() - began)
+        return info
+
+    def shown(message, *about, **how):
+        say(said=time.monotonic() - began, text=str(message))
+        show(message, *about, **how)
+
+    def on_report(number, report):
+        if when == "trial":
+            [info] = worker._global_node.all_processes[which]
+            info.process.kill()
+            say(killed=time.monotonic() - began)
+        return True
+
+    services.start_ray_process, warnings.showwarning = started, shown
+    try:
+        run(folder, Troubled({}, seconds=1.0), 4, on_report, slots=1)
+    except SearchError as error:
+        say(error=str(error))
+
+
 def node_lost(folder: Path) -> None:
     """Three nodes of one CPU; one is taken away while trials run."""
     import ray
@@ -101,7 +135,7 @@ def node_lost(folder: Path) -> None:
 
 if __name__ == "__main__":
     began = time.monotonic()
-    {"interrupted": interrupted, "alone": alone, "node_lost": node_lost}[sys.argv[1]](
-        Path(sys.argv[2])
-    )
+    {"interrupted": interrupted, "alone": alone, "killed": killed, "node_lost": node_lost}[
+        sys.argv[1]
+    ](Path(sys.argv[2]))
     say(seconds=time.monotonic() - began)

@@ -471,6 +471,22 @@ def test_a_ray_of_its_own_listens_at_home_says_nothing_and_goes(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("which", ["raylet", "gcs_server"])
+def test_a_ray_that_dies_at_its_start_is_told_at_once_with_the_remedy(tmp_path, which):
+    facts, out = facts_of(script("killed", tmp_path, KILL=which, WHEN="start"))
+    assert facts["said"] - facts["killed"] < 15, out
+    assert re.match(rf"Ray's {which} ended \(exit code -9\); .* --slots 2 without", facts["text"])
+    assert facts["error"] == facts["text"]
+
+
+@pytest.mark.slow
+def test_a_raylet_that_dies_ends_the_search_in_words(tmp_path):
+    facts, out = facts_of(script("killed", tmp_path, KILL="raylet", WHEN="trial"))
+    assert facts["said"] - facts["killed"] < 15, out
+    assert facts["error"] == facts["text"], out
+
+
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written(tmp_path):
     facts, out = facts_of(script("alone", tmp_path, HOME="/nonexistent/home"))
     assert facts.get("status") == ["done", "failed"], out

@@ -288,3 +288,13 @@ def test_banks_add_the_bias_and_learn_it(name, visible, shape):
     same = bank.attend(0, AttentionCall(*tensors, visible=visible, scaling=SCALING, bias=zero))
     torch.testing.assert_close(same, without, atol=1e-6, rtol=1e-6)
     assert not torch.allclose(got, without, atol=1e-2)
+
+
+def test_the_file_of_a_form_is_read_again_by_new_gates_alone(tmp_path):
+    file = tmp_path / "forms.py"
+    file.write_text("def form(call, gate):\n    return 1\n")
+    first = Gates(length=LENGTH, heads=HEADS, form=f"{file}:form")
+    file.write_text("def form(call, gate):\n    return 2\n")
+    second = Gates(length=LENGTH, heads=HEADS, form=f"{file}:form")
+    call: Any = None
+    assert [gates.compute(call, torch.ones(1)) for gates in (first, second)] == [1, 2]

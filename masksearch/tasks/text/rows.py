@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,10 +145,8 @@ class CheckpointTokenizer:
 RowSource = Vocabulary | CheckpointTokenizer  # what turns texts into rows
 
 
-@lru_cache(maxsize=4)
 def read_tokenizer(name: str | Path, length: int) -> CheckpointTokenizer | Vocabulary:
-    """The tokenizer of that folder, file or name on the Hub, read once a process; of a list of
-    tokens BERT's.
+    """The tokenizer of that folder, file or name on the Hub; of a list of tokens BERT's.
 
     Raises:
         DataError: If there is none, or it cannot be read.

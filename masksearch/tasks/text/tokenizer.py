@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -301,9 +301,8 @@ class Vocabulary:
         return encode(self.tokenizer, texts)
 
 
-@lru_cache(maxsize=4)
 def read_vocabulary(tokenizer: str | Path, length: int) -> Vocabulary:
-    """The tokenizer of that folder, file or name, read once a process.
+    """The tokenizer of that folder, file or name.
 
     Raises:
         DataError: If there is none, or it lacks a special token.
