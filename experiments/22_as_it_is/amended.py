@@ -22,6 +22,7 @@ from tables import (
     all_lines,
     as_line,
     best,
+    mean_of_tasks,
     minus,
     named,
     scored,
@@ -33,6 +34,8 @@ from masksearch.report import style
 PLAN = tomllib.loads((HERE / "amendment.toml").read_text(encoding="utf-8"))
 BUDGETS = PLAN["models"]["budgets"]
 TESTED, TESTED_AT = ("SST-2", "QQP"), 0.12  # (b) of the plan
+FOUND_ON = "STS-B"  # its rows had shown the mask that follows the words
+MEANS = {"mean": "", f"mean without {FOUND_ON}": FOUND_ON}
 MOVED = ["task", "seed", "difference"]
 OPPONENTS = {  # an arm -> how the names of its masks begin; the rows that choose prefer one
     "drawn": "hand {}: ",
@@ -64,7 +67,9 @@ def judged(
 
 def contrasts(lines: Mapping[Model, list[Line]]) -> pd.DataFrame:
     """DAM minus the best drawn mask, the better of those that follow the words, and the better of
-    first-order effects; the two planned tests with Holm's adjusted p and level."""
+    first-order effects; the two planned tests with Holm's adjusted p and level. Where an opponent
+    has every task, also the means over tasks, with and without the task on which the words' mask
+    was found."""
     table: list[Line] = []
     for arm, task, budget in product(OPPONENTS, PLAN["tasks"], BUDGETS):
         if arm == "drawn" and PLAN["tasks"][task]["drawn"] != "all":
@@ -83,6 +88,19 @@ def contrasts(lines: Mapping[Model, list[Line]]) -> pd.DataFrame:
     for row, p, level in zip(family, holm(p_values), holm_levels(p_values), strict=True):
         row |= as_line(minus(*row["sides"], level), *row["sides"])
         row |= {"adjusted_p": p, "level": level}
+    for arm, budget in product(OPPONENTS, BUDGETS):
+        of_tasks = {
+            row["task"]: row
+            for row in table
+            if (row["contrast"], row["budget"]) == (f"dam - {arm}", budget)
+        }
+        for name, without in MEANS.items() if len(of_tasks) == len(PLAN["tasks"]) else ():
+            kept = [row for task, row in of_tasks.items() if task != without]
+            mean = mean_of_tasks([minus(*row["sides"]) for row in kept])
+            ends = {"difference": mean.value, "low": mean.low, "high": mean.high}
+            about = {"contrast": f"dam - {arm}", "task": name, "budget": budget, "level": 0.95}
+            ahead = {"ahead": sum(row["ahead"] for row in kept), "models": mean.n}
+            table.append(about | ends | ahead)
     return pd.DataFrame(table).drop(columns="sides")
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t
 
 from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.stats import (
+    ErrorPart,
     PairedDifference,
     estimate,
     holm,
@@ -106,6 +109,21 @@ def minus(
     scores = [{seed: line["score"] for seed, line in arm.items()} for arm in (one, other)]
     rows = [{seed: rows_of(line) for seed, line in arm.items()} for arm in (one, other)]
     return paired_difference(*scores, level, rows_a=rows[0], rows_b=rows[1])
+
+
+def mean_of_tasks(gaps: Sequence[PairedDifference]) -> PairedDifference:
+    """The mean of differences of several tasks. The spread over models is taken to be the same in
+    each: its estimates are pooled."""
+    value, count = math.fsum(gap.value for gap in gaps) / len(gaps), len(gaps) ** 2
+    models, rows = ([gap.errors[at] for gap in gaps] for at in range(2))
+    degrees = sum(part.df for part in models)
+    spread = sum(gap.n * part.variance * part.df for gap, part in zip(gaps, models, strict=True))
+    spread *= sum(1 / gap.n for gap in gaps) / degrees / count
+    drawn = ErrorPart(sum(part.variance for part in rows) / count, min(part.df for part in rows))
+    errors = ErrorPart(spread, degrees), drawn
+    half = math.sqrt(sum(float(t.isf(0.025, part.df)) ** 2 * part.variance for part in errors))
+    models_of_all = sum(gap.n for gap in gaps)
+    return PairedDifference(value, value - half, value + half, models_of_all, errors=errors)
 
 
 def as_line(found: PairedDifference, one: Mapping[int, Line], other: Mapping[int, Line]) -> Line:
