@@ -6,16 +6,15 @@ python experiments/23_no_labels/contrasts.py --data FOLDER
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE), str(HERE.with_name("22_as_it_is"))]
@@ -25,6 +24,7 @@ from tables import (  # noqa: E402
     Model,
     all_lines,
     as_line,
+    mean_of_tasks,
     minus,
     named,
     opponent,
@@ -34,13 +34,13 @@ from tables import (  # noqa: E402
 
 from masksearch.analysis.row_scores import RowScores  # noqa: E402
 from masksearch.analysis.stats import (  # noqa: E402
-    ErrorPart,
     PairedDifference,
     estimate,
     holm,
     holm_levels,
     paired_difference,
 )
+from masksearch.tasks.glue.tasks import find_task, row_scores  # noqa: E402
 
 RESULTS = HERE / "results"
 PLAN, PARTS = texts.PLAN, texts.PARTS
@@ -48,6 +48,8 @@ TASKS = PLAN["classifiers"]["tasks"]
 BUDGETS, MARGIN = PLAN["embedder"]["budgets"], PLAN["margin"]["kept"]
 HAND = "hand-designed"  # the mask that the choosing texts prefer, as `opponent` has it
 Lines = Mapping[Model, list[Line]]
+Rows = Callable[[Line], RowScores]
+STS_B = find_task("STS-B")
 
 
 # -- (a) classifiers ---------------------------------------------------------------------------
@@ -59,21 +61,6 @@ def of_arm(lines: Lines, task: str, name: str) -> dict[int, Line]:
         if of == task and own[-1]["stage"] == "ended"
         if (line := named(own, "judge", name))
     }
-
-
-def mean_of_tasks(gaps: Sequence[PairedDifference]) -> PairedDifference:
-    """The mean of differences of several tasks. The spread over models is taken to be the same in
-    each: its estimates are pooled."""
-    value, count = math.fsum(gap.value for gap in gaps) / len(gaps), len(gaps) ** 2
-    models, rows = ([gap.errors[at] for gap in gaps] for at in range(2))
-    degrees = sum(part.df for part in models)
-    spread = sum(gap.n * part.variance * part.df for gap, part in zip(gaps, models, strict=True))
-    spread *= sum(1 / gap.n for gap in gaps) / degrees / count
-    drawn = ErrorPart(sum(part.variance for part in rows) / count, min(part.df for part in rows))
-    errors = ErrorPart(spread, degrees), drawn
-    half = math.sqrt(sum(float(t.isf(0.025, part.df)) ** 2 * part.variance for part in errors))
-    models_of_all = sum(gap.n for gap in gaps)
-    return PairedDifference(value, value - half, value + half, models_of_all, errors=errors)
 
 
 def classifiers(lines: Lines) -> pd.DataFrame:
@@ -121,22 +108,32 @@ def by_paragraph(line: Line, paragraphs: Sequence[int]) -> RowScores:
     return RowScores({"rows": sums}, {"rows": 1.0}, {"rows": str(len(sums))})
 
 
+def by_pair(line: Line, scores: Sequence[float]) -> RowScores:
+    """Jackknife pseudo-values of Spearman's correlation of a line's cosines with people's scores,
+    one a pair."""
+    cosines = rows_of(line).scores["rows"]
+    rows = row_scores(STS_B, "spearman", cosines.tolist(), scores, line["score"])
+    return RowScores({"rows": rows}, {"rows": 1.0}, {"rows": str(len(rows))})
+
+
 def difference(
-    one: Mapping[int, Line], other: Mapping[int, Line], paragraphs: Sequence[int], level: float
+    one: Mapping[int, Line], other: Mapping[int, Line], rows: Rows, level: float
 ) -> PairedDifference:
-    """The difference of two arms over searches and, on SQuAD, over paragraphs."""
+    """The difference of two arms over searches and over what judges, as `rows` has it."""
     scores = [{seed: line["score"] for seed, line in arm.items()} for arm in (one, other)]
-    if not paragraphs:
-        return paired_difference(*scores, level)
-    rows = [{seed: by_paragraph(line, paragraphs) for seed, line in arm.items()}
-            for arm in (one, other)]  # fmt: skip
-    return paired_difference(*scores, level, rows_a=rows[0], rows_b=rows[1])
+    each = [{seed: rows(line) for seed, line in arm.items()} for arm in (one, other)]
+    return paired_difference(*scores, level, rows_a=each[0], rows_b=each[1])
 
 
-def embedder(lines: Lines, paragraphs: Sequence[int]) -> pd.DataFrame:
+def embedder(lines: Lines, judging: Mapping[str, Rows]) -> pd.DataFrame:
     """DAM minus every other arm, and each arm minus dense; the two planned tests, DAM minus the
     best drawn mask on SQuAD, with Holm's adjusted p and level. Of parts with other texts also DAM
-    minus DAM of the first ones."""
+    minus DAM of the first ones, at each of its budgets.
+
+    Args:
+        lines: The lines of results/.
+        judging: What judges, `"squad"` or `"sts-b"` -> a line's scores row by row.
+    """
     table, family = list[Line](), list[Line]()
     for part, budget in product(PARTS, BUDGETS):
         arms = [*PARTS[part]["arms"], HAND]
@@ -145,22 +142,21 @@ def embedder(lines: Lines, paragraphs: Sequence[int]) -> pd.DataFrame:
             " - ".join(pair): [judged(lines, part, arm, budget) for arm in pair] for pair in pairs
         }
         first = part.partition(",")[0]
-        if part != first:  # it differs in the texts that gates read
-            both = [judged(lines, of, "dam", budget) for of in (part, first)]
-            compared["dam - dam of the first texts"] = both
-        known = paragraphs if part.startswith("squad") else ()
+        for at in BUDGETS if part != first else ():  # it differs in the texts that gates read
+            both = [judged(lines, *of) for of in ((part, "dam", budget), (first, "dam", at))]
+            compared[f"dam - dam of the first texts, {at}"] = both
         for contrast, sides in compared.items():
             if len(sides[0].keys() & sides[1].keys()) > 1:
                 found = {"part": part, "budget": budget, "contrast": contrast}
-                found |= as_line(difference(*sides, known, 0.95), *sides) | {"level": 0.95}
-                table.append(found)
+                gap = difference(*sides, judging[first], 0.95)
+                table.append(found | as_line(gap, *sides) | {"level": 0.95})
                 if part == "squad" and contrast == f"dam - {HAND}":
-                    family.append(found | {"sides": sides})
+                    family.append(table[-1] | {"sides": sides})
     p_values = [each["p"] for each in family]
     for each, p, level in zip(family, holm(p_values), holm_levels(p_values), strict=True):
         sides = each.pop("sides")
         row = table[table.index(each)]
-        row |= as_line(difference(*sides, paragraphs, level), *sides) | {
+        row |= as_line(difference(*sides, judging["squad"], level), *sides) | {
             "level": level,
             "adjusted_p": p,
         }
@@ -198,12 +194,16 @@ def kept(lines: Lines) -> pd.DataFrame:
 def main() -> None:
     """Prints and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="holds squad/")
-    lines, questions = all_lines(RESULTS), texts.squad(parser.parse_args().data)
-    paragraphs = questions.right[:: PARTS["squad"]["every"]]
+    parser.add_argument("--data", type=Path, required=True, help="holds squad/ and glue/")
+    lines, data = all_lines(RESULTS), parser.parse_args().data
+    paragraphs = texts.squad(data).right[:: PARTS["squad"]["every"]]
+    judging = {
+        "squad": partial(by_paragraph, paragraphs=paragraphs),
+        "sts-b": partial(by_pair, scores=texts.sts(data, "dev").scores),
+    }
     for name, table in (
         ("classifiers", classifiers(lines)),
-        ("embedder", embedder(lines, paragraphs)),
+        ("embedder", embedder(lines, judging)),
         ("kept", kept(lines)),
     ):
         table.to_csv(RESULTS / f"{name}.csv", index=False, float_format="%.5f")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from experiment_scripts import load_script, run_script
-from scipy.stats import ttest_ind
+from scipy.stats import spearmanr, ttest_ind
 from tiny_checkpoint import tiny_checkpoint, tiny_embedding
 from toy_words import WORDS
 from transformers import AutoTokenizer
@@ -99,6 +99,22 @@ def test_paragraphs_have_the_mean_of_their_questions():
     rows = contrasts.by_paragraph({"each": f"5f{packed}"}, [0, 0, 3, 3, 3])
     assert rows.scores["rows"].tolist() == pytest.approx([1.5 * 2 / 5, 1.25 * 2 / 5])
     assert rows.score == pytest.approx(gains.mean())
+
+
+def test_pairs_have_their_part_in_the_correlation_of_ranks():
+    """The mean is the line's score; each part is the jackknife's, from scipy."""
+    contrasts = load_script("23_no_labels/contrasts.py")
+    draw = np.random.default_rng(0)
+    cosines = draw.permutation(30).astype("<f2")
+    people = np.round(cosines / 9 + draw.normal(size=30), 0)  # many are equal
+    packed = base64.b85encode(cosines.tobytes()).decode()
+    whole = spearmanr(cosines, people).statistic
+    rows = contrasts.by_pair({"each": f"30f{packed}", "score": whole}, people.tolist())
+    assert rows.score == pytest.approx(whole)
+    left = [np.arange(30) != gone for gone in range(30)]
+    without = np.array([spearmanr(cosines[some], people[some]).statistic for some in left])
+    parts = 30 * whole - 29 * without
+    assert rows.scores["rows"] - rows.score == pytest.approx(parts - parts.mean())
 
 
 def test_mean_of_tasks_pools_what_models_spread():
