@@ -14,7 +14,7 @@ import hashlib
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ LETTERS = re.compile(r"[^\W\d_]+")
 BEGINS = re.compile(r"[.!?:;\"]|\s'")  # between two words, before a sentence or a quotation
 TITLES = {"Mr", "Mrs", "Ms", "Dr", "St", "Messrs", "Mme", "Capt", "Rev", "Hon"}
 TOKENS = {"to 512": 0, "to 768": 513, "to 1,024": 769, "more, cut": 1025}  # from so many on
+BATCH = PLAN["target"]["batch"]  # rows that are read together
 Row = tuple[str, str]  # text and label
 Parts = dict[str, list[Row]]
 
@@ -115,13 +116,27 @@ def write(parts: Parts, folder: Path) -> None:
         (folder / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def by_tokens(parts: Parts, tokenizer: Any) -> pd.DataFrame:
+def sizes_of(rows: list[Row], tokenizer: Any) -> list[int]:
+    """The tokens of each row's text."""
+    return list(map(len, tokenizer([text for text, _ in rows])["input_ids"]))
+
+
+def by_tokens(sizes: Mapping[str, list[int]]) -> pd.DataFrame:
     """How many rows of each part have how many tokens."""
-    edges, table = [*TOKENS.values(), np.inf], {}
-    for name, rows in parts.items():
-        ids = tokenizer([text for text, _ in rows])["input_ids"]
-        table[name] = np.histogram([len(row) for row in ids], edges)[0]
+    edges = [*TOKENS.values(), np.inf]
+    table = {name: np.histogram(own, edges)[0] for name, own in sizes.items()}
     return pd.DataFrame(table, index=[*TOKENS]).T
+
+
+def padded(sizes: Sequence[int]) -> dict[str, float]:
+    """Tokens a row, cut at the model's length: of the text, and with padding to the longest row of
+    a batch, rows as they come and sorted by length."""
+    cut = [min(size, PLAN["model"]["length"]) for size in sizes]
+    counts = {"text": sum(cut) / len(cut)}
+    for name, rows in {"as they come": cut, "sorted": sorted(cut)}.items():
+        batches = [rows[at : at + BATCH] for at in range(0, len(rows), BATCH)]
+        counts[name] = sum(len(batch) * max(batch) for batch in batches) / len(rows)
+    return counts
 
 
 def main() -> None:
@@ -130,16 +145,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the tasks' folders")
     parser.add_argument("--weights", type=Path, required=True, help="whose tokens are counted")
     given = parser.parse_args()
-    counts = {}
+    tokenizer, counts, padding = AutoTokenizer.from_pretrained(given.weights), {}, {}
     for task, plan in PLAN["tasks"].items():
         parts = deal(given.data, task, plan)
         write(parts, given.out / task)
-        counts[task] = by_tokens(parts, AutoTokenizer.from_pretrained(given.weights))
-    table = pd.concat(counts, names=["task", "rows"])
-    path = Path(__file__).parent / "results" / "tokens.csv"
-    path.parent.mkdir(exist_ok=True)
-    table.to_csv(path)
-    print(table.to_string())
+        sizes = {name: sizes_of(rows, tokenizer) for name, rows in parts.items()}
+        counts[task], padding[task] = by_tokens(sizes), padded(sizes["judge"])
+    folder = Path(__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    for name, table in {
+        "tokens": pd.concat(counts, names=["task", "rows"]),
+        "padding": pd.DataFrame(padding).T.rename_axis("task"),
+    }.items():
+        table.to_csv(folder / f"{name}.csv", float_format="%.2f")
+        print(table.to_string())
 
 
 if __name__ == "__main__":

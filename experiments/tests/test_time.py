@@ -110,6 +110,16 @@ def test_real_novels_have_the_planned_rows_and_no_names(texts):
         assert name not in everything
 
 
+def test_sorting_leaves_the_padding_within_batches(texts):
+    assert texts.padded([10, 2000, *[10] * 6, *[100] * 8]) == {
+        "text": (10 * 7 + 1024 + 800) / 16,
+        "as they come": (1024 + 100) / 2,
+        "sorted": (100 + 1024) / 2,
+    }
+    found = texts.padded([20, 10] * 8)
+    assert found == {"text": 15, "as they come": 20, "sorted": 15}
+
+
 def test_positions_stand_twice(tmp_path):
     stretch = load_script("24_time/stretch.py").stretch
     start = tiny_checkpoint(tmp_path / "start", WORDS)
@@ -178,11 +188,27 @@ def test_contrasts_are_those_of_the_plan():
     assert found["pays"].tolist() == [True, False]
     assert found["enough"].tolist() == [False, True]
     speeds = contrasts.speeds(lines).set_index(["task", "seed", "arm"])
-    assert speeds.loc[("imdb-long", 0, "dam"), ["median", "least", "most", "hours"]].tolist() == [
-        *(1.34, 1.29, 1.4, 3)
-    ]
+    assert speeds.loc[
+        ("imdb-long", 0, "dam"), ["median", "least", "most", "timings"]
+    ].tolist() == [*(1.34, 1.29, 1.4, 3)]
     assert speeds[~speeds["met"]].index.tolist() == [(*SLOW, "drawn")]
     assert contrasts.tasks_in(lines) == dict.fromkeys(RIGHT, True)
+
+
+def test_the_first_three_timings_count_and_all_are_shown():
+    contrasts = load_script("24_time/contrasts.py")
+    middles = (1.32, 1.28, 1.35, 1.25, 1.2)
+    own = [
+        {"stage": "time", "name": "dam", "hour": f"T{hour}", "low": middle, "median": middle,
+         "high": middle}
+        for hour, middle in enumerate(middles)
+    ]  # fmt: skip
+    found = contrasts.speed_of(own[::-1], "dam")
+    assert [found[each] for each in ("median", "least", "most", "timings", "met")] == [
+        *(1.32, 1.2, 1.35, 5, True)
+    ]
+    assert not contrasts.speed_of(own, "dam", slice(None))["met"]
+    assert contrasts.speed_of(own, "dam", slice(-3, None))["median"] == 1.25
 
 
 def test_samplers_have_intervals_over_rows_alone():
