@@ -262,6 +262,12 @@ CLAIMS += sentences(
     },
 )
 CLAIMS += sentences(
+    "docs/trained_encoders.md",
+    {
+        "On a GPU, or a CPU with bfloat16 instructions, add `--set precision=bfloat16`.": [],
+    },
+)
+CLAIMS += sentences(
     "docs/does_search_pay.md",
     {
         'Whichever you take, run `"random"` with as many tokens, judge hand-designed masks of the '
@@ -284,6 +290,7 @@ CLAIMS += sentences(
         "for all.": [1.0, 1.0],  # those that stay score higher: tests of the halving
         "then recovers in full with {} fresh seeds, beside dense attention": [sparsifier.SEEDS],
         "Where a mask is shown to lose at most {} as it is": [POINT],
+        "a time that not even the diagonal's tiles have is refused with what is to be had.": [],
         "calls equal masks {} in {} %, not {} %": [second_look, second_look, first_look],
         "after `recover_steps` ({}) steps under the mask": [recovered],
     },
@@ -355,7 +362,7 @@ NO_CLAIM = [
             "MiniLM on STS-B for about an hour and a half on one CPU core.",  # seen; not kept
             "Serve a decoder with a smaller cache",
             "makes masks its parameters, adds DAM, budgets and fair comparisons",
-            "| question | answer | figure, 95 % interval | from |",
+            "| question | answer | figure, 95 % or Holm's interval | from |",
             "from about 512 tokens on",
             "try q8_0 first: it halves the bytes",
             "Where a model trains on under its mask, from 20 % of the pairs, try [heads of full "

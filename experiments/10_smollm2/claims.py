@@ -93,7 +93,8 @@ CLAIMS = [
     ),
     Claim(
         "README.md",
-        "; searched layers minus window, at a quarter of its cache: {} [{}, {}] |",
+        "; searched layers minus window, at a quarter of its cache: {} [{}, {}] | "
+        "[20](experiments/20_long/README.md), [10](experiments/10_smollm2/README.md) |",
         behind[:3],
     ),
     Claim(

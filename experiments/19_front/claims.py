@@ -225,7 +225,8 @@ FIRST_PAGE = {
         -BEHIND["DAM - full heads"][2],
         30,
     ],
-    "; minus the two heads: {} [{}, {}] |": BEHIND["DAM - full heads"][:3],
+    "; minus the two heads: {} [{}, {}] | [21](experiments/21_recovered/README.md), "
+    "[19](experiments/19_front/README.md) |": BEHIND["DAM - full heads"][:3],
 }
 few = {at: mean("dam", at) - mean("random", at) for at in (0.2, 0.12)}
 assert BEHIND["TPE - full heads"][2] > 0 < BEHIND["random - full heads"][2]  # "not shown"

@@ -134,9 +134,9 @@ CLAIMS += sentences(
 CLAIMS += [
     Claim(
         "README.md",
-        "| For distant look-ups `allocate`, searching on the tasks that judge, finds the layers "
-        "that need full attention: at equal bytes SmolLM2's answers lose {} than under one "
-        "window; that {} of them are right whole is not shown.",
+        "| And for a decoder? | For distant look-ups `allocate`, searching on the tasks that "
+        "judge, finds the layers that need full attention: at equal bytes SmolLM2's answers lose "
+        "{} than under one window; that {} of them are right whole is not shown.",
         [LESS["narrow"][0] * -1, "more"],
     ),
     Claim(
