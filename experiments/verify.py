@@ -15,7 +15,7 @@ interval behind it, `x [low, high]`, and the section must name the experiment. A
 README.md goes on in results/notes.md: for claims they are one page.
 
 In README.md and docs/does_search_pay.md (ADVICE) the row of a table has to *link* the experiment.
-In the latter's rows with a link every word has to stand in a claim.
+In their rows that link an experiment every word has to stand in a claim.
 
 Of the pages that people act on (GUARDED) every number, a setting's too, and every such word has to
 stand in a claim or in `NO_CLAIM`, wherever it is; so what a reader copies cannot be changed alone.
@@ -67,7 +67,7 @@ BETWEEN = r"[^\d\[\]|.;:()]{0,60}"  # " nats, " and " % interval", say
 ESTIMATE = rf"({NUMBER})(?!\s%){BETWEEN}(?:[\d.]+\s%{BETWEEN})?\s\[({NUMBER}),\s({NUMBER})\]"
 FRONT = ("README.md", "docs/", "experiments/README.md")
 ADVICE = ("README.md", "docs/does_search_pay.md")  # what people act on
-GUARDED = (*ADVICE, "docs/adapting.md", "experiments/21_", "experiments/22_")
+GUARDED = (*ADVICE, "docs/adapting.md", *(f"experiments/{n}_" for n in (21, 22, 23, 24)))
 PARTS = (
     r"\b(?i:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|quarters?)\b"
 )
@@ -76,8 +76,7 @@ GUARD = rf"{NUMBER}|{PARTS}|{ENGINES}|{SIDES}|{RANKS}|{ARMS}"
 FIGURES = (
     "experiments/0",
     "experiments/1",
-    "experiments/21",
-    "experiments/22",
+    *(f"experiments/{n}_" for n in (21, 22, 23, 24)),
     "benchmarks/",
     "docs/engines.md",
 )  # all is reported
@@ -299,8 +298,8 @@ def unclaimed(page: str, text: str, claims: Iterable[Claim], exempt: Iterable[Cl
                 bare += re.compile(f"{SIDES}|{RANKS}|{ARMS}").finditer(told, low, high)
     if guarded(page):
         bare += guarded_words(text)
-    if page == ADVICE[1]:
-        for row in re.finditer(r"^\|.*\]\(.*", text, re.M):
+    if page in ADVICE:
+        for row in re.finditer(r"^\|.*\]\(\S*experiments/\d.*", text, re.M):
             bare += re.compile(r"\w+").finditer(text, *row.span())
     lines = text.splitlines()
     return [

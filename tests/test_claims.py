@@ -184,6 +184,8 @@ def test_a_finding_without_a_figure_does_not_pass_for_another(recomputed):
             "committed after the first",
         ),
         ("experiments/22_as_it_is/README.md", "committed before the", "committed after the"),
+        ("experiments/23_no_labels/README.md", "sentences yes, in", "sentences no, in"),
+        ("experiments/24_time/README.md", "planned tests show none", "planned tests show one"),
     ):
         text, mine = verify.text_of(page), [each for each in recomputed[0] if each.page == page]
         assert text.count(words) == 1, words
