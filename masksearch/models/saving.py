@@ -114,7 +114,7 @@ def save_pretrained(
             `Corpus` knows which special tokens it was opened with, whatever they are called; one
             of transformers is written by itself. A
             tokenizer in the folder cuts texts at the mask's length, where that is the shorter
-            one; an encoder's pads them on the right.
+            one; that of a model that does not generate pads them on the right.
         found: The plan that gave the mask, or how it was found; the card says it.
         max_shard_size: Of a file of weights, such as `"5GB"`; None = as transformers has it.
 
@@ -383,8 +383,8 @@ def save_tokenizer(
 
 
 def limit_length(folder: Path, model: nn.Module) -> None:
-    """Has the tokenizer beside a model cut texts at the mask's length, and pad an encoder's on
-    the right, since masks count positions from the left.
+    """Has the tokenizer beside a model cut texts at the mask's length, and pad them on the right
+    unless the model generates, since masks count positions from the left.
 
     Its length without the mask stays beside the other, for the mask that comes next.
 
@@ -405,8 +405,8 @@ def limit_length(folder: Path, model: nn.Module) -> None:
         settings |= {"model_max_length": longest, DENSE_LENGTH: dense}
     elif DENSE_LENGTH in written:
         settings["model_max_length"] = dense
-    causal = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
-    if causal == {False}:  # an encoder; a decoder that generates pads on the left
+    inner: Any = unwrapped(model)
+    if not inner.can_generate():  # what generates pads on the left
         settings["padding_side"] = "right"
     if settings != written:
         write_text_in_one_move(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")

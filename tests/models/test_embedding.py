@@ -13,7 +13,15 @@ import pytest
 import torch
 from tiny_checkpoint import tiny_embedding
 from toy_words import WORDS
-from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 import masksearch as ms
 from masksearch import masks
@@ -77,6 +85,35 @@ def test_a_saved_model_embeds_as_before(folder: Path, tmp_path: Path) -> None:
     assert type(ms.load_pretrained(out, model_class=AutoModel)) is BertModel
     ms.save_pretrained(ms.attach(BertModel.from_pretrained(folder), MASK), out)
     assert type(ms.load_pretrained(out)) is BertModel  # no modules.json of the earlier one
+
+
+@pytest.mark.slow
+def test_a_decoder_that_embeds_pads_on_the_right_beside_a_mask(
+    folder: Path, tmp_path: Path
+) -> None:
+    parts = library.sentence_transformer.modules
+    start, out = tmp_path / "start", tmp_path / "out"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        small |= {"num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 64}
+        decoder = Qwen3Model(Qwen3Config(vocab_size=5 + len(WORDS), **small)).eval()
+        for weight in decoder.parameters():
+            if weight.ndim == 2:
+                torch.nn.init.normal_(weight, std=0.4)
+    decoder.save_pretrained(start)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer.save_pretrained(start)
+    modules = [parts.Transformer(str(start)), parts.Pooling(32, pooling_mode="lasttoken")]
+    model = library.SentenceTransformer(modules=modules, device="cpu")
+    ms.save_pretrained(ms.attach(model, MASK), out)
+    alone = []
+    with torch.no_grad():
+        for text in TEXTS:  # the last token of a row without padding
+            ids = tokenizer(text, return_tensors="pt")["input_ids"]
+            alone.append(ms.attach(decoder, MASK)(ids).last_hidden_state[0, -1])
+    again: Any = ms.load_pretrained(out)
+    assert again.encode(TEXTS) == pytest.approx(torch.stack(alone).numpy(), abs=1e-4)
 
 
 @pytest.mark.nightly  # another process imports the library
