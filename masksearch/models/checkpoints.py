@@ -218,6 +218,8 @@ def read_model(
     if new_head:
         body = "" if model.base_model is model else f"{model.base_model_prefix}."
         unfit = {n: why for n, why in unfit.items() if n.startswith(body) and "pooler" not in n}
+    if unfit and not model._supports_sdpa:
+        raise refuse_family(type(model).__name__)
     if unfit:
         raise DataError(
             f"{folder}: the weights do not fit {type(model).__name__} in {len(unfit)} tensors, "
@@ -245,9 +247,10 @@ def read_config(path: Path) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(path, **fixed)
     except UNREADABLE as error:
-        raise DataError(
-            f"{path / CONFIG if path.is_dir() else path} cannot be read: {error}"
-        ) from error
+        where, why = path / CONFIG if path.is_dir() else path, str(error)
+        if "trust_remote_code" in why:
+            why = "it names code of its own, which is never run; give a model of transformers"
+        raise DataError(f"{where} cannot be read: {why}") from error
     if config._attn_implementation == NAME:
         config._attn_implementation = None
     vars(config).pop(ENTRY, None)

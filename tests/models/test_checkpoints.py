@@ -221,7 +221,7 @@ CLOSED = {  # what lies in a folder, and what is said of it
     **{f"{keep} bytes": (partial(cut, keep=keep), r"cannot be read as .*: .*the files are "
         "damaged, not whole") for keep in (0, 7, 50, 2000, -4)},
     "no JSON": (unreadable, r"config\.json cannot be read"),
-    "own code": (own_code, r"config\.json cannot be read"),
+    "own code": (own_code, r"config\.json cannot be read: .* code of its own, which is never run"),
     "width": (partial(dense, hidden_size=64),
         r"do not fit BertForMaskedLM in \d+ tensors, such as bert\..* \(stored \["),
     "depth": (partial(dense, num_hidden_layers=3),
@@ -254,6 +254,13 @@ def test_an_encoder_that_takes_no_mask(tmp_path, command):
     assert said.startswith("error: MPNetForMaskedLM does not use")
     assert "docs/supported_models.md" in said
     assert "request" not in said
+
+
+def test_weights_without_a_decoder_are_refused_for_their_attention(tmp_path):
+    config = hf.FunnelConfig(vocab_size=40, block_sizes=[1], d_model=32, n_head=2, d_inner=64)
+    hf.FunnelForSequenceClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(AttachError, match="FunnelForMaskedLM does not use transformers' attent"):
+        open_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(("value", "what"), [(torch.nan, "NaN"), (torch.inf, "infinity")])
