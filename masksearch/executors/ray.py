@@ -413,7 +413,7 @@ class TuneScheduler(FIFOScheduler):
         self.guard.call(self.watch.note_loss, trial.trial_id, error, otherwise=None)
         now = time.monotonic()
         loss = WorkerLoss(
-            reason=str(error),
+            reason=" ".join(str(error).split()),  # Ray tells it in several lines
             died=isinstance(error, RayActorError) and not error.actor_init_failed,
             counts=not getattr(error, "preempted", False),
             seconds=now - self.began.get(trial.trial_id, now),

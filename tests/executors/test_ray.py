@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from other_process import python
@@ -28,7 +30,13 @@ from masksearch import (
 )
 from masksearch.contracts import Record
 from masksearch.errors import SearchError, install_command
-from masksearch.executors.ray import temporary_storage, tolerate_losses
+from masksearch.executors.ray import (
+    ClusterWatch,
+    FirstError,
+    TuneScheduler,
+    temporary_storage,
+    tolerate_losses,
+)
 from masksearch.loggers.files import CsvLogger
 from masksearch.strategies.opening import FixedQueue
 from masksearch.tasks.planted.process import PlantedProcess
@@ -128,7 +136,7 @@ def test_nan_is_a_failure(troubled):
 def test_a_dying_process_is_tried_again_and_then_a_failure(troubled):
     record = troubled.by_number()[3]
     assert record.status == "failed"
-    assert record.error.startswith("the worker process died 2 times in this trial: ")
+    assert record.reason.startswith("the worker process died 2 times in this trial: ")
     assert len({pid for _, pid, _ in troubled.diary[3]}) == 2
 
 
@@ -581,6 +589,19 @@ def test_a_folder_that_a_node_does_not_see_is_refused(cluster, tmp_path, monkeyp
 def test_settings_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         RayTune(**options)
+
+
+def test_a_clock_that_is_set_back_gives_no_negative_seconds(tmp_path):
+    from ray.exceptions import RayActorError
+
+    lost, error, begun = [], tmp_path / "error", time.time() + 7200
+    error.write_bytes(pickle.dumps(RayActorError()))
+    pool = SimpleNamespace(on_worker_lost=lambda name, loss: lost.append(loss), running={})
+    scheduler = TuneScheduler(FirstError(pool), ClusterWatch(pool, 1))
+    trial = SimpleNamespace(trial_id="0", pickled_error_file=error, checkpoint=None)
+    trial.run_metadata = SimpleNamespace(start_time=begun)
+    scheduler.on_trial_error(None, trial)
+    assert [each.seconds for each in lost] == [0.0]
 
 
 def test_every_loss_of_a_worker_ends_its_trial_only():
