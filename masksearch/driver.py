@@ -299,8 +299,8 @@ def search(
         storage: None (what the run folder says; SQLite in it where it is new),
             `"journal:PATH"`, a database URL, or an Optuna storage. One outside of the run folder
             is named again when the search goes on, or is read.
-        trials: End after that many trials of the strategy (done, reused or stopped); hand-designed
-            masks come on top.
+        trials: End after that many trials of the strategy (done or stopped; a mask that was judged
+            before counts as none); hand-designed masks come on top.
         seconds: End (between trials) after that much wall time of this call; None = no limit.
         strategy: `"random"`, `"tpe"`, `"nsga2"`, `"nsga3"`, `"gp"`, `"qmc"`, `"allocate"`,
             `"dam"`, `"prune"`, `"sparsebert"`, `"file.py:Name"`, an Optuna sampler, or an object

@@ -408,7 +408,7 @@ class Snapshot:
 
     @property
     def trials(self) -> int:
-        """Records that count as trials of a budget: done, reused or stopped."""
+        """Records that are done, reused or stopped; to a budget the reused count as none."""
         return self.count("done") + self.count("reused") + self.count("stopped")
 
 
