@@ -18,7 +18,7 @@ import pytest
 from tests.parsed import DECODERS, FILES, nodes_of
 
 OWN = {"_asdict", "_replace"}  # of named tuples: documented
-STANDARD = {"_exit", "_getframe"}  # of os and sys: documented too
+STANDARD = {"_exit", "_getframe", "_current_frames", "_thread"}  # of os and sys: documented too
 
 
 def attribute(owner: Any, name: str) -> bool:
@@ -73,6 +73,10 @@ TORCH: Table = {
         "attention/probe.py finds the model inside a compiled one"),
 }  # fmt: skip
 TRANSFORMERS: Table = {
+    ("transformers:PreTrainedModel", attribute): (
+        ("_supports_sdpa",),
+        "models/checkpoints.py tells a class that takes no mask from weights that do not fit",
+    ),
     ("transformers:PreTrainedConfig", written): (
         ("_attn_implementation", "_attn_implementation_internal"),
         "attention/ and models/ set which attention computes",
