@@ -59,7 +59,7 @@ from masksearch.attention.probe import (
     set_implementation,
     unwrapped,
 )
-from masksearch.attention.tokens import TokenMask, receiver, resolve_tokens
+from masksearch.attention.tokens import TokenMask, forget_tokens, receiver, resolve_tokens
 from masksearch.errors import (
     AttachError,
     HeadCountError,
@@ -324,6 +324,10 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
         each.register_forward_pre_hook(partial(resolve_tokens, several), with_kwargs=True)
         for several, where in attachment.token_masks
         for each in (where, *attachment.callers)
+    ]
+    hooks += [
+        where.register_forward_hook(partial(forget_tokens, several), always_call=True)
+        for several, where in attachment.token_masks
     ]
     configs = [config for config, _ in attachment.previous]
     check = partial(check_call, configs, attachment.positions)

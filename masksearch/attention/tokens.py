@@ -178,3 +178,11 @@ def resolve_tokens(
         )
     for each in several:
         each.resolve(tokens)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def forget_tokens(several: list[TokenMask], *call: Any) -> None:
+    """Forward hook of the receiver, called after a failure too: whoever then calls layers past
+    the receiver's hooks is refused, and gets no table of other texts."""
+    for each in several:
+        each.latest = each.own.table = None

@@ -107,11 +107,14 @@ def test_parts_are_resolved_from_their_own_tokens(name, mask):
     plain = at.run(model, given)
     attach(model, mask, part=at.part)
     assert attached(model) == {at.part: mask}
-    at.run(model, given)
-    own = given["decoder_input_ids" if at.part == "decoder" else "input_ids"]
-    expected = mask.table(own)
     (several, receiver), *_ = model.__dict__["masksearch_attachment"].token_masks
-    assert torch.equal(several[0].table, expected)
+    tables: list[Tensor] = []
+    first = at.layers(model)[0]
+    hook = first.register_forward_pre_hook(lambda *call: tables.append(several[0].table))
+    at.run(model, given)
+    hook.remove()
+    own = given["decoder_input_ids" if at.part == "decoder" else "input_ids"]
+    assert torch.equal(tables[0], mask.table(own))
     assert not torch.allclose(at.run(model, given), plain, atol=1e-4)
     assert torch.equal(at.run(detach(model), given), plain)
     assert receiver is not model
@@ -227,3 +230,13 @@ def test_checkpoints_of_several_passes_find_their_own_tables(reentrant, padded, 
         model.enable_input_require_grads()
     for found, wanted in zip(gradients(), expected, strict=True):
         assert torch.equal(found, wanted)
+
+
+@BOTH
+def test_no_table_of_other_texts_is_used(mask):
+    """Whoever calls a model's `forward`, past its hooks, is refused after an ordinary call too."""
+    model = attach(ARCHITECTURES["bert"].made(), mask)
+    with torch.no_grad():
+        model(tokens(0, 4))
+        with pytest.raises(AttachError, match="has not been resolved"):
+            model.forward(tokens(0, 2, 6))
