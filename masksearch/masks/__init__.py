@@ -48,6 +48,7 @@ from masksearch.masks.leaves import Shifts as shifts
 from masksearch.masks.leaves import SpecialTokens as special_tokens
 from masksearch.masks.leaves import Stride as stride
 from masksearch.masks.leaves import Window as window
+from masksearch.masks.live import live_tokens
 from masksearch.masks.tables import BlockLayout as block_layout
 from masksearch.masks.tables import Cropped as cropped
 from masksearch.masks.tables import PerHead as per_head
@@ -92,6 +93,7 @@ __all__ = [
     "full",
     "global_tokens",
     "layer_of",
+    "live_tokens",
     "log_sparse",
     "longformer",
     "offsets",
