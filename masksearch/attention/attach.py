@@ -21,9 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from masksearch.attention.interface import (
     ENTRY,
@@ -41,8 +39,10 @@ from masksearch.attention.layer import (
     LayerState,
     SequencePositions,
 )
+from masksearch.attention.live import Dropping, is_reentrant, prepare
 from masksearch.attention.probe import (
     SELF,
+    Call,
     Part,
     Probe,
     find_part,
@@ -68,6 +68,7 @@ from masksearch.errors import (
     unknown_name,
     warn,
 )
+from masksearch.masks.checks import at_least
 from masksearch.masks.core import Mask
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class Attachment:
     token_masks: list[tuple[list[TokenMask], nn.Module]] = field(default_factory=list)
     callers: list[nn.Module] = field(default_factory=list)  # of its forward, past its hooks
     hooks: list[Any] = field(default_factory=list)
+    dropping: Dropping | None = None  # what leaves tokens out, where that was asked for
 
 
 @renamed(what="mask")
@@ -102,6 +104,7 @@ def attach(
     backend: str = "auto",
     *,
     part: str | None = None,
+    drop_tokens: bool | int = False,
 ) -> nn.Module:
     """Makes the attention layers of a model use a mask, or trainable gates.
 
@@ -134,6 +137,13 @@ def attach(
             `masksearch.explain` says what computes and why.
         part: `"encoder"`, `"decoder"` or `"cross"` of an encoder-decoder, or the dotted name of
             a submodule (`"text_model"`); None for a plain model, which has only one part.
+        drop_tokens: Whether an encoder leaves out tokens that no one will look at again
+            (`masks.live_tokens`): the output is the same within rounding, in less time. True
+            where the head is one of transformers' that reads the first row alone
+            (BertForSequenceClassification, ..); for a head of your own, how many leading rows of
+            the last hidden states it reads. Where it cannot be done all tokens are computed, and
+            `masksearch.explain` says why; so they are where the encoder is called without its
+            head, or hidden states are asked for.
 
     Returns:
         The same model.
@@ -195,6 +205,9 @@ def attach(
     )
     states = _states_for(model, targets, backend, positions)
     _refuse_others(model, states, [own_config(module) for module in (*models, *states)])
+    dropping = None
+    if drop_tokens is not False:
+        dropping = _prepare_dropping(model, targets, calls, drop_tokens, inputs)
     take_off(model)  # only now: a refused mask leaves the earlier one in force
     configs = _copied_configs(model)
     ours = {id(own_config(module)) for module in (*models, *states)}
@@ -208,6 +221,9 @@ def attach(
     )
     if opened(wrapper) is not None:
         attachment.callers = [each for each in wrapper.modules() if model in each.children()]
+    if dropping is not None:
+        dropping.states = [states[call.module] for call in targets[0][0].calls]
+        attachment.dropping = dropping
     owner = owners(model)
     for one, value in targets:
         if isinstance(value, Mask) and value.needs_tokens:
@@ -336,6 +352,7 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     for each in dict.fromkeys([*inside, *attachment.callers]):
         hooks.append(each.register_forward_pre_hook(check, with_kwargs=True))
         hooks.append(each.register_forward_hook(end, always_call=True))
+    hooks += [] if attachment.dropping is None else attachment.dropping.put_on(model)
     for config in configs:
         set_implementation(config, NAME)
     attachment.hooks = hooks
@@ -368,6 +385,31 @@ def take_off(model: nn.Module) -> Attachment | None:
     if GATES in model._modules:
         del model._modules[GATES]
     return attachment
+
+
+def _prepare_dropping(
+    model: nn.Module,
+    targets: list[tuple[Part, Any]],
+    calls: list[Call],
+    asked: bool | int,
+    inputs: Mapping[str, Any] | None,
+) -> Dropping:
+    """How tokens are left out under these masks, tried under another one that is put on.
+
+    Raises:
+        ValueError: If the number of rows that are read is none.
+    """
+    if asked is not True:
+        at_least("drop_tokens (leading rows that the head reads), or True or False,", asked, 1)
+    part, value = targets[0]
+    if len(targets) > 1 or not isinstance(value, Mask):
+        return Dropping(asked, problem="gates take part" if len(targets) == 1 else "several parts")
+
+    def put_on_trial(mask: Mask) -> Iterable[LayerState]:
+        attach(model, mask, inputs, "sdpa", part=part.name)
+        return cast(Attachment, model.__dict__[ATTACHMENT]).states.values()
+
+    return prepare(model, part, calls, asked, inputs, put_on_trial)
 
 
 def _states_for(
@@ -485,7 +527,7 @@ def draw_gates(bank: GateBank, model: nn.Module, inputs: Any) -> None:
         return
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         trained = any(each.requires_grad for each in cast(nn.Module, bank).parameters())
-        if trained and any(map(_is_reentrant, model.modules())):
+        if trained and any(map(is_reentrant, model.modules())):
             raise AttachError(
                 f"{type(model).__name__} has trainable gates, drawn once per forward pass, "
                 "and re-entrant gradient checkpoints, which go backward through them once a "
@@ -493,13 +535,3 @@ def draw_gates(bank: GateBank, model: nn.Module, inputs: Any) -> None:
                 '{"use_reentrant": False})'
             )
     bank.draw()
-
-
-def _is_reentrant(layer: nn.Module) -> bool:
-    """Whether a layer's checkpoints go backward by a call of their own, torch's default."""
-    if not isinstance(layer, GradientCheckpointingLayer) or not layer.training:
-        return False
-    function = getattr(layer, "_gradient_checkpointing_func", None)
-    if not layer.gradient_checkpointing or not isinstance(function, partial):
-        return False
-    return function.keywords.get("use_reentrant", function.func is checkpoint) is not False

@@ -47,6 +47,14 @@ from masksearch.attention.layer import (
     SequencePositions,
     fixed,
 )
+from masksearch.attention.live import (
+    ARGUMENT,
+    LiveCall,
+    Watch,
+    cells,
+    hide_filler,
+    join,
+)
 from masksearch.attention.probe import PROBE, Probe, probing_attention, probing_mask
 from masksearch.attention.tokens import carry
 from masksearch.errors import AttachError
@@ -108,6 +116,11 @@ def _masked_attention(
         bias=rest.get("position_bias"),
         sinks=rest.get("s_aux"),
     )
+    live = rest.pop(ARGUMENT, None)
+    if isinstance(live, Watch):
+        live.note(module, key, value)
+    elif live is not None and state is not None:
+        return _live_attention(state, module, call, live, rest)
     kept = None
     positions = None if state is None else state.positions.running.held.get(state.name)
     if state is not None and positions is not None:
@@ -135,6 +148,14 @@ def _masked_attention(
     if state.bank is not None:
         return _gated_attention(state, module, replace(call, visible=visible)), None
     assert kept is not None
+    return _kept_attention(module, replace(call, visible=visible), kept, rest)
+
+
+def _kept_attention(
+    module: nn.Module, call: AttentionCall, kept: Tensor, rest: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """SDPA over the cells that the mask keeps, bool, of those that the model lets be seen."""
+    visible = call.visible
     if visible is None:
         combined = kept
     elif visible.dtype == torch.bool:
@@ -142,12 +163,34 @@ def _masked_attention(
     else:  # an additive bias: -inf, never the smallest finite number (that leaks)
         combined = visible.masked_fill(~kept, -torch.inf)
     if call.bias is not None:  # transformers would fill in the smallest finite number
-        settings["position_bias"] = None
+        rest = {**rest, "position_bias": None}
         if combined.dtype == torch.bool:
             combined = torch.where(combined, call.bias, -torch.inf)
         else:
             combined = combined + call.bias
-    return sdpa(module, query, key, value, combined, is_causal=False, **settings)
+    how = {"dropout": call.dropout, "scaling": call.scaling, **rest}
+    return sdpa(module, call.query, call.key, call.value, combined, is_causal=False, **how)
+
+
+def _live_attention(
+    state: LayerState, module: nn.Module, call: AttentionCall, live: LiveCall, rest: dict[str, Any]
+) -> tuple[Tensor, Tensor | None]:
+    """One layer's attention of the tokens that are needed, under the rows and columns of its
+    mask that they have."""
+    length, visible = live.length, call.visible
+    kept = state.kept(len(call.query), length, length, call.key.device, visible)
+    if visible is not None and visible.ndim > 4:
+        visible = _write_out(visible, length)
+    kept = hide_filler(live, cells(live, kept))
+    key, value = join(module, live, call.key, call.value)
+    rest = rest if call.bias is None else {**rest, "position_bias": cells(live, call.bias)}
+    call = replace(
+        call, key=key, value=value, visible=cells(live, visible), bias=cells(live, call.bias)
+    )
+    if kept is not None:
+        return _kept_attention(module, call, kept, rest)
+    how = {"dropout": call.dropout, "scaling": call.scaling, **rest}
+    return sdpa(module, call.query, key, value, call.visible, is_causal=False, **how)
 
 
 def sdpa(

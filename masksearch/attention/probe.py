@@ -124,7 +124,7 @@ def probe(
         called = roots[0]  # within DataParallel, torch.compile, an adapter
     if inputs is None and getattr(getattr(called, "config", None), "is_encoder_decoder", False):
         called = cast(PreTrainedModel, called).base_model  # heads may ask for equal lengths
-    arguments = dict(inputs) if inputs is not None else _example_inputs(called, roots[0], device)
+    arguments = dict(inputs) if inputs is not None else example_inputs(called, roots[0], device)
     try:
         eager = torch.compiler.set_stance("force_eager")  # a graph would not record its calls
         with recording(model, roots, before or {}) as calls, torch.no_grad(), eager:
@@ -152,7 +152,7 @@ def judged(calls: list[Call], inputs: Mapping[str, Any], made_up: bool) -> list[
     Args:
         calls: Of one pass.
         inputs: Its arguments.
-        made_up: Whether they are `_example_inputs`: one text of each length, or one image.
+        made_up: Whether they are `example_inputs`: one text of each length, or one image.
     """
     tensors = [
         each
@@ -245,7 +245,7 @@ def _passes_on(model: nn.Module) -> bool:
     return kinds <= {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 
 
-def _example_inputs(
+def example_inputs(
     model: nn.Module, root: PreTrainedModel, device: torch.device
 ) -> dict[str, Tensor]:
     """A few tokens or one empty image, by the names of the model's inputs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import torch
@@ -44,9 +44,15 @@ def live_tokens(mask: Mask, shape: Shape) -> Tensor:
     mask.refuse_tokens()
     refuse_longer(mask, shape.length, "live_tokens")
     mask = under_causality(mask, shape)
-    live = [torch.arange(shape.length) < (shape.read or shape.length)]
-    for layer in reversed(range(shape.layers)):
-        live.append(live[-1] | _looked_at(mask.of_layer(layer), live[-1]))
+    layers = [mask.of_layer(layer) for layer in range(shape.layers)]
+    return live_by_layer(layers, shape.length, shape.read or shape.length)
+
+
+def live_by_layer(layers: Sequence[Mask], length: int, read: int) -> Tensor:
+    """`live_tokens` of the masks of some layers, bool `[layers + 1, length]`."""
+    live = [torch.arange(length) < read]
+    for mask in reversed(layers):
+        live.append(live[-1] | _looked_at(mask, live[-1]))
     return torch.stack(live[::-1])
 
 

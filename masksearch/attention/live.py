@@ -1,0 +1,502 @@
+"""Leaves out tokens that no one will look at again, while a mask is on an encoder.
+
+A token that no query looks at from a layer on, and that the head does not read, needs no query, no
+attention and no FFN there (`masks.live_tokens`). A pass in which they are left out:
+
+    arm        the model whose head reads its first rows alone is called: until its end tokens may
+               be left out, elsewhere (the encoder called by itself) all are computed
+    enter      before a layer: of the states at hand those that are needed after it go on; those
+               that are looked at and no more go beside them, in an argument that the layer hands
+               on to its attention (`LiveCall`), so that gradient checkpoints compute it again
+    join       in attention: keys and values of these, by the module's own projections
+    cells      .. the mask's rows and columns of the tokens that are there
+    leave      after a layer whose projections cannot be used (rotary keys, a norm before them):
+               all that is needed before it has gone through it, and what is not after it goes
+
+All rows have the same positions, or, under a mask that follows the tokens, each its own: a batch
+is then as wide as its longest row, and what fills the others is hidden from them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from masksearch.attention.layer import LayerState
+from masksearch.attention.probe import (
+    FAILURES,
+    SELF,
+    Call,
+    Part,
+    Probe,
+    example_inputs,
+    names_of,
+    pretrained_models,
+)
+from masksearch.errors import ran_out_of_memory
+from masksearch.masks.core import Mask
+from masksearch.masks.leaves import Columns
+from masksearch.masks.live import live_by_layer, needed_before
+from masksearch.masks.tables import PerLayer
+
+ARGUMENT = "masksearch_live"  # of a layer, which hands it on to its attention
+FIRST_ROW = (  # model types of which these heads read the first row, [CLS], as BERT's do
+    *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert"),
+)
+HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
+TRIAL = 16  # tokens of the inputs by which it is tried whether a model's tokens can be left out
+ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-5}  # share of an output; else IN_HALF
+IN_HALF = 0.05
+
+
+class LiveCall(NamedTuple):
+    """The tokens of one layer's call, and the states of those that are only looked at.
+
+    Args:
+        length: Positions of the whole.
+        queries: Positions of the layer's hidden states, int64 `[rows | 1, queries]`.
+        keys: Positions of its keys, the queries' first, int64 `[rows | 1, keys]`.
+        asking: Which queries are no filler, bool `[rows, queries]`; None = all.
+        shown: Which keys are no filler, bool `[rows, keys]`; None = all.
+        others: Hidden states of the keys that do not ask, `[batch, keys - queries, width]`; None
+            where the layer is given all.
+        projections: Names, below the attention module, of what makes keys and values of them.
+    """
+
+    length: int
+    queries: Tensor
+    keys: Tensor
+    asking: Tensor | None
+    shown: Tensor | None
+    others: Tensor | None
+    projections: tuple[str, ...]
+
+
+class Cut(NamedTuple):
+    """The tokens of one layer, of those that the layer before has left.
+
+    Args:
+        order: Which of these are needed before the layer, those that are needed after it first,
+            int64 `[rows | 1, keys]`; None = all, as they stand.
+        asks: How many of them are needed after it.
+        at: Their positions, int64 `[rows | 1, keys]`.
+        asking: Which of the first are no filler, bool `[rows, asks]`; None = all.
+        shown: Which of all are no filler, bool `[rows, keys]`; None = all.
+    """
+
+    order: Tensor | None
+    asks: int
+    at: Tensor
+    asking: Tensor | None
+    shown: Tensor | None
+
+
+def cuts(live: Tensor) -> list[Cut | None]:
+    """The tokens of each layer; None for layers up to which all are needed.
+
+    Args:
+        live: bool `[rows, layers + 1, n]`, as `masks.live_tokens` gives it.
+    """
+    length = live.shape[-1]
+    at = torch.arange(length, device=live.device).expand(len(live), -1)
+    made: list[Cut | None] = []
+    for before, after in zip(live[:, :-1].unbind(1), live[:, 1:].unbind(1), strict=True):
+        # 0: needed after it, 1: looked at and no more, 2: filler
+        rank = 2 - before.gather(1, at).byte() - after.gather(1, at).byte()
+        asks, keys = int((rank == 0).sum(1).max()), int((rank < 2).sum(1).max())
+        if asks == length:
+            made.append(None)
+            continue
+        order = None
+        if asks < at.shape[1]:
+            order = rank.argsort(dim=1, stable=True)[:, :keys]
+            at, rank = at.gather(1, order), rank.gather(1, order)
+        made.append(Cut(order, asks, at, _unless_all(rank[:, :asks] == 0), _unless_all(rank < 2)))
+        at = at[:, :asks]
+    return made
+
+
+def _unless_all(marks: Tensor) -> Tensor | None:
+    """The same; None where all are True."""
+    return None if marks.all() else marks
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Those of a batch of rows, `[batch | 1, n, width]` -> `[batch, index, width]`, contiguous.
+
+    Args:
+        values: What is taken from.
+        index: int64 `[batch | 1, ..]`; one row of it serves the whole batch.
+    """
+    if len(index) == 1:
+        return values.index_select(1, index[0])
+    values = values.expand(len(index), *values.shape[1:])
+    first = torch.arange(len(index), device=index.device)[:, None] * values.shape[1]
+    taken = values.reshape(-1, values.shape[-1]).index_select(0, (first + index).flatten())
+    return taken.view(*index.shape, -1)
+
+
+# -- in attention ------------------------------------------------------------------------------
+def join(module: nn.Module, call: LiveCall, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values, `[batch, KV heads, n, head_dim]`, with those of the other states."""
+    if call.others is None:
+        return key, value
+    made = []
+    for name, states in zip(call.projections, (key, value), strict=True):
+        others = module.get_submodule(name)(call.others).unflatten(-1, (states.shape[1], -1))
+        made.append(torch.cat([states, others.transpose(1, 2).to(states.dtype)], 2))
+    return made[0], made[1]
+
+
+def cells(call: LiveCall, table: Tensor | None) -> Tensor | None:
+    """The rows and columns of the tokens that are there.
+
+    Args:
+        call: Who is there.
+        table: bool or float `[batch | 1, heads | 1, n, n]`; None = all, or 0.
+    """
+    if table is None:
+        return None
+    if len(call.queries) == 1:
+        return table.index_select(2, call.queries[0]).index_select(3, call.keys[0])
+    rows = table.take_along_dim(call.queries[:, None, :, None], 2)
+    return rows.take_along_dim(call.keys[:, None, None, :], 3)
+
+
+def hide_filler(call: LiveCall, kept: Tensor | None) -> Tensor | None:
+    """The kept cells, bool, without keys that fill a row; queries that do see all, never none."""
+    if call.shown is not None:
+        shown = call.shown[:, None, None]
+        kept = shown if kept is None else kept & shown
+    if kept is None or call.asking is None:
+        return kept
+    return kept | ~call.asking[:, None, :, None]
+
+
+# -- around layers -----------------------------------------------------------------------------
+class LivePass(threading.local):
+    """The pass that a thread is in.
+
+    Attributes:
+        armed: Whether tokens may be left out.
+        length: Positions of the input.
+        cuts: The tokens of each layer.
+    """
+
+    armed = False
+    length = 0
+    cuts: Sequence[Cut | None] = ()
+
+
+@dataclass(eq=False)
+class Dropping:
+    """What leaves tokens out of a model with a mask, or why all are computed.
+
+    Args:
+        asked: As `attach` was given it: True, or leading rows that are read.
+        read: Leading rows of the last layer that the model's head reads.
+        layers: What holds one attention module each, in order.
+        states: Of these modules.
+        projections: Names, below each attention module, of what makes its keys and values of the
+            states that its layer is given; empty where none can be used.
+        problem: Why all tokens are computed, or empty.
+    """
+
+    asked: bool | int
+    read: int = 0
+    layers: list[nn.Module] = field(default_factory=list)
+    states: list[LayerState] = field(default_factory=list)
+    projections: tuple[str, ...] = ()
+    problem: str = ""
+
+    def __post_init__(self) -> None:
+        self.running = LivePass()
+        self.by_length: dict[tuple[int, torch.device], list[Cut | None]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def put_on(self, model: nn.Module) -> list[Any]:
+        """Hooks the model and its layers; returns the handles."""
+        if self.problem:
+            return []
+        hooks: list[Any] = [
+            model.register_forward_pre_hook(self.arm, with_kwargs=True),
+            model.register_forward_hook(self.disarm, always_call=True),
+        ]
+        for number, layer in enumerate(self.layers):
+            enter = partial(self.enter, number)
+            hooks.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
+            if not self.projections:
+                hooks.append(layer.register_forward_hook(partial(self.leave, number)))
+        return hooks
+
+    def arm(self, model: nn.Module, positional: Any, named: Mapping[str, Any]) -> None:
+        """Pre-forward hook of the model: from now on its layers may leave tokens out."""
+        asked = named.get("output_hidden_states")
+        config: Any = getattr(model, "config", None)
+        shows = getattr(config, "output_hidden_states", False) if asked is None else asked
+        graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        again = torch.is_grad_enabled() and any(map(is_reentrant, self.layers))
+        self.running.armed = not (shows or graph or again or Probe.calls is not None)
+
+    def disarm(self, *call: Any) -> None:
+        """Forward hook of the same model, called after a failure too."""
+        self.running.armed, self.running.cuts = False, ()
+
+    def plan(self, length: int, device: torch.device) -> Sequence[Cut | None]:
+        """The tokens of each layer in the running pass, over inputs of that length."""
+        token_masks = [state.token_mask for state in self.states if state.token_mask is not None]
+        if not token_masks:
+            if (length, device) not in self.by_length:
+                masks = [state.mask for state in self.states if state.mask is not None]
+                fixed = live_by_layer(masks, length, self.read)
+                self.by_length[length, device] = cuts(fixed[None].to(device))
+            return self.by_length[length, device]
+        live = [torch.arange(length, device=device)[None] < self.read]
+        for each in reversed(token_masks):
+            if each.table is None or each.table.shape[-1] != length:  # attention says so
+                return [None] * len(self.states)
+            live.append(needed_before(each.table, live[-1]))
+        rows = max(map(len, live))
+        return cuts(torch.stack([each.expand(rows, -1) for each in live[::-1]], 1))
+
+    def enter(
+        self, number: int, layer: nn.Module, positional: Any, named: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """Pre-forward hook of a layer: takes what it needs from the hidden states at hand."""
+        running = self.running
+        if not running.armed:
+            return None
+        states: Tensor = positional[0] if positional else named["hidden_states"]
+        if number == 0:
+            running.length = states.shape[1]
+            running.cuts = self.plan(running.length, states.device)
+        cut = running.cuts[number]
+        if cut is None:
+            return None
+        asks = cut.asks if self.projections else cut.at.shape[1]
+        asking = cut.asking if self.projections else cut.shown
+        others = None
+        if cut.order is not None:
+            if cut.order.shape[1] > asks:
+                others = take(states, cut.order[:, asks:])
+            states = take(states, cut.order[:, :asks])
+        call = LiveCall(
+            *(running.length, cut.at[:, :asks], cut.at, asking, cut.shown),
+            *(others, self.projections),
+        )
+        named = {**named, ARGUMENT: call}
+        if rotary := named.get("position_embeddings"):
+            named["position_embeddings"] = tuple(take(each, call.queries) for each in rotary)
+        if positional:
+            return (states, *positional[1:]), named
+        return (), {**named, "hidden_states": states}
+
+    def leave(self, number: int, layer: nn.Module, positional: Any, output: Any) -> Any:
+        """Forward hook of a layer through which all has gone that is needed before it."""
+        cut = self.running.cuts[number] if self.running.armed else None
+        if cut is None or cut.asks == cut.at.shape[1]:
+            return None
+        if isinstance(output, tuple):
+            return (output[0][:, : cut.asks], *output[1:])
+        return output[:, : cut.asks]
+
+
+def is_reentrant(layer: nn.Module) -> bool:
+    """Whether a layer's checkpoints go backward by a call of their own, torch's default."""
+    if not isinstance(layer, GradientCheckpointingLayer) or not layer.training:
+        return False
+    function = getattr(layer, "_gradient_checkpointing_func", None)
+    if not layer.gradient_checkpointing or not isinstance(function, partial):
+        return False
+    return function.keywords.get("use_reentrant", function.func is checkpoint) is not False
+
+
+# -- whether it can be done --------------------------------------------------------------------
+class Watch:
+    """Finds what makes keys and values, handed to attention in the place of a `LiveCall`.
+
+    Args:
+        states: The hidden states that the layer is given.
+    """
+
+    def __init__(self, states: Tensor) -> None:
+        self.states, self.names = states, ("", "")
+
+    def note(self, module: nn.Module, key: Tensor, value: Tensor) -> None:
+        """Looks below an attention module for what makes these of the states."""
+        self.names = self._find(module, key), self._find(module, value)
+
+    def _find(self, module: nn.Module, made: Tensor) -> str:
+        """The name of what makes `[batch, heads, n, head_dim]`; empty where nothing does."""
+        for name, part in module.named_modules():
+            if not isinstance(getattr(part, "weight", None), Tensor):
+                continue
+            with suppress(*FAILURES):
+                out = part(self.states).unflatten(-1, (made.shape[1], -1)).transpose(1, 2)
+                if out.shape == made.shape and torch.equal(out, made):
+                    return str(name)
+        return ""
+
+
+def rows_of_head(model: nn.Module) -> int:
+    """How many leading rows of the last hidden states a model's head reads; 0 = not known."""
+    config: Any = getattr(model, "config", None)
+    pooling = {
+        getattr(config, "classifier_pooling", "cls"),
+        getattr(config, "summary_type", "first"),
+    }
+    known = getattr(config, "model_type", None) in FIRST_ROW and pooling == {"cls", "first"}
+    return int(known and type(model).__name__.endswith(HEADS))
+
+
+def layers_around(model: nn.Module, modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """The member of a list of layers that holds each attention module; None twice is no layer."""
+    names = names_of(model)
+    listed = [name for name, each in model.named_modules() if isinstance(each, nn.ModuleList)]
+    found = []
+    for module in modules:
+        around = [name for name in listed if names[module].startswith(f"{name}.")]
+        if not around:
+            return []
+        depth = max(name.count(".") + 1 if name else 0 for name in around)
+        found.append(model.get_submodule(".".join(names[module].split(".")[: depth + 1])))
+    return found if len({*map(id, found)}) == len(found) else []
+
+
+def prepare(
+    model: nn.Module,
+    part: Part,
+    calls: Sequence[Call],
+    asked: bool | int,
+    inputs: Mapping[str, Any] | None,
+    put_on: Callable[[Mask], Iterable[LayerState]],
+) -> Dropping:
+    """How tokens are left out of a model, tried on a few tokens, or why all are computed.
+
+    Args:
+        model: What `attach` was given, without wrappers.
+        part: The attention layers that get the mask.
+        calls: Those of the probe.
+        asked: As `attach` was given it.
+        inputs: Keyword arguments of a forward pass; None = made-up ones.
+        put_on: Attaches a mask to that part and returns the states of its layers.
+    """
+    title, modules = type(model).__name__, [call.module for call in part.calls]
+    read = rows_of_head(model) if asked is True else int(asked)
+    layers = layers_around(model, modules)
+    if not read:
+        problem = (
+            f"which rows the head of {title} reads is not known; if it is the first alone, "
+            "drop_tokens=1 says so"
+        )
+    elif part.name != SELF or any(call.causal or call.queries != call.keys for call in part.calls):
+        problem = f"{title} is not one encoder"
+    elif not layers or len(calls) != len(modules):
+        problem = f"{title} is no list of layers that attend once each"
+    else:
+        problem = ""
+    if problem:
+        return Dropping(asked, problem=problem)
+    example, length = dict(inputs or {}), part.calls[0].queries
+    if inputs is None:
+        example = example_inputs(
+            model, pretrained_models(model)[0], next(model.parameters()).device
+        )
+        if "input_ids" in example:
+            example, length = _texts(model, example["input_ids"]), TRIAL
+    thin = [max(read, length - (n + 1) * length // (len(layers) + 1)) for n in range(len(layers))]
+    states = [*put_on(PerLayer(tuple(map(Columns, thin))))]
+    whole, names = _outputs(model, example), _watched(model, layers, example)
+    for projections in dict.fromkeys((names, ())):
+        dropping = Dropping(asked, read, layers, states, projections)
+        hooks = dropping.put_on(model)
+        try:
+            problem = _difference(whole, _outputs(model, example))
+        except FAILURES as error:
+            if ran_out_of_memory(error):
+                raise
+            problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not problem:
+            return dropping
+    return Dropping(asked, problem=f"{title} computes otherwise without some tokens: {problem}")
+
+
+def _texts(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
+    """Two texts of `TRIAL` tokens drawn at random, one of them padded."""
+    names = inspect.signature(model.forward).parameters
+    words = pretrained_models(model)[0].config.get_text_config().vocab_size
+    drawn = torch.randint(0, words, (2, TRIAL), generator=torch.Generator().manual_seed(0))
+    texts = {"input_ids": drawn.to(ids.device)}
+    if "attention_mask" in names:
+        texts["attention_mask"] = torch.ones_like(texts["input_ids"])
+        texts["attention_mask"][1, TRIAL * 2 // 3 :] = 0
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        texts = {name: each[None] for name, each in texts.items()}
+    return texts
+
+
+def _outputs(model: nn.Module, example: Mapping[str, Any]) -> list[Tensor]:
+    """The tensors that a model returns, in evaluation mode and without gradient."""
+    training = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            out = model.eval()(**example)
+    finally:
+        for module, mode in training:
+            module.training = mode
+    return [each for each in tree_leaves(out) if isinstance(each, Tensor)]
+
+
+def _watched(
+    model: nn.Module, layers: Sequence[nn.Module], example: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Names of what makes keys and values, if they are the same in all layers; empty if not."""
+    watches: list[Watch] = []
+
+    def watch(layer: nn.Module, positional: Any, named: dict[str, Any]) -> Any:
+        watches.append(Watch(positional[0] if positional else named["hidden_states"]))
+        return positional, {**named, ARGUMENT: watches[-1]}
+
+    hooks = [layer.register_forward_pre_hook(watch, with_kwargs=True) for layer in layers]
+    try:
+        _outputs(model, example)
+    except FAILURES as error:  # a layer that takes no other arguments
+        if ran_out_of_memory(error):
+            raise
+        return ()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    names = {each.names for each in watches}
+    return names.pop() if len(names) == 1 and all(all(each) for each in names) else ()
+
+
+def _difference(whole: list[Tensor], left: list[Tensor]) -> str:
+    """How outputs differ by more than rounding; empty where they do not."""
+    if [each.shape for each in whole] != [each.shape for each in left]:
+        return f"outputs {[list(each.shape) for each in left]}"
+    for one, other in zip(whole, left, strict=True):
+        allowed = ROUNDING.get(one.dtype, IN_HALF) * float(one.abs().max())
+        off = float((one - other).abs().max())
+        if not off <= allowed:
+            return f"an output is off by {off:.1e}"
+    return ""
