@@ -164,7 +164,7 @@ def token_masks(length: int, ids: Drawn, tables: bool = True) -> Drawn:
 def any_mask(tables: bool = True) -> Drawn:
     """Masks of every kind: those of `sized_trees`, and those that follow the tokens."""
     few = st.lists(st.integers(0, 999), min_size=1, max_size=2)
-    ids = few.map(masks.special_tokens) | few.map(masks.same_token)
+    ids = few.map(masks.special_tokens) | few.map(masks.same_token) | few.map(masks.token_columns)
     return sized_trees(tables=tables).map(lambda sized: sized[1]) | token_masks(5, ids, tables)
 
 

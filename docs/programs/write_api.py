@@ -65,8 +65,8 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "from_mask_mod from_numpy full global_tokens layer_of log_sparse "
         "longformer offsets parse per_head per_layer Points "
         "powers_of_two random_keys recipe same_token shifts special_tokens star stride strided "
-        "sweep_families table to_4d to_block_layout to_numpy toeplitz vertical_slash window "
-        "without_diagonal",
+        "sweep_families table to_4d to_block_layout to_numpy toeplitz token_columns "
+        "vertical_slash window without_diagonal",
     ),
     "In their rooms: models, data, results": (
         "",

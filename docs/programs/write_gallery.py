@@ -110,6 +110,11 @@ POSITION: dict[str, Entry] = {
         "token i = token j, none of the excepted; or i = j",
         "",
     ),
+    "token_columns": (
+        "masks.token_columns([101, 102, *range(20, 40)])",
+        "token j is one of them",
+        "",
+    ),
 }
 COMBINED: dict[str, Entry] = {
     "or": ("masks.window(1) | masks.columns(1)", "a or b", "attention-gym: `or_masks`"),

@@ -47,6 +47,7 @@ from masksearch.masks.leaves import SameToken as same_token
 from masksearch.masks.leaves import Shifts as shifts
 from masksearch.masks.leaves import SpecialTokens as special_tokens
 from masksearch.masks.leaves import Stride as stride
+from masksearch.masks.leaves import TokenColumns as token_columns
 from masksearch.masks.leaves import Window as window
 from masksearch.masks.live import live_tokens
 from masksearch.masks.tables import BlockLayout as block_layout
@@ -115,6 +116,7 @@ __all__ = [
     "to_block_layout",
     "to_numpy",
     "toeplitz",
+    "token_columns",
     "vertical_slash",
     "window",
     "without_diagonal",

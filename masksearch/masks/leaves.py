@@ -7,11 +7,12 @@ from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from masksearch.errors import LengthError
 from masksearch.masks.checks import MOST, at_least, check_field, distinct, whole
-from masksearch.masks.core import Mask, Points
+from masksearch.masks.core import SHOWN, Mask, Points
 from masksearch.masks.tables import Drawn
 
 
@@ -480,6 +481,51 @@ class SameToken(Mask):
     def expression(self) -> str:
         """`same_token()`, or `same_token(except_ids=[..])`."""
         return f"{self.kind}({f'except_ids={[*self.except_ids]}' if self.except_ids else ''})"
+
+
+@dataclass(frozen=True, eq=False, repr=False, init=False)
+class TokenColumns(Mask):
+    """Keep the columns of some tokens, wherever they stand.
+
+    Its cells follow the tokens, as those of `SpecialTokens`; the tokens' own rows do not open,
+    and the data need not have all of them. An example without any has empty rows, which are
+    refused: have the id of [CLS] among them, or combine it with a mask such as `window(0)`.
+
+    Args:
+        ids: Token ids (0 .. 2^20), thousands too; kept as bits, bool `[largest id + 1]`, which
+            are also taken.
+
+    Raises:
+        ValueError: If there is no id, or one is not a whole number in that range.
+
+    Reference: none known; no published family is meant.
+
+    >>> TokenColumns([101]).table(torch.tensor([[101, 7]]))[0, 0].int().tolist()
+    [[1, 0], [1, 0]]
+    """
+
+    kind = "token_columns"
+    needs_tokens = True
+    ids: Tensor
+
+    def __init__(self, ids: Iterable[int] | Tensor) -> None:
+        if isinstance(ids, Tensor):
+            ids = (ids.nonzero().squeeze(1) if ids.dtype == torch.bool else ids).tolist()
+        numbers = distinct("ids", ids, 0)
+        bits = torch.zeros(at_least("ids", numbers[-1], 0, MOST) + 1, dtype=torch.bool)
+        bits[list(numbers)] = True
+        object.__setattr__(self, "ids", bits)
+
+    def allows(self, at: Points) -> Tensor:
+        tokens = _known_tokens(self, at)
+        bits = F.pad(self.ids, (1, 1)).to(tokens.device)  # of -1, and of ids beyond the largest
+        return bits[tokens.clamp(-1, len(self.ids)) + 1][:, at.key] & (at.query >= 0)
+
+    def expression(self) -> str:
+        """`token_columns([id, ..])`; of many ids their number and the digest."""
+        if (count := int(self.ids.sum())) > SHOWN:
+            return f"{self.kind}({count} ids, {self.digest[:8]})"
+        return f"{self.kind}({self.ids.nonzero().squeeze(1).tolist()})"
 
 
 def _known_tokens(mask: Mask, at: Points) -> Tensor:

@@ -28,7 +28,7 @@ LONGEST_PATH = 4096  # ... and of a place
 FILES = (".json", ".safetensors", ".npy")
 BARE = ("...", "per_layer([...])", "per_head([...])")  # short texts that say nothing of a mask
 RUN = re.compile(r".[#@][\w.-]+$")  # how the name of a run's mask may end
-CUT = re.compile(r"\.\.\.| \[[0-9a-f]{8}\]$|\(\d+x\d")  # where a short text leaves some out
+CUT = re.compile(r"\.\.\.| \[[0-9a-f]{8}\]$|\(\d+( ids|x\d)")  # where a short text leaves some out
 QUOTED = r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\""  # a text among a mask's fields
 TIMES = re.compile(rf"{QUOTED}|(\d+\s+)x\b")  # of `3 x full()`: no name follows a number else
 # What reads the masks of a run stands right of masks/, which may not import it: it is found by

@@ -188,6 +188,7 @@ def test_random_keys_pairs_are_uniform():
         (masks.vertical_slash(np.array([3, 0]), [np.int64(1)]), masks.vertical_slash([0, 3], [1])),
         (masks.special_tokens(np.int64(3)), masks.special_tokens(3)),
         (masks.special_tokens(np.array([3, 1])), masks.special_tokens(1, 3)),
+        (masks.token_columns(np.array([3, 1])), masks.token_columns([1, 3])),
         (masks.same_token(np.array([3, 1])), masks.same_token([1, 3])),
         (masks.same_token(np.array([], dtype=np.int64)), masks.same_token()),
     ],

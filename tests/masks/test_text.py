@@ -171,6 +171,7 @@ SAID = {  # what is refused -> what is said of it
     "window(2 x 3)": "must be a whole number",
     "per_head([[full()] * 3, star()])": "combines one or more masks",
     "2 x full()": "cannot read the mask '2 x full",
+    "token_columns(20000 ids, 0123abcd)": r"some of it is left out at '\(20000 ids'; name its",
     "table(3x7x7, 0123abcd)": r"some of it is left out at '\(3x7'; name its file, or its run as",
     "3 of 18 heads full [20833d50]": r"left out at ' \[20833d50\]'",
     "~" * 50_000 + "full()": "nested too deeply|recursion|too complex",

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_trees import HEADS, LAYERS, token_masks
 
+import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.errors import (
@@ -30,12 +31,13 @@ from masksearch.masks.measure import (
 )
 
 LENGTH, CLS, SEP = 5, 101, 102
-special, same = masks.special_tokens, masks.same_token
-FOLLOW = [special(1), same(), same([1, 7])]
+special, same, words = masks.special_tokens, masks.same_token, masks.token_columns
+FOLLOW = [special(1), same(), same([1, 7]), words([1, 7])]
 IDS = torch.tensor([[0, 0, CLS, 7, SEP], [CLS, 7, SEP, 0, 0]])  # padded left, padded right
 ID = st.sampled_from([7, CLS, SEP, 999])
 SEVERAL = st.lists(ID, max_size=2)
-IDS_OF = st.lists(ID, min_size=1, max_size=2).map(special) | SEVERAL.map(same)
+SOME = st.lists(ID, min_size=1, max_size=2)
+IDS_OF = SOME.map(special) | SEVERAL.map(same) | SOME.map(words)
 TOKENS = st.lists(
     st.lists(st.sampled_from([-1, 0, 7, CLS, SEP]), min_size=LENGTH, max_size=LENGTH),
     min_size=1,
@@ -51,6 +53,8 @@ def cell(mask, tokens, layer, head, query, key):
     match mask.kind:
         case "special_tokens":
             return tokens[query] in mask.ids or tokens[key] in mask.ids
+        case "token_columns":
+            return tokens[key] in mask.ids.nonzero()[:, 0].tolist()
         case "same_token":
             alone = {-1, *mask.except_ids}
             return query == key or (tokens[query] == tokens[key] and tokens[key] not in alone)
@@ -121,6 +125,14 @@ def test_same_tokens_see_each_other_and_every_token_itself(ids, tokens):
             assert cells[query][key] == (query == key or equal)
 
 
+@given(SOME, TOKENS)
+def test_token_columns_are_those_of_the_tokens_and_no_row_opens(ids, tokens):
+    table = (words(ids) | masks.window(0)).table(torch.tensor(tokens))
+    for row, cells in zip(tokens, table[:, 0].tolist(), strict=True):
+        for query, key in itertools.product(range(LENGTH), repeat=2):
+            assert cells[query][key] == (query == key or row[key] in ids)
+
+
 def test_heads_are_those_that_the_mask_tells_apart():
     mask = masks.per_head([special(CLS) | masks.window(0), masks.window(1), masks.causal()])
     assert mask.heads == 3
@@ -169,9 +181,41 @@ def test_same_token_comes_back_from_text_and_json(mask):
     assert mask.to_dict() == {"kind": "same_token", "except_ids": [*mask.except_ids]}
 
 
+def test_token_columns_are_one_mask_however_their_ids_are_given(tmp_path):
+    mask = words([SEP, CLS])
+    bits = torch.zeros(200, dtype=torch.bool).index_fill(0, torch.tensor([CLS, SEP]), True)
+    for again in (words((CLS, SEP, CLS)), words(ids=iter([CLS, SEP])), words(bits),
+                  words(torch.tensor([SEP, CLS])), masks.parse(str(mask)),
+                  masks.Mask.from_dict({"kind": "token_columns", "ids": [CLS, SEP]})):  # fmt: skip
+        assert (again, hash(again), again.to_json()) == (mask, hash(mask), mask.to_json())
+    assert str(mask) == "token_columns([101, 102])"
+    assert len({mask, words([CLS]), words([SEP]), special(CLS, SEP)}) == 4
+
+
+@given(st.sets(st.integers(0, 30_521), min_size=161, max_size=400))
+def test_many_token_columns_come_back_from_small_files(ids):
+    mask = words(ids)
+    text = mask.to_json()
+    assert masks.Mask.from_json(text) == mask
+    assert len(text) < 2000
+    assert str(mask) == f"token_columns({len(ids)} ids, {mask.digest[:8]})"
+
+
+def test_half_of_a_vocabulary_is_some_kilobytes_in_either_file(tmp_path):
+    ids = torch.randperm(30_522, generator=torch.manual_seed(0))[:20_000]
+    mask = masks.per_layer([words(ids), masks.full()]) | masks.window(0)
+    for name, most in (("mask.json", 5_500), ("mask.safetensors", 31_000)):
+        path = ms.save_mask(mask, tmp_path / name)
+        assert path.stat().st_size < most
+        assert ms.load_mask(path) == mask
+    tokens = torch.randint(30_522, (4, 8))
+    columns = torch.isin(tokens, ids)[:, None, None] | torch.eye(8, dtype=torch.bool)
+    assert torch.equal(mask.of_layer(0).table(tokens), columns)
+
+
 @pytest.mark.gpu
 def test_table_lies_where_the_ids_lie():
-    mask = masks.window(1) | special(CLS)
+    mask = masks.window(1) | special(CLS) | words([SEP])
     table = mask.table(IDS.cuda())
     assert table.is_cuda
     assert torch.equal(table.cpu(), mask.table(IDS))
@@ -191,6 +235,14 @@ def test_table_lies_where_the_ids_lie():
         (lambda: same([1.5]), ValueError, r"except_ids must be a list of whole .*got \[1.5\]"),
         (lambda: same("7"), ValueError, "except_ids must be a list of whole numbers, got '7'"),
         (lambda: same(None), ValueError, "except_ids must be a list of whole numbers, got None"),
+        (lambda: words([]), ValueError, "ids must be a non-empty list of whole numbers"),
+        (lambda: words(7), ValueError, "ids must be a list of whole numbers, got 7"),
+        (lambda: words([-1]), ValueError, "ids must be >= 0, got -1"),
+        (lambda: words([1 << 21]), ValueError, r"ids must be at most 2\*\*20, got 2097152"),
+        (lambda: words(torch.tensor([1.5])), ValueError, r"ids must be a list .* got \[1.5\]"),
+        (lambda: words(torch.ones(2, 2) > 0), ValueError, "ids must be a list of whole numbers"),
+        (lambda: words(torch.zeros(9) > 0), ValueError, "ids must be a non-empty list of whole"),
+        (lambda: words([CLS]).table(IDS[:, 3:]), EmptyRowError, "example 0, head 0, row 0 keeps"),
         (lambda: special(1).table([[1]]), TypeError, "input_ids is a tensor, got list"),
         (lambda: special(1).table(torch.ones(2, 3)), ValueError,
          r"input_ids is int \[batch, n\], got torch.float32 \[2, 3\]"),
@@ -295,6 +347,8 @@ def test_equal_shapes_of_other_data_have_densities_of_their_own():
 
 def test_exceptions_need_not_occur_in_the_data():
     shape = Shape(4, 1, 1, tokens=torch.tensor([[7, 7, 8, -1]]))
+    kept = words([7, 999]) | masks.window(0)
+    assert effective_density(kept, shape) == 7 / 9
     assert effective_density(same([999]), shape) == effective_density(same(), shape) == 5 / 9
     with pytest.raises(MaskSearchError, match="follows the token 999, which no row of the data"):
         effective_density(same([999]) | special(999), shape)

@@ -67,6 +67,7 @@ KINDS = {  # one of each kind
     "special_tokens": masks.special_tokens(0, 2),
     "stride": masks.stride(3),
     "table": masks.table(CELLS),
+    "token_columns": masks.token_columns([0, 2]),
     "toeplitz": masks.toeplitz(CELLS[0]),
     "window": masks.window(2),
 }
