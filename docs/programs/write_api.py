@@ -62,11 +62,11 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "masksearch.masks",
         "FAMILIES a_shape axial bigbird block_columns block_layout blocks butterfly causal "
         "columns cropped dilated equal_cost_baselines family fixed from_block_layout "
-        "from_mask_mod from_numpy full global_tokens layer_of log_sparse "
+        "from_mask_mod from_numpy full global_tokens layer_of live_tokens log_sparse "
         "longformer offsets parse per_head per_layer Points "
         "powers_of_two random_keys recipe same_token shifts special_tokens star stride strided "
         "sweep_families table to_4d to_block_layout to_numpy toeplitz token_columns "
-        "vertical_slash window without_diagonal",
+        "vertical_slash window without_diagonal work",
     ),
     "In their rooms: models, data, results": (
         "",

@@ -47,7 +47,9 @@ class ComparedMasks(ComparedRuns):
     def tasks(self) -> list[str]:
         """Every reported value that is not itself an objective, a measure or a side value, nor a
         task's own score under its metric's name (`MRPC/accuracy` beside `MRPC`)."""
-        taken = {*SPARSITIES, "block_density"} | {objective.name for objective in self.objectives}
+        taken = {*SPARSITIES, "block_density", "work"} | {
+            objective.name for objective in self.objectives
+        }
         keys = dict.fromkeys(key for entry in self.entries.values() for key in entry.values)
         each = [entry.values for entry in self.entries.values()]
         taken |= {k for k in keys if all(v.get(k) == v.get(k.rpartition("/")[0]) for v in each)}
@@ -66,16 +68,18 @@ class ComparedMasks(ComparedRuns):
         seconds, expression, fingerprint, error.
 
         Columns of masks: mask, kind, expression, sparsity, effective_sparsity, block_density,
-        n_seeds, diverged, failed, unfinished; for each objective that is not a measure its mean
-        (`glue`) and 95% interval over seeds, and over rows where they are known (`glue low`,
-        `glue high`); diverged runs count as the worst score; for every other
-        reported value its mean, and for tasks with a majority score the bool `<task> at
-        majority` (see `MaskRuns`). Where there are such tasks, the bool `learned_nothing`: at
-        the majority on all of them. Where a search's front was judged again, `score in search`
-        (NaN for other masks) and `p on front`: the probability of being on the front of all.
+        work (where it is known; of runs too), n_seeds, diverged, failed, unfinished; for each
+        objective that is not a measure its mean (`glue`) and 95% interval over seeds, and over
+        rows where they are known (`glue low`, `glue high`); diverged runs count as the worst
+        score; for every other reported value its mean, and for tasks with a majority score the
+        bool `<task> at majority` (see `MaskRuns`). Where there are such tasks, the bool
+        `learned_nothing`: at the majority on all of them. Where a search's front was judged
+        again, `score in search` (NaN for other masks) and `p on front`: the probability of being
+        on the front of all.
         """
         import pandas as pd
 
+        works = any("work" in record.measures for record in self.records)
         if per == "seed":
             return pd.DataFrame(
                 {
@@ -86,6 +90,7 @@ class ComparedMasks(ComparedRuns):
                     "sparsity": record.measures.get("sparsity", math.nan),
                     "effective_sparsity": sparsity_of(record) if record.measures else math.nan,
                     "block_density": record.measures.get("block_density", math.nan),
+                    **({"work": record.measures.get("work", math.nan)} if works else {}),
                     **record.values,
                     "step": record.step,
                     "seconds": record.seconds,
@@ -96,7 +101,8 @@ class ComparedMasks(ComparedRuns):
                 for record in self.records
             )
         rows: list[dict[str, Any]] = []
-        judged = [o.name for o in self.objectives if o.name not in (*SPARSITIES, "block_density")]
+        shares = (*SPARSITIES, "block_density", "work")
+        judged = [o.name for o in self.objectives if o.name not in shares]
         values = {name for entry in self.entries.values() for name in entry.values}
         marked = {t for t in [*judged, *self.tasks] if f"{t}/majority" in values}
         for entry in sorted(self.entries.values(), key=lambda e: (e.sparsity, e.name)):
@@ -107,6 +113,7 @@ class ComparedMasks(ComparedRuns):
                 "sparsity": entry.table_sparsity,
                 "effective_sparsity": entry.sparsity,
                 "block_density": entry.block_density,
+                **({"work": entry.work} if works else {}),
                 "n_seeds": len(entry.scores),
                 "diverged": len(entry.diverged),
                 "failed": entry.failed,

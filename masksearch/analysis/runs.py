@@ -114,6 +114,7 @@ class MaskRuns:
     sparsity: float  # over the non-padding query-key pairs, in [0, 1]; NaN where no run has it
     table_sparsity: float  # over the n x n cells
     block_density: float
+    work: float  # `masks.work`; NaN where it is not known
     cost: float  # as a share of dense attention's (`cost_of`)
     budgets: frozenset[float]  # the one that it stands for, else all that it keeps
     scores: Mapping[int, float]
@@ -343,6 +344,7 @@ class ComparedRuns:
             sparsity=sparsity_of(record) if record.measures else math.nan,
             table_sparsity=record.measures.get("sparsity", math.nan),
             block_density=record.measures.get("block_density", math.nan),
+            work=record.measures.get("work", math.nan),
             cost=cost_of(record, objectives),
             budgets=frozenset([limits[name]] if name in limits else kept),
             scores=scores,

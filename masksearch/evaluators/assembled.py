@@ -16,9 +16,11 @@ from typing import Any, ClassVar, Self, cast, get_args
 
 import torch
 
-from masksearch.contracts import Split
+from masksearch.contracts import Shape, Split
 from masksearch.errors import check_name
 from masksearch.files import State, short_hash, state_of
+from masksearch.masks.core import Mask
+from masksearch.masks.live import work
 from masksearch.models.encoders import ARCHITECTURES, PRESETS
 from masksearch.models.pretrained import Pretrained, open_pretrained
 from masksearch.tasks.text.files import hub_folder, is_hub
@@ -59,6 +61,16 @@ class RowsBase(Settings):
         if isinstance(self, MachineConfig):  # once: a worker's GPU is not asked again
             precision = find_precision(self.precision, self.device)
             object.__setattr__(self, "precision", precision)
+
+    @property
+    def measure_names(self) -> tuple[str, ...]:
+        """`work`, as `masks.work`, where some rows alone are read: tokens can then be left out."""
+        shape: Shape = cast(Any, self).shape
+        return ("work",) if shape.read is not None and shape.intermediate_size else ()
+
+    def measures_of(self, mask: Mask) -> dict[str, float]:
+        """Those measures of a mask."""
+        return {name: work(mask, cast(Any, self).shape) for name in self.measure_names}
 
     def on(self, split: Split) -> Self:
         """The same evaluator on other rows: another protocol, and the same training.

@@ -49,7 +49,7 @@ from masksearch.masks.leaves import SpecialTokens as special_tokens
 from masksearch.masks.leaves import Stride as stride
 from masksearch.masks.leaves import TokenColumns as token_columns
 from masksearch.masks.leaves import Window as window
-from masksearch.masks.live import live_tokens
+from masksearch.masks.live import live_tokens, work
 from masksearch.masks.tables import BlockLayout as block_layout
 from masksearch.masks.tables import Cropped as cropped
 from masksearch.masks.tables import PerHead as per_head
@@ -120,4 +120,5 @@ __all__ = [
     "vertical_slash",
     "window",
     "without_diagonal",
+    "work",
 ]

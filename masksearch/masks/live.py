@@ -1,4 +1,4 @@
-"""Which tokens a model still needs, layer by layer: from the rows that are read, backwards."""
+"""Which tokens a model still needs, layer by layer, and the work that is then left."""
 
 from __future__ import annotations
 
@@ -100,3 +100,63 @@ def _live_by_row(mask: Mask, shape: Shape, tokens: Tensor) -> Tensor:
             yield torch.stack(live[::-1], 1)
 
     return torch.cat([*chunks()])
+
+
+def work(mask: Mask, shape: Shape) -> float:
+    """The share of a dense model's multiplications that is left once dead tokens are left out.
+
+    Of linear layers and attention, over the real tokens of the data, in (0, 1]. A layer with
+    `before` and `after` live tokens computes `after (2 h^2 + 2 h f) + before 2 h^2 + 2 after
+    before h` of them: query, output and FFN; key and value; scores and sums, masked pairs too.
+
+    Args:
+        mask: Any mask.
+        shape: `h` and `f` are its `hidden_size` and `intermediate_size`; its texts are those of
+            `lengths` or, of a mask that follows the tokens, the rows of `tokens`.
+
+    Raises:
+        ValueError: If the shape has no such sizes.
+        LayerCountError, HeadCountError, LengthError, TokensNeededError: As `live_tokens`.
+
+    >>> from masksearch import Shape, masks
+    >>> late = masks.per_layer([masks.full(), masks.columns(2)])
+    >>> work(late, Shape(4, 2, 1, read=1, hidden_size=8, intermediate_size=32))
+    0.36057692307692307
+    """
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    if hidden is None or inner is None:
+        raise ValueError(
+            "work counts a model's multiplications: give Shape(.., hidden_size=, "
+            f"intermediate_size=) as its configuration has them, got {hidden} and {inner}"
+        )
+    if mask.needs_tokens and shape.tokens is not None:
+        live, tokens = live_tokens(mask, shape), (shape.tokens >= 0).sum(1)
+        texts = torch.ones_like(tokens)
+    else:
+        tokens, texts = torch.tensor(shape.histogram).unbind(1)
+        live = _live_by_length(mask, shape, tokens)
+    count, tokens = live.sum(-1).double(), tokens.double()
+    before, after = count[:, :-1], count[:, 1:]
+    left = (after * (hidden + inner) + before * hidden + after * before).sum(1)  # over 2 h
+    dense = shape.layers * (tokens * (2 * hidden + inner) + tokens**2)
+    return float((left * texts).sum() / (dense * texts).sum())
+
+
+def _live_by_length(mask: Mask, shape: Shape, lengths: Tensor) -> Tensor:
+    """`live_tokens` in texts of some lengths, which see the first rows and columns of a mask that
+    does not follow the tokens: bool `[lengths, layers + 1, n]`."""
+    mask.counts(shape.layers, shape.heads)
+    mask.refuse_tokens()
+    refuse_longer(mask, shape.length, "work")
+    mask, at = under_causality(mask, shape), torch.arange(shape.length)
+    real = at < lengths[:, None]
+    live = [real & (at < (shape.read or shape.length))]
+    for layer in reversed(range(shape.layers)):
+        single, looked_at = mask.of_layer(layer), torch.zeros(real.shape)
+        for head in range(single.heads or 1):
+            first = 0
+            for rows in single.row_chunks(shape.length, head=head):
+                looked_at += live[-1][:, first : first + len(rows)].float() @ rows.float()
+                first += len(rows)
+        live.append(live[-1] | ((looked_at > 0) & real))
+    return torch.stack(live[::-1], 1)

@@ -27,7 +27,11 @@ class Shape:
             [CLS] alone); what the others attend to counts for no density. None = all.
         tokens: Rows of the data, int64 `[rows, length]`, -1 behind their ends, by which masks that
             follow the tokens are counted; None = not known. No part of what a shape equals, nor
-            of `to_dict`.
+            of `to_dict`; nor are the next two.
+        hidden_size: Width of the hidden states, by which `masks.work` is counted; None = not
+            known.
+        intermediate_size: Width of the FFN between its two linear layers; of a gated one, which
+            has three, one and a half times that.
 
     Raises:
         ValueError: If a number is no whole number of at least 1, a sequence or `read` is beyond
@@ -41,11 +45,16 @@ class Shape:
     lengths: tuple[tuple[int, int], ...] | Mapping[int, int] | None = None
     read: int | None = None
     tokens: Tensor | None = field(default=None, compare=False, repr=False)
+    hidden_size: int | None = field(default=None, compare=False, repr=False)
+    intermediate_size: int | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         own_numbers(self)
         for name in ("length", "layers", "heads"):
             at_least(name, getattr(self, name), 1, LONGEST)
+        for name in ("hidden_size", "intermediate_size"):
+            if getattr(self, name) is not None:
+                at_least(name, getattr(self, name), 1)
         at_least("layers x heads", self.layers * self.heads, 1, MOST_PLANES)
         if self.read is not None and not 1 <= self.read <= self.length:
             raise ValueError(

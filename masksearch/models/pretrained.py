@@ -17,9 +17,10 @@ model(task=torch.tensor(1), **batch).loss              # QNLI's model under the 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,8 +37,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from masksearch.attention.probe import probe
+from masksearch.attention.probe import names_of, probe
 from masksearch.errors import AttachError, DataError
+from masksearch.masks.shape import Shape
 from masksearch.models.checkpoints import (
     CONFIG,
     StoredCheckpoint,
@@ -74,12 +76,19 @@ class Pretrained(StoredCheckpoint):
         padded_positions: Whether positions are counted by what is not `pad` (RoBERTa).
         has_head: Whether the checkpoint holds a masked-language-model head.
         has_pair_head: Whether it holds BERT's next-sentence head.
+        intermediate_size: As of a `Shape`; None where layers are no Transformer's, or repeated.
     """
 
     pad: int | None
     padded_positions: bool
     has_head: bool
     has_pair_head: bool
+    intermediate_size: int | None = None
+
+    def shape(self, length: int) -> Shape:
+        """The sizes of a mask and of the model at that length; raises LengthError."""
+        inner, shape = self.intermediate_size, super().shape(length)
+        return replace(shape, hidden_size=self.width, intermediate_size=inner)
 
     def check_tokens(self, vocabulary: int, pad: int | None = None) -> None:
         """Raises DataError also if it pads with another id where positions are counted by it."""
@@ -173,7 +182,22 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
         has_pair_head=body.config.model_type == "bert"
         and {"bert.pooler.dense.weight", "cls.seq_relationship.weight"}
         <= set(report["unexpected_keys"]),
+        intermediate_size=_ffn_width(body, [call.module for call in calls]),
     )
+
+
+def _ffn_width(body: PreTrainedModel, attention: Sequence[nn.Module]) -> int | None:
+    """The `intermediate_size` of a `Shape`: a layer's linear weights beside the four projections
+    of attention, over twice the hidden width; None where that is not what they are."""
+    width, layer = body.config.hidden_size, re.match(r".*?\.\d+", names_of(body)[attention[0]])
+    if layer is None or len({*attention}) < len(attention):
+        return None
+    inside = body.get_submodule(layer[0]).modules()
+    weights = [module.weight for module in inside if isinstance(module, nn.Linear)]
+    if any(width not in weight.shape for weight in weights):
+        return None
+    beside = sum(weight.numel() for weight in weights) - 4 * width**2
+    return beside // (2 * width) if beside > 0 else None
 
 
 def count_positions(model: Any) -> tuple[int, int]:

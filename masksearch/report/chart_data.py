@@ -54,6 +54,7 @@ COSTS = {  # what a budget may be of -> how it is called; `density` is 1 - spars
     "density": "share of the pairs kept",
     "block_density": "share of the blocks computed",
     "kv_bytes": "share of the dense cache",
+    "work": "share of the work",
     "latency_ratio": "time ratio of the kernel, not of the model",
     "latency": "time (ms)",
 }

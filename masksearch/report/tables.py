@@ -30,8 +30,9 @@ from masksearch.study.records import drawn_distributions
 from masksearch.study.status import in_words
 from masksearch.study.store import directions, quiet
 
-SHARES = (*SPARSITIES, "block_density")  # are printed as percentages
+SHARES = (*SPARSITIES, "block_density", "work")  # are printed as percentages
 PAIRS = "Sparsity: left out of the non-padding query-key pairs (of the table: of all cells)."
+WORK = " Work: the multiplications that are left once tokens that nobody needs are left out."
 TABLE = "of the table"  # heads the sparsity of the n x n cells where it is another one
 ENDS = {  # how the table of runs calls what became of trials
     **{"finished": "done", "reused": "reused", "stopped early": "stopped"},
@@ -188,7 +189,7 @@ def front_table(
     parts = dict.fromkeys(name for record in front for name in record.values)
     titles = {name: score_title(name, front) for name in scores}
     scores += [name for name in parts if name.startswith(f"{NLL_INCREASE}/")]
-    two = sparsities_differ(front)
+    two, works = sparsities_differ(front), any("work" in record.measures for record in front)
     decimals = {name: decimals_for(record.value(name) for record in front) for name in scores}
     data = []
     for record in front:
@@ -207,6 +208,7 @@ def front_table(
                 "sparsity": percent(sparsity_of(record)),
                 **({TABLE: percent(record.measures["sparsity"])} if two else {}),
                 "block density": percent(record.measures.get("block_density", math.nan)),
+                **({"work": percent(record.measures.get("work", math.nan))} if works else {}),
                 "seed": str(record.seed),
                 "mask": mask,
             }
@@ -229,8 +231,8 @@ def front_table(
         text=("strategy", "mask"),
         data=data,
         caption="The front of the searches. Its points were selected on these runs, one seed "
-        f"each. {PAIRS}",
-        aside=("block density",),
+        f"each. {PAIRS}{WORK * works}",
+        aside=("block density", "work"),
     )
 
 
@@ -270,6 +272,7 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
             **({TABLE: percent(row["sparsity"])} if two else {}),
             "density": percent(1 - row["effective_sparsity"]),
             "block density": percent(row["block_density"]),
+            **({"work": percent(row["work"])} if "work" in row else {}),
         }
         for name in (*judged, *columns):
             cell = _task_cell(row, name, decimals[name], interval=name in judged)
@@ -289,8 +292,10 @@ def comparison_table(comparison: ComparedMasks, columns: Sequence[str] = ()) -> 
         text=("mask", "kind"),
         data=data,
         caption="Means over seeds with 95% intervals over seeds and, where they are known, rows. "
-        "Bold: the best mean of a column among the masks that leave cells out. " + PAIRS,
-        aside=("block density", "diverged", "failed"),
+        "Bold: the best mean of a column among the masks that leave cells out. "
+        + PAIRS
+        + WORK * ("work" in frame),
+        aside=("block density", "work", "diverged", "failed"),
     )
 
 

@@ -375,7 +375,7 @@ def _command_output(*command: str) -> str:
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 SHARES = {  # of a mask -> the end of [0, 1] that none has, as every query keeps a key
     **{"sparsity": 1, "effective_sparsity": 1, "sparsity_off_diagonal": None},
-    **{"density": 0, "block_density": 0, "kv_bytes": 0, "kv_bytes_per_head": 0},
+    **{"density": 0, "block_density": 0, "kv_bytes": 0, "kv_bytes_per_head": 0, "work": 0},
 }
 PATTERN = re.compile(rf"\s*([\w/]+)\s*(<=|>=|<|>)\s*({NUMBER})\s*")
 

@@ -313,6 +313,47 @@ def test_read_out_of_pairs_refuses_what_has_none(data: Path, tmp_path: Path) -> 
     assert replace(judge, adapt="train").protocol
 
 
+# -- the work that is left -----------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def first_row(data, tmp_path_factory):
+    """A judge of a fine-tuned folder, whose head reads [CLS]'s row alone."""
+    return evaluator(data, data / "cache", weights=tuned(data, tmp_path_factory.mktemp("tuned")))
+
+
+def test_work_is_a_measure_where_some_rows_alone_are_read(data, first_row):
+    shape, cls = first_row.shape, first_row.source.special["cls"]
+    late = masks.per_layer([masks.full()] * (shape.layers - 1) + [masks.columns(2)])
+    words = masks.token_columns([cls]) | masks.window(0)
+    assert first_row.measure_names == ("work",)
+    for mask in (masks.full(), late, words):
+        assert first_row.measures_of(mask) == {"work": masks.work(mask, shape)}
+    assert masks.work(words, shape) < masks.work(late, shape) < masks.work(masks.full(), shape)
+    others = [first_row.on("all"), evaluator(data, data / "cache"), ms.PlantedEvaluator()]
+    assert [judge.measure_names for judge in others] == [(), (), ()]
+
+
+@pytest.mark.slow
+def test_a_limit_of_work_stops_a_mask_before_it_is_trained(first_row, tmp_path):
+    layers = first_row.shape.layers
+
+    def space(trial):
+        count = trial.suggest_int("count", 1, 8)
+        return masks.per_layer([masks.full()] * (layers - 1) + [masks.columns(count)])
+
+    words = masks.token_columns([first_row.source.special["cls"]])
+    limit = masks.work(masks.per_layer([masks.full()] * (layers - 1) + [masks.columns(4)]),
+                       first_row.shape)  # fmt: skip
+    study = ms.search(space, first_row, run=tmp_path / "run", strategy="random", trials=2,
+                      enqueue=[{"count": 8}], constraints=f"work <= {limit}",
+                      baselines={"words": masks.per_layer([words] * layers)},
+                      progress=None)  # fmt: skip
+    for record in study.records():
+        work = masks.work(record.mask, first_row.shape)
+        assert record.measures["work"] == work
+        assert (record.status == "stopped") == (work > limit)
+    assert {record.status for record in study.records()} == {"done", "stopped"}
+
+
 # -- masks that follow the tokens ----------------------------------------------------------------
 def test_a_token_in_front_of_every_row_is_a_global_token(data, cache, tmp_path):
     judge = evaluator(data, cache)

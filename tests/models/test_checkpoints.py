@@ -66,6 +66,9 @@ class TestContract:
         assert (start.architecture, start.vocabulary, start.width) == (config.model_type, 40, 32)
         assert start.positions == positions
         assert start.shape(16) == Shape(16, layers, 4)
+        assert start.shape(16).hidden_size == 32
+        inner = {"albert": None, "modernbert": 96}.get(name, 64)  # a repeated layer, a gated FFN
+        assert start.shape(16).intermediate_size == inner
         assert start.has_head
         assert start.has_pair_head is (name == "bert, both heads")
         with pytest.raises(LengthError, match=f"has {positions} positions, asked for 21; use a"):

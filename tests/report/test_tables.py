@@ -106,6 +106,24 @@ def test_comparison_is_a_table(comparison):
     assert found["mine"][1] == "searched"
 
 
+def test_work_is_a_column_where_it_is_known(comparison):
+    assert "work" not in comparison.frame()
+    assert "work" not in comparison_table(comparison).data[0]
+    records = [
+        replace(each, measures={**each.measures, "work": 0.625}) if each.name == "mine" else each
+        for each in comparison.records
+    ]
+    known = replace(comparison, records=tuple(records))
+    frame = known.frame().set_index("mask")
+    assert frame["work"]["mine"] == 0.625
+    assert pd.isna(frame["work"]["star"])
+    assert known.frame("seed").groupby("mask")["work"].mean()["mine"] == 0.625
+    for table in (comparison_table(known), front_table({"a": records}, known.objectives)):
+        column = [cell.text for cell in table.head].index("work")
+        assert {row[column].text for row in table.rows} >= {"62.5%", "-"}
+        assert "Work: the multiplications that are left" in table.caption
+
+
 def test_least_loss_is_the_best(compared):
     goals = (Objective("loss", "min", 9.0), Objective("sparsity", "max", 0.0))
     records = compared({"a": (masks.star(), [1.5]), "b": (masks.window(1), [2.5])})
