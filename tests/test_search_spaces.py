@@ -1,7 +1,7 @@
 """Every ready-made space draws valid masks, is pure and short, and holds what it says it holds."""
 
 import sys
-from itertools import product
+from itertools import pairwise, product
 from math import comb, prod
 from pathlib import Path
 
@@ -24,6 +24,7 @@ FOLDER = Path(__file__).parent.parent / "search_spaces"
 FILES = sorted(FOLDER.glob("*.py"))
 SHAPE = ms.Shape(64, 2, 4)
 SHAPES = {"local_heads": ms.Shape(64, 6, 12), "head_roles": ms.Shape(64, 6, 12)}  # other models
+SHAPES |= {"token_schedules": ms.Shape(64, 6, 12)}
 SHAPES |= {"local_global_layers": ms.Shape(64, 12, 2), "local_global_heads": ms.Shape(64, 6, 8)}
 
 
@@ -97,6 +98,7 @@ def counted(space, length=128, layers=1, heads=1):
 
 FLAT = {"around", "band_global", "block_layouts", "dilated_layers", "distance_bits", "local_heads"}
 FLAT |= {"tile_bands", "local_global_layers", "local_global_heads", "head_windows", "head_roles"}
+FLAT |= {"token_schedules"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -197,6 +199,12 @@ class TestSizes:
         two = loaded("tile_bands", **small | {"HEADS": 2, "FARTHEST": 1})
         assert counted(two.space, 32, heads=2) == ((2 * 3 * 2) ** 2,) * 2
         self.says("tile_bands", f"{(9 * 3 * 2) ** 4:,} masks")
+
+    def test_token_schedules(self):
+        small = {"LAYERS": 2, "LENGTH": 20}
+        space = loaded("token_schedules", **small).space  # a share of 1 is full in either kind
+        assert counted(space, 20, layers=2) == (2 * 10, 2 * 9 + 1)
+        self.says("token_schedules", f"{short(2 * 30**5, 2)} masks", f"{20**5:,}")
 
     def test_local_heads(self):
         def size(layers, heads, reaches):
@@ -359,6 +367,26 @@ def test_head_roles_give_roles_in_the_order_that_they_were_made_with():
     assert len(sources) == 2  # a resumed search notices
     with pytest.raises(ValueError, match="3 heads of each of 2 layers"):
         module.head_roles(order[:1], shape)(FixedTrial(params))
+
+
+def test_token_schedules_follow_the_words_of_the_data_and_are_nested():
+    module = loaded("token_schedules")
+    ids = torch.tensor([[1, 7, 7, 8, 9, 7, 8, 2], [1, 7, 8, 7, 5, 2, -1, -1]])
+    shape = ms.Shape(8, 4, 2, read=1, lengths={8: 1, 6: 1}, tokens=ids)
+    seen = set[str]()
+    for trial in trials(3, 30):
+        trial.shape = shape
+        mask = module.space(trial)
+        assert mask == module.token_schedules(shape)(FixedTrial(trial.params))
+        live = masks.live_tokens(mask | masks.columns(1), shape)
+        assert (live[:, 1:] <= live[:, :-1]).all() if live.ndim == 3 else live[0].any()
+        kept = [(mask.of_layer(layer) | masks.window(0)).table(ids)[:, 0, 0] for layer in range(4)]
+        assert all((later <= earlier).all() for earlier, later in pairwise(kept))
+        assert all(each[:, 0].all() for each in kept)
+        if trial.params["separators"]:
+            assert all(each[ids == 2].all() for each in kept)
+        seen |= {trial.params[f"l{layer}.kind"] for layer in (1, 2, 3)}
+    assert seen == {"every k-th token", "first tokens", "rarest words"}
 
 
 class TestContents:

@@ -26,8 +26,10 @@ from masksearch.masks.leaves import (
     SpecialTokens,
     Window,
 )
+from masksearch.masks.live import work
 from masksearch.masks.lower import Block, block_view, by_tiles, spread_tiles
 from masksearch.masks.measure import ROUNDING, effective_density, pair_weights
+from masksearch.masks.schedules import token_schedules
 from masksearch.masks.shape import Shape
 from masksearch.masks.tables import BlockLayout, PerHead, PerLayer
 
@@ -47,7 +49,7 @@ PLACES = {"every n-th layer": "every n-th"} | {
 def equal_cost_baselines(
     limit: float,
     shape: Shape,
-    cost: Callable[[Mask], float] | None = None,
+    cost: Callable[..., float] | None = None,
     *,
     local: Mask | None = None,
     special: Sequence[int] | None = None,
@@ -76,6 +78,9 @@ def equal_cost_baselines(
       diagonal alone, whichever is the richest that leaves most for whole heads. Only where that
       is more than with the global token.
 
+    With `cost=masks.work` they are schedules of live tokens, `masks.schedules.token_schedules`, as
+    the others leave few tokens out; of the other arguments only `limit` and `shape` count.
+
     With `block` all keep whole tiles, every one that they touch, for a kernel that leaves tiles
     out; of a last layer of which one row is read the first row of tiles and the diagonal's. Masks
     that follow the tokens leave out no tile, and are not drawn; "local layers, last full" is.
@@ -102,6 +107,8 @@ def equal_cost_baselines(
         ValueError: If `order` does not name every head of every layer once, or `block` is of a
             decoder or no such tile.
     """
+    if cost is work:
+        return token_schedules(limit, shape)
     if block is not None:
         return _drawn_in_tiles(limit, shape, cost, order, block)
     price = cost or (lambda mask: effective_density(mask, shape))

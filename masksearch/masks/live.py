@@ -123,18 +123,30 @@ def work(mask: Mask, shape: Shape) -> float:
     >>> work(late, Shape(4, 2, 1, read=1, hidden_size=8, intermediate_size=32))
     0.36057692307692307
     """
-    hidden, inner = shape.hidden_size, shape.intermediate_size
-    if hidden is None or inner is None:
-        raise ValueError(
-            "work counts a model's multiplications: give Shape(.., hidden_size=, "
-            f"intermediate_size=) as its configuration has them, got {hidden} and {inner}"
-        )
     if mask.needs_tokens and shape.tokens is not None:
         live, tokens = live_tokens(mask, shape), (shape.tokens >= 0).sum(1)
         texts = torch.ones_like(tokens)
     else:
         tokens, texts = torch.tensor(shape.histogram).unbind(1)
         live = _live_by_length(mask, shape, tokens)
+    return share_left(live, tokens, texts, shape)
+
+
+def share_left(live: Tensor, tokens: Tensor, texts: Tensor, shape: Shape) -> float:
+    """`work` of known live tokens.
+
+    Args:
+        live: bool `[rows, layers + 1, n]`, False behind the end of a text.
+        tokens: Of the text of each row, int64 `[rows]`.
+        texts: How often it counts, int64 `[rows]`.
+        shape: See `work`.
+    """
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    if hidden is None or inner is None:
+        raise ValueError(
+            "work counts a model's multiplications: give Shape(.., hidden_size=, "
+            f"intermediate_size=) as its configuration has them, got {hidden} and {inner}"
+        )
     count, tokens = live.sum(-1).double(), tokens.double()
     before, after = count[:, :-1], count[:, 1:]
     left = (after * (hidden + inner) + before * hidden + after * before).sum(1)  # over 2 h

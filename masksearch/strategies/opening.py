@@ -23,6 +23,7 @@ from masksearch.errors import MaskSearchError, SearchError
 from masksearch.gates.unit_costs import DENSITY, find_cost
 from masksearch.masks.baselines import equal_cost_baselines
 from masksearch.masks.core import Mask
+from masksearch.masks.live import work
 from masksearch.masks.measure import fingerprint
 from masksearch.strategies.samplers import (
     CheckedTrial,
@@ -181,7 +182,8 @@ def hand_designed(evaluator: Evaluator, budgets: Iterable[float]) -> dict[str, M
     """The hand-designed masks within budgets, counted as the budgets are
     (`find_cost`): `"NAME within 0.3"`, each mask under the smallest one that pays for it."""
     cost, drawn = find_cost(evaluator), dict[str, Mask]()
-    price = None if cost == DENSITY else lambda mask: evaluator.measures_of(mask)[cost]
+    prices = {DENSITY: None, "work": work}
+    price = prices.get(cost, lambda mask: evaluator.measures_of(mask)[cost])
     for limit in sorted(budgets):
         for name, mask in equal_cost_baselines(limit, evaluator.shape, price).items():
             if mask not in drawn.values():
