@@ -165,6 +165,29 @@ def test_they_cost_what_the_budget_counts(tmp_path):
     assert not any(record.params for record in first)  # starts count pairs
 
 
+@dataclass(frozen=True)
+class Work(Judge):
+    """An encoder whose head reads one row, and whose budgets count the work."""
+
+    shape = ms.Shape(16, 4, 2, read=1, hidden_size=8, intermediate_size=32)
+    objectives = (ToyEvaluator.objectives[0], Objective("work", "min", 1.0))
+    measure_names = ("work",)
+
+    def measures_of(self, mask):
+        return {"work": masks.work(mask, self.shape)}
+
+
+def test_of_work_they_are_schedules_of_live_tokens(tmp_path):
+    told = TOLD | {"budget": [0.4, 0.6], "trials": 1}
+    study = ms.search(windows(None), Work(), run=tmp_path / "run", **told)
+    first, _ = split(study)
+    for limit in (0.4, 0.6):
+        drawn = masks.equal_cost_baselines(limit, Work.shape, cost=masks.work)
+        named = {r.mask: r for r in first if r.name.endswith(f" within {limit:g}")}
+        assert set(drawn.values()) >= named.keys() != set()
+        assert all(limit - 0.1 < record.measures["work"] <= limit for record in named.values())
+
+
 @pytest.mark.parametrize(
     ("starts", "problem"),
     [
