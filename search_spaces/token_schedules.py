@@ -8,8 +8,8 @@ all or goes with all. What nobody looks at any more is computed no more (`masks.
 At most 4.86e7 masks of 6 layers; layers and data are those of the search. Data without known
 tokens have no words and no [SEP]: 3,200,000. Holds full, and halves from any layer on.
 
-    masksearch search masksearch.spaces:token_schedules --weights MODEL --glue DIR
-        --constraint "work <= 0.6" --run runs/live
+    masksearch search masksearch.spaces:token_schedules --weights TUNED --adapt none --glue DIR
+        --tasks SST-2 --constraint "work <= 0.6" --run runs/live
 """
 
 from functools import cache, reduce
