@@ -77,7 +77,8 @@ def test_all_of_a_dense_model_is_one(texts, read):
     assert 0 < work(masks.window(0), shape_of(texts, read)) <= 1
 
 
-@settings(max_examples=25)
+@pytest.mark.slow
+@settings(max_examples=40)
 @given(trees(LENGTH), trees(LENGTH), TEXTS, st.integers(1, LENGTH))
 def test_more_keys_are_no_less_work(mask, more, texts, read):
     shape = shape_of(texts, read)
