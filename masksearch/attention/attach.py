@@ -95,6 +95,11 @@ class Attachment:
     hooks: list[Any] = field(default_factory=list)
     dropping: Dropping | None = None  # what leaves tokens out, where that was asked for
 
+    @property
+    def drop_tokens(self) -> bool | int:
+        """As `attach` was given it."""
+        return False if self.dropping is None else self.dropping.asked
+
 
 @renamed(what="mask")
 def attach(

@@ -159,7 +159,9 @@ def explain(
         f"{min(of) if len(of) == 1 else f'these {len(of)} masks'}: {note}"
         for note, of in notes.items()
     )
-    return Explanation(title, tuple(_group_layers(rows)), tuple(lines))
+    dropping = attachment.dropping
+    left_out = [] if dropping is None else dropping.explain(lengths)
+    return Explanation(title, tuple(_group_layers(rows)), (*lines, *left_out))
 
 
 def _known_lengths(model: nn.Module, states: list[LayerState]) -> list[int]:

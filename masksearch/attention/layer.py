@@ -7,7 +7,7 @@ one `LayerMask`.
 
 The rest serves what is not the normal path: generation, where queries and keys come with a cache
 (`SequencePositions`), cross-attention, of whose table a corner is taken, and graphs that
-torch.compile or torch.export make, in which a table is a constant (`_graph_function`).
+torch.compile or torch.export make, in which a table is a constant (`graph_function`).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class LayerMask:
         self.lowered: dict[int, dict[tuple[Any, ...], Any]] = {}
         self.key = str(next(NUMBERS))
         SOURCES[self.key] = self
-        self.in_graph = _graph_function(self.key)
+        self.in_graph = graph_function(self.key)
 
     @property
     def seen(self) -> Mask:
@@ -245,7 +245,7 @@ def depends_on_length(mask: Mask) -> bool:
 
 
 # -- graphs ------------------------------------------------------------------------------------
-def _graph_function(key: str) -> Callable[..., Any]:
+def graph_function(key: str) -> Callable[..., Any]:
     """Calls a method of the `LayerMask` with that key; its result is a constant of a graph.
 
     A function of its own for each mask: Dynamo tells constants apart by the name of their code.

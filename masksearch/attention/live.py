@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -33,7 +33,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from masksearch.attention.layer import LayerState
+from masksearch.attention.kernels.choose import NUMBERS, SOURCES
+from masksearch.attention.layer import LayerState, fixed, graph_function
 from masksearch.attention.probe import (
     FAILURES,
     SELF,
@@ -58,6 +59,7 @@ HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePredi
 TRIAL = 16  # tokens of the inputs by which it is tried whether a model's tokens can be left out
 ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-5}  # share of an output; else IN_HALF
 IN_HALF = 0.05
+CPU = torch.device("cpu")
 
 
 class LiveCall(NamedTuple):
@@ -194,9 +196,9 @@ class LivePass(threading.local):
         cuts: The tokens of each layer.
     """
 
-    armed = False
-    length = 0
-    cuts: Sequence[Cut | None] = ()
+    def __init__(self) -> None:
+        self.armed, self.length = False, 0
+        self.cuts: Sequence[Cut | None] = ()
 
 
 @dataclass(eq=False)
@@ -223,6 +225,8 @@ class Dropping:
     def __post_init__(self) -> None:
         self.running = LivePass()
         self.by_length: dict[tuple[int, torch.device], list[Cut | None]] = {}
+        key = str(next(NUMBERS))
+        SOURCES[key], self.in_graph = self, graph_function(key)
 
     def __getstate__(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self)}
@@ -250,7 +254,9 @@ class Dropping:
         asked = named.get("output_hidden_states")
         config: Any = getattr(model, "config", None)
         shows = getattr(config, "output_hidden_states", False) if asked is None else asked
-        graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+        graph = torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
+        if torch.compiler.is_compiling():  # widths that follow the tokens are of no graph
+            graph = graph or any(state.token_mask is not None for state in self.states)
         again = torch.is_grad_enabled() and any(map(is_reentrant, self.layers))
         self.running.armed = not (shows or graph or again or Probe.calls is not None)
 
@@ -258,14 +264,20 @@ class Dropping:
         """Forward hook of the same model, called after a failure too."""
         self.running.armed, self.running.cuts = False, ()
 
+    def lower(self, length: int, device: torch.device) -> None:
+        """Finds the tokens of each layer over inputs of that length, if they are not known."""
+        if (length, device) not in self.by_length:
+            masks = [state.mask for state in self.states if state.mask is not None]
+            live = live_by_layer(masks, length, self.read)
+            self.by_length[length, device] = cuts(live[None].to(device))
+
     def plan(self, length: int, device: torch.device) -> Sequence[Cut | None]:
         """The tokens of each layer in the running pass, over inputs of that length."""
         token_masks = [state.token_mask for state in self.states if state.token_mask is not None]
         if not token_masks:
-            if (length, device) not in self.by_length:
-                masks = [state.mask for state in self.states if state.mask is not None]
-                fixed = live_by_layer(masks, length, self.read)
-                self.by_length[length, device] = cuts(fixed[None].to(device))
+            graph = torch.compiler.is_compiling()
+            lower = partial(self.in_graph, "lower") if graph else self.lower
+            lower(fixed(length), device)
             return self.by_length[length, device]
         live = [torch.arange(length, device=device)[None] < self.read]
         for each in reversed(token_masks):
@@ -274,6 +286,20 @@ class Dropping:
             live.append(needed_before(each.table, live[-1]))
         rows = max(map(len, live))
         return cuts(torch.stack([each.expand(rows, -1) for each in live[::-1]], 1))
+
+    def explain(self, lengths: Iterable[int]) -> Iterator[str]:
+        """Sentences on what is left out of inputs of some lengths."""
+        if self.problem:
+            yield f"All tokens are computed: {self.problem}."
+        elif any(state.token_mask is not None for state in self.states):
+            yield "Tokens that no one will look at again are left out, each row's own."
+        else:
+            for length in lengths:
+                kept = [length if cut is None else cut.asks for cut in self.plan(length, CPU)]
+                yield (
+                    f"Of {length} tokens the layers compute {', '.join(map(str, kept))}; no one "
+                    "looks at the others again."
+                )
 
     def enter(
         self, number: int, layer: nn.Module, positional: Any, named: dict[str, Any]

@@ -489,7 +489,7 @@ def saved_masks(folder: Path | str) -> dict[str, Mask]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads `masksearch.json` of a folder: backend, model_class, options, masks, weights.
+    """Reads `masksearch.json` of a folder: what `save_pretrained` wrote, but the versions.
 
     Raises:
         FileNotFoundError: If the folder or its manifest is missing.
@@ -515,8 +515,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         options = stored["options"]
         if not names or options not in ({}, NO_POOLER):
             raise ValueError(f"it names no mask, or builds the model with {options!r:.80}")
+        drops = stored.get("drop_tokens", False)
+        if not isinstance(drops, int) or drops < 0:
+            raise ValueError(
+                f"drop_tokens is {drops!r:.80}, and neither true nor a number of rows"
+            )
         fields = ("options", "adapter", "backend", "model_class", "masks")
-        return {name: stored[name] for name in fields} | {"weights": dict(stored["weights"])}
+        read = {name: stored[name] for name in fields} | {"weights": dict(stored["weights"])}
+        return read | {"drop_tokens": drops}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         why = error if type(error) is ValueError else repr(error)
         raise MaskFormatError(f"{path} cannot be used: {why}") from error

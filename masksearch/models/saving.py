@@ -40,7 +40,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from transformers.trainer_callback import ExportableState
 
-from masksearch.attention.attach import ATTACHMENT, attach, attached
+from masksearch.attention.attach import ATTACHMENT, Attachment, attach, attached
 from masksearch.attention.interface import ENTRY
 from masksearch.attention.probe import SELF, opened, unwrapped, ways_inside
 from masksearch.errors import AttachError, DataError, MaskFormatError, name_extra, warn
@@ -127,7 +127,7 @@ def save_pretrained(
             its class builds other tensors from its configuration than it has.
         OSError: If the folder cannot be written, such as on a full disk; it is then as before.
     """
-    masks, backend = _masks_to_save(model)
+    masks, how = _masks_to_save(model)
     if not isinstance(found, Findings | None) and list(masks.values()) != [found.mask]:
         raise ValueError(
             f"found= is the plan of {found.mask!s:.100}, and attached is "
@@ -135,29 +135,29 @@ def save_pretrained(
         )
     bare = unwrapped(model, adapters=False)
     whole: Any = hugging_face_model(bare) if isinstance(bare, MaskedLanguageModel) else bare
-    how = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-    return _write_model(whole, masks, backend, Path(folder).expanduser(), tokenizer, found, **how)
+    written = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+    return _write_model(whole, masks, how, Path(folder).expanduser(), tokenizer, found, **written)
 
 
 def _write_model(
     whole: Any,
     masks: dict[str, Mask],
-    backend: str,
+    how: dict[str, Any],
     folder: Path,
     tokenizer: Tokenizer | TokenSource | PreTrainedTokenizerBase | None = None,
     found: Account | Findings | None = None,
-    **how: Any,
+    **written: Any,
 ) -> Path:
     """Writes a model of transformers, a PEFT adapter or a SentenceTransformer, and masks.
 
     Args:
         whole: The model, without what trains or compiles it around it.
         masks: Part -> mask.
-        backend: As in `attach`.
+        how: Other arguments of `attach`, beside their defaults.
         folder: Where to.
         tokenizer: See `save_pretrained`.
         found: How the mask was found.
-        how: Of the model's own `save_pretrained`.
+        written: Of the model's own `save_pretrained`.
     """
     inner = opened(whole) or whole
     options, base = _build_options(inner), cast(PreTrainedModel, unwrapped(inner))
@@ -167,11 +167,11 @@ def _write_model(
             "needs beside its own; save the adapter in another folder"
         )
     if inner is not whole:
-        how |= {"create_model_card": False}
+        written |= {"create_model_card": False}
     with _write_aside(folder) as aside:
         try:
             with quiet():
-                type(whole).save_pretrained(whole, str(aside), **how)
+                type(whole).save_pretrained(whole, str(aside), **written)
         except SafetensorError as error:
             raise disk_error(error, "cannot write the model", folder) from error
         if tokenizer is not None:
@@ -184,7 +184,7 @@ def _write_model(
             "model_class": type(base).__name__,
             "options": options,
             "adapter": base is not inner,
-            "backend": backend,
+            **how,
             "masks": entries,
             "weights": hash_weights(aside),
             "versions": {"masksearch": VERSION, "transformers": transformers.__version__},
@@ -213,8 +213,8 @@ def _save_with_masks(model: Any, save_directory: Path | str, **how: Any) -> None
         type(model).save_pretrained(model, save_directory, **how)
 
 
-def _masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
-    """The masks on a model that can be saved, and the backend asked for."""
+def _masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], dict[str, Any]]:
+    """The masks on a model that can be saved, and the other arguments of `attach`."""
     model = unwrapped(model)
     name = type(model).__name__
     if not isinstance(model, PreTrainedModel | MaskedLanguageModel):
@@ -230,7 +230,9 @@ def _masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], str]:
             f"{'gates are' if parts else 'no mask is'} attached to this {name}; attach a mask (of "
             "gates: result.mask(sparsity=0.9)), or save the weights: model.save_pretrained(folder)"
         )
-    return parts, next(iter(model.__dict__[ATTACHMENT].states.values())).backend
+    attachment: Attachment = model.__dict__[ATTACHMENT]
+    how = {"backend": next(iter(attachment.states.values())).backend}
+    return parts, how | ({"drop_tokens": attachment.drop_tokens} if attachment.drop_tokens else {})
 
 
 def _check_adapter(model: Any) -> None:
@@ -482,7 +484,7 @@ def load_pretrained(
         model = open_model(find_folder(str(base))[1], cls, **options)
     else:
         model = open_model(folder, model_class, **options)
-    attach(model, masks, inputs, backend)
+    attach(model, masks, inputs, backend, drop_tokens=stored["drop_tokens"])
     whole = with_adapter(model, folder) if stored["adapter"] else model
     check_weights(folder)
     return whole
