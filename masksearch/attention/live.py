@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +52,16 @@ from masksearch.masks.live import live_by_layer, needed_before
 from masksearch.masks.tables import PerLayer
 
 ARGUMENT = "masksearch_live"  # of a layer, which hands it on to its attention
-FIRST_ROW = (  # model types of which these heads read the first row, [CLS], as BERT's do
+FIRST_ROW = (  # model types whose heads below read the first row, [CLS], as BERT's do
     *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert"),
 )
+READ_FIRST = (  # .. and more of them, of which no density counts that row alone
+    *(*FIRST_ROW, "data2vec-text", "deberta", "deberta-v2", "ernie", "esm", "esmc", "gte"),
+    *("jina_embeddings_v3", "mpnet", "nomic_bert", "roberta-prelayernorm", "roc_bert"),
+    *("ultrabert", "xlm-roberta-xl"),
+)
 HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
+OTHERS = ("ModernBertForMultipleChoice",)  # it reads the first row that is no padding
 TRIAL = 16  # tokens of the inputs by which it is tried whether a model's tokens can be left out
 ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-5}  # share of an output; else IN_HALF
 IN_HALF = 0.05
@@ -267,7 +273,7 @@ class Dropping:
     def lower(self, length: int, device: torch.device) -> None:
         """Finds the tokens of each layer over inputs of that length, if they are not known."""
         if (length, device) not in self.by_length:
-            masks = [state.mask for state in self.states if state.mask is not None]
+            masks = [state.lowered.mask for state in self.states if state.lowered is not None]
             live = live_by_layer(masks, length, self.read)
             self.by_length[length, device] = cuts(live[None].to(device))
 
@@ -382,13 +388,15 @@ class Watch:
 
 def rows_of_head(model: nn.Module) -> int:
     """How many leading rows of the last hidden states a model's head reads; 0 = not known."""
-    config: Any = getattr(model, "config", None)
-    pooling = {
+    config, name = cast(Any, getattr(model, "config", None)), type(model).__name__
+    known = type(model).__module__.startswith("transformers.") and name not in OTHERS
+    pooling = (
         getattr(config, "classifier_pooling", "cls"),
         getattr(config, "summary_type", "first"),
-    }
-    known = getattr(config, "model_type", None) in FIRST_ROW and pooling == {"cls", "first"}
-    return int(known and type(model).__name__.endswith(HEADS))
+    )
+    if not known or not name.endswith(HEADS) or pooling != ("cls", "first"):
+        return 0
+    return int(getattr(config, "model_type", None) in READ_FIRST)
 
 
 def layers_around(model: nn.Module, modules: Iterable[nn.Module]) -> list[nn.Module]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from masksearch import masks
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.attention.attach import attach
+from masksearch.attention.live import FIRST_ROW
 from masksearch.contracts import (
     LOW,
     MAJORITY,
@@ -41,7 +42,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.lower import lower
 from masksearch.models.checkpoints import check_positions, find_folder
 from masksearch.models.embedding import Embedder, holds_embedding, open_embedding
-from masksearch.models.pretrained import FIRST_ROW, Pretrained
+from masksearch.models.pretrained import Pretrained
 from masksearch.tasks.glue.read import read_cells
 from masksearch.tasks.splits import in_holdout, sample_rows, take_split
 from masksearch.tasks.text.files import absolute_if_local, make_absolute, read_lines, text_files

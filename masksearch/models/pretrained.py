@@ -37,6 +37,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from masksearch.attention.live import FIRST_ROW
 from masksearch.attention.probe import names_of, probe
 from masksearch.errors import AttachError, DataError
 from masksearch.masks.shape import Shape
@@ -379,11 +380,6 @@ def _named_classes(folder: Path, config: Any) -> list[str]:
             f"{', '.join(map(str, config.id2label))}; put them right, in the order of the outputs"
         )
     return [str(config.id2label[number]) for number in numbers]
-
-
-FIRST_ROW = (  # model types of which these heads read the first row, [CLS], as BERT's do
-    *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert"),
-)
 
 
 def rows_read(
