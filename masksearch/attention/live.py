@@ -29,7 +29,6 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -91,7 +90,7 @@ class LiveCall(NamedTuple):
     projections: tuple[str, ...]
 
 
-class Cut(NamedTuple):
+class LayerTokens(NamedTuple):
     """The tokens of one layer, of those that the layer before has left.
 
     Args:
@@ -110,7 +109,7 @@ class Cut(NamedTuple):
     shown: Tensor | None
 
 
-def cuts(live: Tensor) -> list[Cut | None]:
+def cuts(live: Tensor) -> list[LayerTokens | None]:
     """The tokens of each layer; None for layers up to which all are needed.
 
     Args:
@@ -118,7 +117,7 @@ def cuts(live: Tensor) -> list[Cut | None]:
     """
     length = live.shape[-1]
     at = torch.arange(length, device=live.device).expand(len(live), -1)
-    made: list[Cut | None] = []
+    made: list[LayerTokens | None] = []
     for before, after in zip(live[:, :-1].unbind(1), live[:, 1:].unbind(1), strict=True):
         # 0: needed after it, 1: looked at and no more, 2: filler
         rank = 2 - before.gather(1, at).byte() - after.gather(1, at).byte()
@@ -130,7 +129,9 @@ def cuts(live: Tensor) -> list[Cut | None]:
         if asks < at.shape[1]:
             order = rank.argsort(dim=1, stable=True)[:, :keys]
             at, rank = at.gather(1, order), rank.gather(1, order)
-        made.append(Cut(order, asks, at, _unless_all(rank[:, :asks] == 0), _unless_all(rank < 2)))
+        made.append(
+            LayerTokens(order, asks, at, _unless_all(rank[:, :asks] == 0), _unless_all(rank < 2))
+        )
         at = at[:, :asks]
     return made
 
@@ -204,12 +205,12 @@ class LivePass(threading.local):
 
     def __init__(self) -> None:
         self.armed, self.length = False, 0
-        self.cuts: Sequence[Cut | None] = ()
+        self.cuts: Sequence[LayerTokens | None] = ()
 
 
 @dataclass(eq=False)
 class Dropping:
-    """What leaves tokens out of a model with a mask, or why all are computed.
+    """Leaves tokens out of a model with a mask, or says why all are computed.
 
     Args:
         asked: As `attach` was given it: True, or leading rows that are read.
@@ -230,7 +231,7 @@ class Dropping:
 
     def __post_init__(self) -> None:
         self.running = LivePass()
-        self.by_length: dict[tuple[int, torch.device], list[Cut | None]] = {}
+        self.by_length: dict[tuple[int, torch.device], list[LayerTokens | None]] = {}
         key = str(next(NUMBERS))
         SOURCES[key], self.in_graph = self, graph_function(key)
 
@@ -277,7 +278,7 @@ class Dropping:
             live = live_by_layer(masks, length, self.read)
             self.by_length[length, device] = cuts(live[None].to(device))
 
-    def plan(self, length: int, device: torch.device) -> Sequence[Cut | None]:
+    def plan(self, length: int, device: torch.device) -> Sequence[LayerTokens | None]:
         """The tokens of each layer in the running pass, over inputs of that length."""
         token_masks = [state.token_mask for state in self.states if state.token_mask is not None]
         if not token_masks:
@@ -386,7 +387,7 @@ class Watch:
         return ""
 
 
-def rows_of_head(model: nn.Module) -> int:
+def _rows_of_head(model: nn.Module) -> int:
     """How many leading rows of the last hidden states a model's head reads; 0 = not known."""
     config, name = cast(Any, getattr(model, "config", None)), type(model).__name__
     known = type(model).__module__.startswith("transformers.") and name not in OTHERS
@@ -399,7 +400,7 @@ def rows_of_head(model: nn.Module) -> int:
     return int(getattr(config, "model_type", None) in READ_FIRST)
 
 
-def layers_around(model: nn.Module, modules: Iterable[nn.Module]) -> list[nn.Module]:
+def _layers_around(model: nn.Module, modules: Iterable[nn.Module]) -> list[nn.Module]:
     """The member of a list of layers that holds each attention module; None twice is no layer."""
     names = names_of(model)
     listed = [name for name, each in model.named_modules() if isinstance(each, nn.ModuleList)]
@@ -432,8 +433,8 @@ def prepare(
         put_on: Attaches a mask to that part and returns the states of its layers.
     """
     title, modules = type(model).__name__, [call.module for call in part.calls]
-    read = rows_of_head(model) if asked is True else int(asked)
-    layers = layers_around(model, modules)
+    read = _rows_of_head(model) if asked is True else int(asked)
+    layers = _layers_around(model, modules)
     if not read:
         problem = (
             f"which rows the head of {title} reads is not known; if it is the first alone, "
@@ -497,7 +498,8 @@ def _outputs(model: nn.Module, example: Mapping[str, Any]) -> list[Tensor]:
     finally:
         for module, mode in training:
             module.training = mode
-    return [each for each in tree_leaves(out) if isinstance(each, Tensor)]
+    several = (out,) if isinstance(out, Tensor) else getattr(out, "to_tuple", lambda: out)()
+    return [each for each in several if isinstance(each, Tensor)]
 
 
 def _watched(
