@@ -55,6 +55,7 @@ SCRIPTS = (
     Script("decode"),
     Script("words"),
     Script("tiles"),
+    Script("dead_tokens"),
     Script("card", usual=None, on_gpu=()),
     Script("judging", usual=None, smoke=None),  # of a checkpoint and a text that it is given
 )

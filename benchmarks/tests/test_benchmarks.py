@@ -349,6 +349,14 @@ def test_tiles_benchmark_smoke(tmp_path):
 
 
 @pytest.mark.nightly
+def test_dead_tokens_benchmark_smoke(tmp_path):
+    run(FOLDER / "dead_tokens.py", "--smoke", "--out", str(tmp_path))
+    rows = json.loads((tmp_path / "dead_tokens.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["schedule"] for row in rows] == ["last row", "late", "even", "words"]
+    assert all(row["by_widths"] > 1 and row["faster"]["median"] > 0 for row in rows)
+
+
+@pytest.mark.nightly
 def test_judging_benchmark_on_a_tiny_decoder(tmp_path):
     words = ["=", *(f"w{number}" for number in range(12))]
     model = tiny_decoder(tmp_path / "model", words, num_hidden_layers=4, initializer_range=0.05)
