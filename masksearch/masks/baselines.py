@@ -23,6 +23,7 @@ from masksearch.masks.leaves import (
     Full,
     GlobalTokens,
     SameToken,
+    Shifts,
     SpecialTokens,
     Window,
 )
@@ -67,6 +68,8 @@ def equal_cost_baselines(
 
     - "same token": each token sees the same token elsewhere, and [CLS]'s column; "same token,
       widest window": the neighbours besides. Left out where `shape.tokens` is not known.
+    - "offsets by head": [CLS]'s column and not the token itself; in each head as many neighbouring
+      offsets as the limit pays for, from 1 on in the first head, -1 in the second, 2 in the next.
     - "full heads": as many as the limit pays for in every layer, the others with the diagonal and
       a global token; "heads each way": pairs of a head that sees later tokens and one that sees
       earlier ones, which both see the diagonal and the global token as well.
@@ -83,7 +86,8 @@ def equal_cost_baselines(
 
     With `block` all keep whole tiles, every one that they touch, for a kernel that leaves tiles
     out; of a last layer of which one row is read the first row of tiles and the diagonal's. Masks
-    that follow the tokens leave out no tile, and are not drawn; "local layers, last full" is.
+    that follow the tokens leave out no tile, and are not drawn; nor are offsets, whose tiles are a
+    window's; "local layers, last full" is.
 
     Within a small limit no mask of whole heads fits: then `masks.baselines.whole_heads` finds no
     name, and what is left is no opponent to speak of.
@@ -135,6 +139,9 @@ def equal_cost_baselines(
         beside |= {"same token": (words, [0]), f"same token, {WIDEST}": (words, reaches)}
     for name, (tokens, sizes) in beside.items():
         drawn[name] = fullest(limit, price, partial(_neighbours_and, tokens), sizes, layers, ends)
+    counts = range(shape.heads, 2 * shape.length * shape.heads)
+    deal = partial(_offsets_by_head, shape.heads)
+    drawn["offsets by head"] = fullest(limit, price, deal, counts, layers, ends)
     drawn |= heads_within(limit, price, shape, order, ends)
     return {name: mask for name, mask in drawn.items() if mask is not None}
 
@@ -322,6 +329,18 @@ def _neighbours_and(tokens: Mask, reach: int) -> Mask:
     return Window(reach) | tokens
 
 
+def _offsets_by_head(heads: int, count: int) -> Mask:
+    """The first column in every head, and so many offsets in turns over the heads: of the offsets
+    1, -1, 2, -2, .. head h begins at the h-th and goes on to the next ones."""
+    ends = [head + len(range(head, count, heads)) for head in range(heads)]
+    return PerHead([Columns(1) | (_nearest(end) - _nearest(at)) for at, end in enumerate(ends)])
+
+
+def _nearest(count: int) -> Mask:
+    """The diagonal, and so many of the offsets 1, -1, 2, -2, .."""
+    return Window(count // 2) | Shifts([count // 2 + 1]) if count % 2 else Window(count // 2)
+
+
 def widest_window(
     limit: float, cost: Callable[[Mask], float], length: int, local: Mask
 ) -> Mask | None:
@@ -391,7 +410,7 @@ def _whole_head_mask(
     layers = shape.layers - len(end)
     counts = [0 if where else count] * layers
     if where:
-        least = max((layers + 1) // 2, -(-count * len(ways) // shape.heads))
+        least = max((layers + 1) // 2, -(-count // (shape.heads // len(ways))))
         used = sorted(placements(layers, min(count, least))[where])
         for at, layer in enumerate(used):
             counts[layer] = count // len(used) + (at < count % len(used))

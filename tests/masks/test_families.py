@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -334,6 +335,14 @@ def test_whole_heads_are_within_every_budget_and_spend_it(limit, read):
     assert len(prints) == len(names)
 
 
+@pytest.mark.parametrize("heads", [1, 3, 5])
+def test_pairs_of_heads_fit_into_odd_numbers_of_heads(heads):
+    shape = Shape(16, 3, heads)
+    drawn = masks.equal_cost_baselines(0.8, shape)
+    assert any("each way" in name for name in drawn) == (heads > 1)
+    assert all(effective_density(mask, shape) <= 0.8 * (1 + 1e-9) for mask in drawn.values())
+
+
 def test_no_name_says_that_no_mask_of_whole_heads_fits():
     assert whole_heads(masks.equal_cost_baselines(0.03, MINILM)) == []
     assert whole_heads(masks.equal_cost_baselines(0.99, DECODER)) == []
@@ -386,6 +395,57 @@ def test_what_follows_the_words_is_drawn_where_the_tokens_are_known():
     assert not any("token" in name for name in unknown)
     least = masks.equal_cost_baselines(0.4, ENCODER)
     assert not any("same token" in name for name in least)
+
+
+OFFSETS = "offsets by head"
+
+
+def offsets_by_loop(count: int, length: int, heads: int) -> torch.Tensor:
+    """A layer with so many offsets, dealt one by one, and the first column in every head."""
+    ranked = [step for reach in range(1, length + heads + 1) for step in (reach, -reach)]
+    own: list[list[int]] = [[] for _ in range(heads)]
+    for at in range(count):
+        own[at % heads].append(ranked[at % heads + at // heads])
+    table = torch.zeros(heads, length, length, dtype=torch.bool)
+    for head, query, key in product(range(heads), range(length), range(length)):
+        table[head, query, key] = key == 0 or key - query in own[head]
+    return table
+
+
+@pytest.mark.parametrize(("length", "heads"), [(9, 4), (5, 12), (12, 1)])
+@pytest.mark.parametrize("limit", [0.15, 0.3, 0.55])
+def test_offsets_are_dealt_over_the_heads_as_a_loop_deals_them(length, heads, limit):
+    drawn = masks.equal_cost_baselines(limit, Shape(length, 1, heads)).get(OFFSETS)
+    tables = [offsets_by_loop(n, length, heads) for n in range(heads, 2 * length * heads)]
+    within = [table for table in tables if float(table.double().mean()) <= limit]
+    assert (drawn is None) == (not within)
+    if drawn is not None:
+        assert (drawn.dense(length, 1, heads)[0] == within[-1]).all()
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.floats(0.02, 0.8), st.integers(1, 3), st.integers(1, 6))
+def test_offsets_leave_the_token_out_and_spend_what_the_limit_pays_for(limit, layers, heads):
+    shape = Shape(24, layers, heads, lengths={13: 2, 24: 1})
+    drawn = masks.equal_cost_baselines(limit, shape).get(OFFSETS)
+    least = masks.per_head([masks.columns(1) | masks.shifts([1])] * heads)  # the nearest offset
+    another = effective_density(least, shape) - effective_density(masks.columns(1), shape)
+    assert drawn is not None or limit < effective_density(least, shape)
+    if drawn is not None:
+        share = effective_density(drawn, shape)
+        assert share <= limit * (1 + 1e-9)
+        assert share > limit - another / (layers * heads)  # one more offset of a head of a layer
+        table = drawn.dense(24, layers, heads)
+        assert table[..., 0].all()  # so that no row is empty, the first one neither
+        assert not table.diagonal(0, -2, -1)[..., 1:].any()
+
+
+def test_offsets_are_an_encoder_s_and_not_whole_heads_nor_whole_tiles():
+    drawn = masks.equal_cost_baselines(0.5, replace(MINILM, read=1))
+    assert drawn[OFFSETS].of_layer(5) == masks.full()
+    assert OFFSETS not in whole_heads(drawn)
+    assert OFFSETS not in masks.equal_cost_baselines(0.5, DECODER, local=LOCAL)
+    assert OFFSETS not in masks.equal_cost_baselines(0.5, MINILM, block=(8, 8))
 
 
 @settings(deadline=None, max_examples=20)
