@@ -325,6 +325,64 @@ SIDES = {
 }
 NEARER, FARTHER = (sides.loc[arm, "cosine of paragraphs"] for arm in ("dam", "drawn"))
 assert (NEARER > FARTHER).all()
+# -- drawn masks without the diagonal ----------------------------------------------------------
+WITHOUT = "## Drawn masks without the diagonal, 2026-11-30"
+dealt = pd.read_csv(RESULTS / "offsets_kept.csv").set_index(["part", "budget", "arm"])
+leads = pd.read_csv(RESULTS / "offsets_apart.csv")
+leads = leads.set_index(["part", "budget", "contrast", "over"]).sort_index()
+OF_PAIRS, SMALL, LARGE = "sts-b", BUDGETS[1], BUDGETS[0]
+
+
+def lead(budget: float, other: str, over: str = "searches", part: str = OF_PAIRS) -> list[float]:
+    """DAM minus drawn masks, with its interval."""
+    return [*leads.loc[(part, budget, f"dam - {other}", over), ENDS]]
+
+
+def without_diagonal(part: str, budget: float) -> list[float]:
+    """A row of the table."""
+    scores = [dealt.loc[(part, budget, arm), "score"] for arm in ("dam", "before", "offsets")]
+    gaps = [*lead(budget, "before", part=part), *lead(budget, "offsets", part=part)]
+    counts = leads.loc[(part, budget, "dam - offsets", "searches"), ["ahead", "models"]]
+    share = dealt.loc[(part, budget, "offsets"), "density_judged"]
+    return [*scores, share, *gaps, *counts]
+
+
+for budget in BUDGETS:  # the texts that choose prefer offsets in every search
+    chosen = dealt.loc[(OF_PAIRS, budget, "drawn")]
+    assert chosen["without the diagonal"] == chosen["searches"]
+again = {line["name"]: line for line in ours.all_lines(RESULTS / "offsets")["sts-b", 0]}
+AGAIN = f"hand {SMALL}: same token"
+assert again[f"again, {AGAIN}"]["score"] == ours.named(lines["sts-b", 0], "judge", AGAIN)["score"]
+EVERYWHERE = "searches and rows"
+PAGE |= {
+    "the drawn mask that was judged for search 0 at {} % was scored again, with equal scores.": [
+        100 * SMALL
+    ],
+    "At {} % a mask without the diagonal halves DAM's lead: minus the best drawn mask of both "
+    "lists, which the texts that choose prefer in each search, it is {}, with other pairs counted "
+    "too [{}, {}]; before, {} [{}, {}].": [
+        *(100 * SMALL, lead(SMALL, "drawn")[0], *lead(SMALL, "drawn", EVERYWHERE)[1:]),
+        *lead(SMALL, "before", EVERYWHERE),
+    ],
+    "At {} % the texts that choose prefer offsets as well, wrongly: on the pairs that judge they "
+    "keep {} {} than the mask before. By that choice DAM's lead is {}, by the better of both "
+    "lists {}.": [
+        100 * LARGE,
+        -leads.loc[(OF_PAIRS, LARGE, "offsets - before", "searches"), "difference"],
+        leads.loc[(OF_PAIRS, LARGE, "offsets - before", "searches"), "difference"],
+        *(lead(LARGE, "drawn")[0], lead(LARGE, "before")[0]),
+    ],
+    "It has {} and {}: {} than offsets at {} %, {} at {} %.": [
+        *(dealt.loc[(OF_PAIRS, budget, "beside"), "score"] for budget in (SMALL, LARGE)),
+        lead(SMALL, "offsets")[0] - lead(SMALL, "beside")[0],
+        100 * SMALL,
+        lead(LARGE, "offsets")[0] - lead(LARGE, "beside")[0],
+        100 * LARGE,
+    ],
+}
+DEALT = {
+    f"STS-B, {100 * budget:g} %": without_diagonal(OF_PAIRS, budget) for budget in (SMALL, LARGE)
+}
 PAIRS, RETRIEVAL = ([gap(part, budget) for budget in BUDGETS] for part in ("sts-b", "squad"))
 SIGNS = [apart.loc[(part, DRAWN), "difference"].mean() for part in ("sts-b", "squad")]
 AS_LONG = gap(LONG, BUDGETS[1])
@@ -390,10 +448,19 @@ DOCS = {
         ],
     },
 }
+NO_CLAIM = [
+    (HERE, "judges two families that leave it out: [CLS]'s column and, in each head, offsets of "
+     "its own, nearby ones or each offset in one head."),
+    (HERE, "*As it was*: the best drawn mask of the list above; *offsets*: the better of the two "
+     "families on the texts that choose."),
+    (HERE, "The first family was named with 200 of STS-B's judging pairs in sight."),
+    (HERE, "near offsets and a last layer with as many full heads as DAM's keeps there."),
+]  # fmt: skip
 CLAIMS = [
     *sentences(HERE, PAGE),
     *rows(HERE, LEARNED, "## (a) Answers in place of labels"),
     *rows(HERE, TABLE, "## Scores of (b)"),
+    *rows(HERE, DEALT, WITHOUT),
     *rows(HERE, SIDES),
     *rows(HERE, TAKEN),
     *(claim for page, said in DOCS.items() for claim in sentences(page, said)),
