@@ -414,6 +414,50 @@ PAGE |= {
         *(reused.loc[("SST-2", task, BUDGETS[1]), "score"] for task in ("QNLI", "STS-B")),
     ],
 }
+
+# -- drawn masks without the diagonal ----------------------------------------------------------
+WITHOUT = "## Drawn masks without the diagonal, 2026-11-30"
+leads = pd.read_csv(RESULTS / "offsets_contrasts.csv", dtype={"model": str})
+leads = leads.set_index(["task", "model", "contrast"]).sort_index()
+dealt = pd.read_csv(RESULTS / "offsets_kept.csv").set_index(["task", "arm"])
+anew = pd.read_csv(RESULTS / "offsets_moved.csv").set_index(["task", "seed"])
+dealt_lines = ours.all_lines(RESULTS / "offsets")
+stored_lines = ours.all_lines(RESULTS / "amended")
+DEALT_MODELS = [(task, int(model)) for task, model, _ in leads.index if model != "all"]
+DEALT_MODELS = sorted({*DEALT_MODELS})
+
+
+def without_diagonal(task: str, seed: int) -> list[float]:
+    """A row of the table: scores on the rows that judge, and differences."""
+    own, stored = dealt_lines[task, seed], stored_lines[task, seed]
+    hand = f"hand {AT}: "
+    names = [f"dam {AT}"]
+    names += [ours.best(ours.scored(some, "choice", hand))["name"] for some in (stored, own)]
+    scores = [ours.named(own, "judge", name)["score"] for name in ("dense", *names)]
+    gaps = [
+        leads.loc[(task, str(seed), contrast), ENDS]
+        for contrast in ("dam - before", "dam - offsets", "offsets - before")
+    ]
+    return [*scores, *(end for gap in gaps for end in gap)]
+
+
+DEALT = {f"{task}, model {seed}": without_diagonal(task, seed) for task, seed in DEALT_MODELS}
+assert (dealt.xs("drawn", level="arm")["without the diagonal"] == 0).all()  # none is preferred
+CHANGED = {of: gap for of, gap in anew["choice"].items() if abs(gap) >= 0.001}
+assert (leads.xs("all", level="model")["models"] == 3).all()
+assert sorted(CHANGED) == [("QNLI", 0), ("SST-2", 0), ("SST-2", 2)]
+PAGE |= {
+    "Over three models a task, rows included, DAM minus offsets is {} [{}, {}] on STS-B and {} "
+    "[{}, {}] on SST-2, minus the mask as it was {} [{}, {}] and {} [{}, {}];": [
+        end
+        for other in ("offsets", "before")
+        for task in ("STS-B", "SST-2")
+        for end in leads.loc[(task, "all", f"dam - {other}"), ENDS]
+    ],
+    "Made anew, dense, QNLI's model is {} from its line on the rows that choose, SST-2's first "
+    "and third {} and {}, each other one less than .001.": [CHANGED[of] for of in sorted(CHANGED)],
+    "two families that leave the token itself out, with {} % of the pairs:": [100 * AT],
+}
 COUNT = int(sum(kept.loc[(task, AT, "dam"), "models"] for task in AMENDED_TASKS))
 FIRST_PAGE = {
     "{} MiniLMs, fine-tuned on {} tasks: the mask is put on, nothing trained further "
@@ -506,6 +550,7 @@ CLAIMS = [
             after=after,
         )
     ),
+    *rows(HERE, DEALT, after=WITHOUT),
     *sentences(HERE, PAGE),
     *sentences("README.md", FIRST_PAGE),
     *sentences("docs/does_search_pay.md", ADVICE),
@@ -513,6 +558,7 @@ CLAIMS = [
     *sentences("experiments/README.md", ALL_PAGES),
 ]
 HEADS = " | ".join(cell(*at) for at in CELLS)
+DEALT_COLUMNS = "DAM - as it was | DAM - offsets | offsets - as it was |"
 NO_CLAIM = [  # headings, what the plan says in words, what was not run
     (HERE, "which masks keep the score, the searched ones or those that people draw?"),
     (HERE, "Hand-designed: every mask of `masks.equal_cost_baselines`, published families and "
@@ -540,6 +586,14 @@ NO_CLAIM = [  # headings, what the plan says in words, what was not run
      "beyond three."),
     (HERE, "| | dense | DAM | share | drawn | share | effects | share | DAM - drawn | ahead | "
      "DAM - effects |"),
+    (HERE, "| | dense | DAM | as it was | offsets | " + DEALT_COLUMNS),
+    (HERE, "[CLS]'s column and, in each head, offsets of its own, nearby ones or each offset in "
+     "one head. All masks of a row are scored on one dense model, which was made anew; DAM's and "
+     "the drawn one *as it was* are those of the amendment's lines, which were searched and "
+     "chosen on the model before. *Offsets*: the better family on the rows that choose. "
+     "Differences with intervals over the judging rows of one model:"),
+    (HERE, "so DAM's lead over the best drawn mask stays what it was."),
+    (HERE, "One each of QNLI and QQP took the place of further ones of SST-2."),
     (HERE, "Five models do not rank two searches that differ by a point."),
     (HERE, "One checkpoint of 6 layers;"),
     (HERE, "STS-B's judging rows have judged experiments 11, 12, 15, 19 and 21, and DAM's "

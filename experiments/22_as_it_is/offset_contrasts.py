@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from itertools import product
 
 import pandas as pd
 from tables import (
@@ -54,17 +55,21 @@ def judged(ours: Lines, stored: Lines, task: str) -> dict[str, dict[int, Line]]:
 
 
 def contrasts(ours: Lines, stored: Lines) -> pd.DataFrame:
-    """For each task the differences of `PAIRS`, over models and rows; of one model over rows."""
+    """For each task the differences of `PAIRS` over models and rows, which two models are too few
+    for; and those of each model over rows alone."""
     table = []
     for task in PLAN["models"]:
         arms = judged(ours, stored, task)
-        for one, other in PAIRS if arms["dam"] else ():
-            sides = arms[one], arms[other]
+        groups = [[seed] for seed in arms["dam"]]
+        groups += [[*arms["dam"]]] if len(groups) > 1 else []
+        for (one, other), seeds in product(PAIRS, groups):
+            sides = [{seed: arms[arm][seed] for seed in seeds} for arm in (one, other)]
             scores = [{seed: line["score"] for seed, line in side.items()} for side in sides]
             rows = [{seed: rows_of(line) for seed, line in side.items()} for side in sides]
-            single = len(arms["dam"]) == 1
+            single = len(seeds) == 1
             gap = paired_difference(*scores, rows_a=rows[0], rows_b=rows[1], seedless=single)
-            table.append({"task": task, "contrast": f"{one} - {other}"} | as_line(gap, *sides))
+            of = {"task": task, "model": seeds[0] if single else "all"}
+            table.append(of | {"contrast": f"{one} - {other}"} | as_line(gap, *sides))
     return pd.DataFrame(table)
 
 
