@@ -449,12 +449,16 @@ DOCS = {
     },
 }
 NO_CLAIM = [
-    (HERE, "judges two families that leave it out: [CLS]'s column and, in each head, offsets of "
-     "its own, nearby ones or each offset in one head."),
-    (HERE, "*As it was*: the best drawn mask of the list above; *offsets*: the better of the two "
+    (HERE, "[offsets.toml](offsets.toml), committed before its first score, judges two families "
+     "that leave it out: [CLS]'s column and, in each head, offsets of its own, nearby ones or "
+     "each offset in one head. Searches, texts and DAM's masks are the stored ones;"),
+    (HERE, "*As it was*: the best drawn mask of the list; *offsets*: the better of the two "
      "families on the texts that choose."),
     (HERE, "The first family was named with 200 of STS-B's judging pairs in sight."),
-    (HERE, "near offsets and a last layer with as many full heads as DAM's keeps there."),
+    (HERE, "Read off DAM's mask, so no choice of a hand: near offsets and a last layer with as "
+     "many full heads as DAM's keeps there."),
+    (HERE, "draws the nearby offsets from now on (\"offsets by head\")."),
+    (HERE, "| | DAM | as it was | offsets | share | DAM - as it was | DAM - offsets | ahead |"),
 ]  # fmt: skip
 CLAIMS = [
     *sentences(HERE, PAGE),
