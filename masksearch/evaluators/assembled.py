@@ -37,7 +37,7 @@ from masksearch.training.parts import (
     settings_fields,
 )
 
-TEXTS, TOKENIZERS = "*.[ct][sx][tv]", "*.[jmt]*"  # .txt .csv .tsv; .json .jinja .model .txt
+TEXTS, TOKENIZERS = "*.[ctj]*", "*.[jmt]*"  # .txt .csv .tsv .jsonl; .json .jinja .model .txt
 NO_CORPUS = "there is no corpus; give a text file or a folder"
 
 
