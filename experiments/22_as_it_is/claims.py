@@ -347,9 +347,15 @@ PAGE |= {
     "The ten rounds were to take DAM's seconds: on QQP they took a fifth fewer, {} of them.": [
         TEN_ROUNDS
     ],
-    "*Share*: of the pairs of the rows that judge. QQP's drawn mask leaves {} of its {} unused: "
-    "with the widest window that fits it has {}, and the choosing rows of {} model prefer it "
-    "without a window, {}.": [AT - UNUSED, AT, WIDEST, len(WORDS_ALONE), *WORDS_ALONE],
+    "*Share*: of the pairs of the rows that judge.": [],
+    "QQP's drawn mask leaves {} of its {} unused: with the widest window that fits it has {}, and the "
+    "choosing rows of {} model prefer it without a window, {}.": [
+        AT - UNUSED,
+        AT,
+        WIDEST,
+        len(WORDS_ALONE),
+        *WORDS_ALONE,
+    ],
     "DAM minus drawn was in no test. DAM is ahead on {} of {} models, in the mean over {} tasks, "
     "with the spread over models pooled, by {} [{}, {}]. STS-B's rows are those on which that "
     "mask was found; without them it is {} [{}, {}]. Minus effects it is {} [{}, {}]. Dense "

@@ -121,7 +121,7 @@ def work(mask: Mask, shape: Shape) -> float:
     >>> from masksearch import Shape, masks
     >>> late = masks.per_layer([masks.full(), masks.columns(2)])
     >>> work(late, Shape(4, 2, 1, read=1, hidden_size=8, intermediate_size=32))
-    0.36057692307692307
+    0.42788461538461536
     """
     if mask.needs_tokens and shape.tokens is not None:
         live, tokens = live_tokens(mask, shape), (shape.tokens >= 0).sum(1)

@@ -5,7 +5,7 @@
 >>> [*drawn][:3]
 ['every k-th token, late', 'every k-th token, evenly', 'every k-th token, to [CLS]']
 >>> str(drawn["first tokens, late"])
-'per_layer([full(), full(), columns(10), columns(4)])'
+'per_layer([full(), full(), columns(13), columns(6)])'
 """
 
 from __future__ import annotations
