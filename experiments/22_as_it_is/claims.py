@@ -348,8 +348,8 @@ PAGE |= {
         TEN_ROUNDS
     ],
     "*Share*: of the pairs of the rows that judge.": [],
-    "QQP's drawn mask leaves {} of its {} unused: with the widest window that fits it has {}, and the "
-    "choosing rows of {} model prefer it without a window, {}.": [
+    "QQP's drawn mask leaves {} of its {} unused: with the widest window that fits it has {}, and "
+    "the choosing rows of {} model prefer it without a window, {}.": [
         AT - UNUSED,
         AT,
         WIDEST,
