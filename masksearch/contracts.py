@@ -159,7 +159,7 @@ class Prune:
     """Job: measure every edge of a trained model by its first-order effect; leaves their order.
 
     `config` is plain data: `rows`, `rounds`, `per` and the least `density` (see
-    `strategies.prune`).
+    `strategies.prune`), or of words as keys `unit="word"`, `rows` and `by`.
     """
 
     FILE: ClassVar[str] = "order.safetensors"  # in the trial's folder

@@ -33,6 +33,7 @@ from masksearch.contracts import (
     Strategy,
 )
 from masksearch.errors import SearchError, expects, hide_passwords, unknown_name, warn
+from masksearch.evaluators.wrappers import read_limits
 from masksearch.executors.local import Local
 from masksearch.gates.unit_costs import with_costs
 from masksearch.gates.units import Units
@@ -49,12 +50,7 @@ from masksearch.strategies.candidates import (
 )
 from masksearch.strategies.opening import FixedQueue, draw_enqueued, plan_opening
 from masksearch.strategies.samplers import Space
-from masksearch.study.records import (
-    describe_call,
-    evaluator_settings,
-    parse_constraint,
-    read_budgets,
-)
+from masksearch.study.records import describe_call, evaluator_settings, parse_constraint
 from masksearch.study.references import choose_best
 from masksearch.study.session import Limits, Session
 from masksearch.study.status import next_command
@@ -284,6 +280,7 @@ def search(
     scheduler: Scheduler | None = None,
     constraints: str | Sequence[str] = (),
     budget: float | Sequence[float] | None = None,
+    work: float | Sequence[float] | None = None,
     baselines: Mapping[str, Mask] | None = None,
     listeners: Sequence[Listener] = (),
     enqueue: Sequence[Mapping[str, Any]] = (),
@@ -308,9 +305,9 @@ def search(
         strategy_options: For "allocate": `unit`, `levels` (see `Units`), `method`, `tries`,
             `budgets`, `cost` (see `AllocateStrategy`); for "dam": `gates`, `config`,
             `densities` (see `DamStrategy`); for "sparsebert": `config` (see
-            `PublishedDamStrategy`); for "prune": `rows`, `rounds`, `per`, `densities` (see
-            `PruneStrategy`); for "file.py:Name": its arguments beside `space`, `objectives`,
-            `seed`, `constraints`, `evaluator`, `run`.
+            `PublishedDamStrategy`); for "prune": `rows`, `rounds`, `per`, `densities`, `by` (see
+            `prune_edges`, `prune_words`); for "file.py:Name": its arguments beside `space`,
+            `objectives`, `seed`, `constraints`, `evaluator`, `run`.
         seed: Seed of the proposals and of every evaluation.
         executor: Where jobs run: an executor, or "local" or "ray" with its defaults; None =
             `Local()`.
@@ -326,6 +323,10 @@ def search(
             trials, and after 50 in a row the search ends. "dam" and "prune" cut their masks at
             these densities, "allocate" solves for these budgets. The smallest is the target of
             DAM's gates, unless `config` has a `density`.
+        work: In place of a budget: the largest share of the dense model's multiplications that a
+            mask leaves once tokens that nobody needs are left out (`masks.work`), or several. It
+            is the second objective then. Of encoders whose head reads some rows alone, as
+            [CLS]'s; for "prune", which cuts words then, and for what draws from a space.
         baselines: Name -> mask, judged first, beside the trials and on top of them;
             `masks.FAMILIES` for the six families. None = with a budget the hand-designed ones
             of that cost (`masks.equal_cost_baselines`, some twenty a budget), without one none. A
@@ -361,14 +362,15 @@ def search(
     2
     """
     check_evaluator(evaluator)
-    _check_amounts(trials, seconds, seed, bool(baselines or (budget and baselines is None)))
+    evaluator, budgets = read_limits(evaluator, budget, work)
+    _check_amounts(trials, seconds, seed, bool(baselines or (budgets and baselines is None)))
     trials, seed = whole(trials), int(seed)  # NumPy's, as no JSON takes
     reported = [objective.name for objective in evaluator.objectives]
     measured = evaluator.measure_names
     constraints = [constraints] if isinstance(constraints, str) else constraints
     limits = [parse_constraint(text, reported, measured) for text in constraints]
     run, place = Path(run).expanduser().absolute(), _read_executor(executor)
-    budgets, options = read_budgets(budget), dict(strategy_options or {})
+    options = dict(strategy_options or {})
     if budgets and isinstance(space, Units):
         space = with_costs(space, evaluator, None, required=True)
     given = draw_enqueued(space, enqueue, evaluator.shape, budgets) if enqueue else []
@@ -492,6 +494,7 @@ def compare(
     against: Against = "named",
     margin: float | None = None,
     budget: float | Sequence[float] | None = None,
+    work: float | Sequence[float] | None = None,
     storage: str | BaseStorage | None = None,
     executor: Executor | Literal["local", "ray"] | None = None,
     listeners: Sequence[Listener] = (),
@@ -535,6 +538,7 @@ def compare(
             a whole run (`"runs/tpe"`) stands for its best mask within each, under names such as
             `"tpe within 0.3"`, and of a front that is kept which is within the largest. A run
             without such a mask counts as failed.
+        work: In place of a budget, as in `search`.
         storage: As in `search`; runs among the candidates may name it, too.
         executor: As in `search`.
         listeners: Called with every finished record.
@@ -564,9 +568,8 @@ def compare(
     run, seeds = Path(run).expanduser().absolute(), read_seeds(seeds)
     place = _read_executor(executor)
     margin = check_margin(margin, evaluator.objectives[0])
-    evaluator = on_split(evaluator, split)
+    evaluator, budgets = read_limits(on_split(evaluator, split), budget, work)
     seeds = seeds[:1] if evaluator.seedless else seeds
-    budgets = read_budgets(budget)
     front = None if front_of is None else front_of.store
     compared = read_candidates(candidates, evaluator, front, budgets, kinds, storage)
     check_against(against, compared.prints)

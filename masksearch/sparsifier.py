@@ -39,8 +39,10 @@ from masksearch.evaluators.forecast import describe_work
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.speed_target import KEPT, Target, aim
 from masksearch.evaluators.tuning import rescale
+from masksearch.evaluators.wrappers import read_limits
 from masksearch.files import object_in, path_inside, write_text_in_one_move
 from masksearch.gates.result import DamResult
+from masksearch.gates.unit_costs import WORK
 from masksearch.loggers.console import progress as progress_of_trainings
 from masksearch.masks.checks import at_least, whole
 from masksearch.masks.core import Mask
@@ -56,6 +58,7 @@ from masksearch.models.saving import (
 )
 from masksearch.strategies.build import GATES, aim_gates, build_strategy, spec_of
 from masksearch.strategies.opening import hand_designed
+from masksearch.strategies.prune import NAME
 from masksearch.study.records import read_budgets
 from masksearch.study.status import finished_trials
 from masksearch.tasks.glue.columns import Columns
@@ -80,6 +83,7 @@ TILES: Mapping[str, Any] = {**DAM, "gates": {"structure": "block"}}  # where tim
 TIME_BATCH = "time_batch"  # a setting of its own: rows of a batch that is timed
 BUDGET = 0.12  # where neither a share nor a time is asked for
 SPACE, TRIALS = "masksearch.spaces:head_roles", 24  # of a strategy that draws
+SCHEDULES = "masksearch.spaces:token_schedules"  # the space where work is limited
 AGAIN = (  # rates by simulation: docs/statistics.md
     "The same call with {} seeds trains the missing ones alone; after such a second look equal "
     "masks are called better in 4.3 %, after one in 2.5 %."
@@ -121,7 +125,8 @@ def sparsify(
     task: str | GlueTask | Columns | None = None,
     out: str | Path,
     faster: float | None = None,
-    strategy: str = "dam",
+    work: float | None = None,
+    strategy: str | None = None,
     strategy_options: Mapping[str, Any] | None = None,
     trials: int | None = None,
     seed: int = 0,
@@ -151,7 +156,7 @@ def sparsify(
             .csv). Of an embedding model texts, as of `EmbeddingEvaluator`.
         budget: Largest share of the non-padding query-key pairs that is kept, in (0, 1]. Where
             the head reads [CLS] alone, only that row of the last layer counts. None = .12, unless
-            `faster` is given.
+            `faster` or `work` is given.
         task: GLUE's name, or a `GlueTask` of one's own, or the `Columns` of such a folder; None =
             the texts of an embedding model are a file's lines.
         out: A new folder, or that of the same call, which goes on.
@@ -160,8 +165,12 @@ def sparsify(
             they come in batches of 8 (`settings`: `time_batch`). Masks are of whole tiles of the
             device's kernel, the search is DAM with gates on tiles, and its opponents are each as
             dense as the target lets them.
+        work: In place of a budget: the largest share of the multiplications that is left once
+            tokens that nobody needs are left out, in (0, 1], where the head reads [CLS] alone. The
+            saved model leaves them out (`attach(.., drop_tokens=..)`).
         strategy: As of `search`: `"dam"`, `"prune"`, or a sampler, which draws from
-            `masksearch.spaces:head_roles`.
+            `masksearch.spaces:head_roles` or, where work is limited, `token_schedules`. None =
+            "dam", and "prune" where work is limited.
         strategy_options: As of `search`; None = of DAM free gates, 150 steps at a rate of 0.1.
         trials: Trials of the search, beside the hand-designed masks, which it judges as well; None
             = those that DAM and "prune" need, of a sampler 24.
@@ -186,14 +195,16 @@ def sparsify(
         ValueError: If the budget is below the diagonal, or no share, or `settings` has an
             argument of `sparsify` itself; if a time is asked for that no mask has.
     """
-    if faster is None:
+    if faster is None and work is None:
         (budget,) = read_budgets(BUDGET if budget is None else budget)
+    strategy = strategy or (GATES if work is None else NAME)
     if recover_steps is None:
         recover_steps = 0 if embeds_texts(model, task) else 160
     request = SparsifyRequest(
         *(model, data, budget, task, Path(out).expanduser(), strategy, strategy_options),
         *(trials, seed, seeds, recover_steps, dict(settings or {}), executor, progress),
         faster=faster,
+        work=work,
     )
     check_folder(request)
     if (ended := _read_ended(request)) is not None:
@@ -229,6 +240,7 @@ class SparsifyRequest:
     progress: Literal["auto"] | None
     faster: float | None = None
     target: Target | None = None
+    work: float | None = None
 
     def __post_init__(self) -> None:
         if self.faster is not None:
@@ -259,10 +271,10 @@ class SparsifyRequest:
             raise ValueError(
                 f"faster is how many times as fast as dense attention, above 1; got {faster!r}"
             )
-        if self.target is None and self.budget is not None:
+        if self.target is None and (self.budget, self.work) != (None, None):
             raise ValueError(
-                f"give either a budget or how much faster, got budget={self.budget!r} and "
-                f"faster={faster!r}"
+                f"give either a budget or how much faster, got budget={self.budget!r}, "
+                f"work={self.work!r} and faster={faster!r}"
             )
         gates = self.options.get("gates", {}) if self.strategy == GATES else {}
         if gates.get("structure") != "block":
@@ -292,6 +304,7 @@ class SparsifyRequest:
         about |= {"recover_steps": self.recover_steps, "settings": repr(self.settings)}
         if self.faster is not None:
             about |= {"budget": None, "faster": self.faster}
+        about |= {} if self.work is None else {"work": self.work}
         plain: dict[str, Any] = json.loads(json.dumps(about, default=vars))
         return plain
 
@@ -350,9 +363,10 @@ class SparsifyRequest:
 
     @property
     def limit(self) -> float:
-        """The share of the pairs that masks of the search may keep."""
-        assert self.budget is not None, "the model is timed first"
-        return self.budget
+        """The share of the pairs, or of the work, that masks of the search may keep."""
+        limit = self.budget if self.work is None else self.work
+        assert limit is not None, "the model is timed first"
+        return limit
 
     @property
     def judged_within(self) -> float:
@@ -362,7 +376,13 @@ class SparsifyRequest:
     @property
     def how(self) -> dict[str, Any]:
         """Arguments that `search` and `compare` share."""
-        return {"executor": self.executor, "progress": self.progress}
+        return {"executor": self.executor, "progress": self.progress, "work": self.work}
+
+    @property
+    def space(self) -> Any:
+        """The space of a strategy that draws; None = it draws from none."""
+        named = SPACE if self.work is None else SCHEDULES
+        return load_function(named) if self.draws else None
 
     def say(self, line: str) -> None:
         """Prints a line, unless progress is switched off."""
@@ -392,14 +412,15 @@ def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
     start = _build_judge(request)
     if isinstance(start, GlueEvaluator):
         request.say(start.describe(start.downstream[0]))
+    counted, budgets = read_limits(in_part(start, SHORT), request.budget, request.work)
     build_strategy(  # wrong options are refused here, not after a training
         request.strategy,
-        load_function(SPACE) if request.draws else None,
-        in_part(start, SHORT),
+        request.space,
+        counted,
         seed=request.seed,
         run=request.search_folder(request.seed),
         options=request.options,
-        budgets=[] if request.budget is None else [request.budget],
+        budgets=budgets,
     )
     request.note(start)
     if request.faster is not None:
@@ -429,8 +450,9 @@ def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
 
 def drawn_masks(request: SparsifyRequest, start: Judge) -> Mapping[str, Mask]:
     """The hand-designed masks within the budget, or within the time."""
-    target = request.target
-    return hand_designed(start, [request.limit]) if target is None else target.drawn
+    if request.target is not None:
+        return request.target.drawn
+    return hand_designed(*read_limits(start, request.budget, request.work))
 
 
 def search_masks(request: SparsifyRequest, full: Judge) -> dict[str, Study]:
@@ -438,14 +460,14 @@ def search_masks(request: SparsifyRequest, full: Judge) -> dict[str, Study]:
     drawn = None if request.target is None else request.target.drawn
     return {
         name: search(
-            load_function(SPACE) if request.draws else None,
+            request.space,
             in_part(full, SHORT),
             run=request.search_folder(seed),
             trials=request.trials_of_a_search,
             strategy=request.strategy,
             strategy_options=request.options,
             seed=seed,
-            budget=request.limit,
+            budget=request.budget,
             baselines=drawn if seed == request.seed else {},
             **request.how,
         )
@@ -535,7 +557,8 @@ def save(
     result: dict[str, Any] = {
         "model": str(request.model),
         "task": full.downstream[0],
-        "budget": request.limit,
+        "budget": request.budget,
+        "work": request.work,
         "recover_steps": request.recover_steps,
         "seconds": math.fsum(record.seconds for record in records),
         "trainings": len(records),
@@ -547,7 +570,8 @@ def save(
     if speed:
         result |= speed | {"answer": f"{speed['answer']} {result['answer']}"}
     about = result["answer"], result["model"], result["task"]
-    model = full.adapted(advice.mask, seed=seed)
+    rows = full.shape.read or False  # that the head reads: work is known of no other model
+    model = full.adapted(advice.mask, seed=seed, drop_tokens=rows if request.work else False)
     metric = "agreement with the dense model" if full.keeps_answers else full.objectives[0].name
     score = metric, taken.scores[seed]
     save_pretrained(model, out, found=Findings(*about, *score))
@@ -622,7 +646,8 @@ def facts_of(
         facts |= {"hand-designed by steps": rungs, "masks as they are": _rows_as_json(plain)}
         facts |= {"ahead by seed": advice.by_seed}
         facts |= {"minus dense as it is": _difference_as_json(untrained)}
-    kept = f"It keeps {1 - taken.sparsity:.1%} of the non-padding query-key pairs"
+    work = f" and leaves {taken.work:.1%} of the work" if request.work else ""
+    kept = f"It keeps {1 - taken.sparsity:.1%} of the non-padding query-key pairs{work}"
     parts.append(kept + (".", "; pairs are not seconds.")[request.target is None])
     return {"answer": " ".join(parts), **facts}
 
@@ -794,8 +819,9 @@ def choose_candidates(
     records = {name: study.records() for name, study in studies.items()}
     listed = [record for each in records.values() for record in each]
     if not ranked(listed, objectives, budget=limit, baselines=True):
+        what = WORK if objectives[1].name == WORK else "pairs"
         raise SearchError(
-            f"no mask within {limit:g} of the pairs has learned anything; give a larger budget, "
+            f"no mask within {limit:g} of the {what} has learned anything; give a larger budget, "
             "or more steps of recovery (recover_steps)"
         )
     found: dict[str, Record] = {}

@@ -1048,3 +1048,53 @@ def test_a_time_that_no_mask_has_is_one_line(place, tmp_path, timed, command):
     assert code == 2
     assert "3 times as fast is not to be had at 16 tokens" in err
     assert not (tmp_path / "out" / "run" / "dense").exists()
+
+
+# -- a share of the work -------------------------------------------------------------------------
+@pytest.mark.slow
+def test_a_share_of_the_work_takes_the_place_of_a_budget(place, tmp_path, command):
+    """Words against schedules by hand, and a saved model that leaves tokens out."""
+    out = tmp_path / "out"
+    words = words_of(place, out, "--recover-steps", "0", "--set", "prune.rows=60", "--work", "0.5")
+    del words[(at := words.index("--budget")) : at + 2]
+    said, _ = command(*words)
+    result = json.loads((out / "result.json").read_text("utf-8"))
+    assert f"work 0.5: {result['answer']}" in said
+    assert (result["budget"], result["work"]) == (None, 0.5)
+    study = ms.open_study(out / "run" / "search")
+    scored = [record for record in study.records() if record.scored]
+    assert {record.proposer for record in scored if record.role == "trial"} == {"prune"}
+    assert sum(record.role == "baseline" for record in scored) >= 3
+    assert all(record.measures["work"] <= 0.5 * (1 + 1e-9) for record in scored)
+    [taken] = [row for row in result["masks"] if row["mask"] == result["saved"]["mask"]]
+    assert f"leaves {taken['work']:.1%} of the work; pairs are not seconds." in result["answer"]
+    model, tokenizer = ms.load_pretrained(out), AutoTokenizer.from_pretrained(out)
+    texts = tokenizer([" ".join(WORDS[:7]), "ok"], return_tensors="pt", padding=True)
+    how = "are left out, each row's own|no one looks at the others again"
+    assert re.search(how, str(ms.explain(model, length=9)))
+    with torch.no_grad():
+        left = model(**texts).logits
+        whole = ms.attach(model, ms.saved_masks(out))(**texts).logits
+    assert torch.allclose(left, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"work": 0.5, "budget": 0.2},
+            "give either a budget or work, got budget=0.2 and work=0.5",
+        ),
+        (
+            {"work": 0.5, "faster": 1.3, "strategy": "dam"},
+            "how much faster, got budget=None, work=0.5 and faster",
+        ),
+        ({"work": 1.5}, "budgets are shares in (0, 1] of what full attention costs, as 0.3; got"),
+        ({"work": 0.5, "strategy": "dam"}, "strategy 'dam' chooses pairs, work is of tokens"),
+    ],
+)
+def test_a_share_of_the_work_that_is_none_is_refused(place, tmp_path, changes, message):
+    given: dict[str, Any] = {"budget": None, "strategy_options": None} | changes
+    with pytest.raises((SearchError, ValueError), match=re.escape(message)):
+        sparsify(place, tmp_path / "out", **given)
+    assert not (tmp_path / "out" / "result.json").exists()

@@ -268,12 +268,17 @@ class SparsifyOptions(TaskOptions):
     budget: list[float] | None = option(
         "Largest share of the non-padding query-key pairs that is kept; repeatable, a folder "
         "each.",
-        *(SEARCHED, "0.12, or what --faster leaves", "SHARE"),
+        *(SEARCHED, "0.12, or what --faster or --work leaves", "SHARE"),
     )
     faster: float | None = option(
         "In place of a budget: how many times as fast as dense attention the model is to be, on "
         "development rows as they come in batches of 8 (--set time_batch=N).",
         *(SEARCHED, "no target of time", "TIMES"),
+    )
+    work: list[float] | None = option(
+        "In place of a budget: largest share of the multiplications that is left once tokens that "
+        "nobody needs are left out, as the saved model does; repeatable.",
+        *(SEARCHED, "no limit", "SHARE"),
     )
     out: Path = option(
         "A new folder: the model with its mask, result.json, report.html.",
@@ -327,6 +332,7 @@ def sparsify(options: SparsifyOptions) -> None:
     from masksearch.sparsifier import BUDGET, DAM, RESULT, TILES
     from masksearch.sparsifier import sparsify as sparsify_model
     from masksearch.strategies.build import GATES, owners
+    from masksearch.strategies.prune import NAME
     from masksearch.study.records import read_budgets
 
     if Path(options.data or "", CONFIG).is_file():
@@ -336,7 +342,8 @@ def sparsify(options: SparsifyOptions) -> None:
         raise OptionsError("give --glue FOLDER --tasks NAME, or --data FOLDER --text A --label Y")
     embeds = embeds_texts(options.model, task := judged["tasks"][0])
     kind = EmbeddingEvaluator if embeds else GlueEvaluator
-    by_prefix, strategy = split_settings(options.set or (), owners()), options.strategy or GATES
+    by_prefix = split_settings(options.set or (), owners())
+    strategy = options.strategy or (NAME if options.work else GATES)
     own = by_prefix.pop("", {})
     timed = {n: read_setting(n, own.pop(n), int) for n in ["time_batch"] if n in own}
     settings = timed | further_settings(kind, own)
@@ -347,12 +354,12 @@ def sparsify(options: SparsifyOptions) -> None:
     settings |= {} if options.length is None else {"length": options.length}
     executor = build_executor(JudgeOptions(executor=options.executor, slots=options.slots))
     folder = options.out.expanduser()
+    asked = options.budget, options.faster, options.work
+    if sum(map(bool, asked)) > 1:
+        raise OptionsError(f"give one of --budget, --faster and --work, got {asked}")
+    budgets: list[float | None] = [None]
     if options.faster is None:
-        budgets: list[float | None] = [*read_budgets(options.budget or BUDGET)]
-    elif options.budget:
-        raise OptionsError(f"give --budget or --faster, got {options.budget} and {options.faster}")
-    else:
-        budgets = [None]
+        budgets = [*read_budgets(options.budget or options.work or BUDGET)]
     if len(budgets) > 1 and not embeds:
         settings = {"cache": folder / "cache"} | settings  # one dense model for all
     for limit in budgets:
@@ -360,8 +367,9 @@ def sparsify(options: SparsifyOptions) -> None:
             found = sparsify_model(
                 options.model,
                 judged["glue"],
-                limit,
+                None if options.work else limit,
                 faster=options.faster,
+                work=limit if options.work else None,
                 task=task,
                 out=folder / f"{limit:g}" if len(budgets) > 1 else folder,
                 settings=settings,
@@ -376,7 +384,8 @@ def sparsify(options: SparsifyOptions) -> None:
             typer.echo((found.folder / RESULT).read_text("utf-8").strip())
         else:
             print_comparison(found.comparison, as_json=False)
-            typer.echo((f"budget {limit:g}: " if limit else "") + found.answer)
+            what = "work" if options.work else "budget"
+            typer.echo((f"{what} {limit:g}: " if limit else "") + found.answer)
             typer.echo(f"  model and mask: {found.folder}   page: {found.folder / 'report.html'}")
             typer.echo(
                 _how_to_use(found.folder, saved_masks(found.folder)["self"].longest or PAYS)

@@ -68,8 +68,13 @@ class SearchOptions(JudgeOptions):
         "Largest share of dense attention's cost for a mask; repeatable, draws take turns.",
         *(SEARCHED, "no limit", "SHARE"),
     )
+    work: list[float] | None = option(
+        "In place of --budget: largest share of a dense encoder's multiplications that is left "
+        "once tokens that nobody needs are left out; repeatable.",
+        *(SEARCHED, "no limit", "SHARE"),
+    )
     baselines: bool | None = option(
-        "Evaluate hand-designed masks as well, first: with --budget those of that "
+        "Evaluate hand-designed masks as well, first: with --budget or --work those of that "
         "cost, else the six families.",
         *(SEARCHED, "with --budget"),
         name="--baselines/--no-baselines",
@@ -131,6 +136,10 @@ class CompareOptions(JudgeOptions):
         "within each, beside hand-designed masks within each; repeatable.",
         *(COMPARED, "no limit", "SHARE"),
     )
+    work: list[float] | None = option(
+        "In place of --budget: largest share of the work, as of search.",
+        *(COMPARED, "no limit", "SHARE"),
+    )
     controls: str = option(
         "What is judged beside the masks named: `all` (dense attention, the hand-designed masks, "
         "and scrambled ones: random keys, as many), `dense` or `none`.",
@@ -172,11 +181,11 @@ def run_search(options: SearchOptions) -> Study:
         unit_levels,
     )
     from masksearch.driver import search
+    from masksearch.evaluators.wrappers import read_limits
     from masksearch.gates.unit_costs import build_units
     from masksearch.loggers.trackers import open_loggers
     from masksearch.masks import FAMILIES
     from masksearch.strategies.build import spec_of
-    from masksearch.study.records import read_budgets
     from masksearch.user_code import load_function
 
     strategy, run = options.strategy, options.run
@@ -191,10 +200,11 @@ def run_search(options: SearchOptions) -> Study:
     halving = read_halving(options.halving, settings.get("halving", {}))
     if options.trials is None and options.seconds is None:
         options = replace(options, trials=spec.trials)
-    enqueued, budgets = _read_enqueued(options.enqueue), read_budgets(options.budget)
+    enqueued = _read_enqueued(options.enqueue)
     names, executor = split_names(options.log or ""), build_executor(options)
     space: Any = None if options.space is None else load_function(options.space)
     evaluator = build_evaluator(options, None)
+    evaluator, budgets = read_limits(evaluator, options.budget, options.work)
     if halving is not None:
         goals = {objective.name: objective.goal for objective in evaluator.objectives}
         halving = replace(halving, goal=goals.get(halving.metric, "min"))
@@ -269,12 +279,14 @@ def run_compare(options: CompareOptions) -> Comparison:
     from masksearch.analysis.stats import CLAIM_SEEDS
     from masksearch.cli.build import build_evaluator, build_executor
     from masksearch.driver import compare
+    from masksearch.evaluators.wrappers import read_limits
     from masksearch.strategies.candidates import on_split
 
     split: Any = options.split  # another name is refused
     named, executor = _named_masks(options), build_executor(options)
     evaluator = on_split(build_evaluator(options), split)
-    compared = _masks_to_compare(options, named, evaluator)
+    evaluator, budgets = read_limits(evaluator, options.budget, options.work)
+    compared = _masks_to_compare(options, named, evaluator, budgets)
     if options.seeds < CLAIM_SEEDS and not evaluator.seedless:
         typer.echo(
             f"fewer than {CLAIM_SEEDS} seeds decide nothing: take --seeds {CLAIM_SEEDS} or more",
@@ -296,7 +308,7 @@ def _named_masks(options: CompareOptions) -> dict[str, Candidate]:
 
     named: dict[str, Candidate] = {}
     for text in dict.fromkeys(options.mask or []):
-        whole, storage = bool(options.budget), options.storage
+        whole, storage = bool(options.budget or options.work), options.storage
         for name, each in named_candidates(text, whole=whole, storage=storage).items():
             if name in named and "=" in text and named[name] != each:
                 raise OptionsError(f"{name!r} names two masks; give one another name (NAME=MASK)")
@@ -309,7 +321,10 @@ def _named_masks(options: CompareOptions) -> dict[str, Candidate]:
 
 
 def _masks_to_compare(
-    options: CompareOptions, named: Mapping[str, Candidate], evaluator: Evaluator
+    options: CompareOptions,
+    named: Mapping[str, Candidate],
+    evaluator: Evaluator,
+    budgets: Sequence[float],
 ) -> dict[str, Any]:
     """The masks, seeds and opponents that options name, as arguments of `compare`."""
     from masksearch.analysis.runs import draws_keys, masks_of_candidates, names_alike
@@ -317,12 +332,11 @@ def _masks_to_compare(
     from masksearch.masks import FAMILIES, full
     from masksearch.masks.families import FIRST_KEY, random_like
     from masksearch.strategies.opening import hand_designed
-    from masksearch.study.records import read_budgets
     from masksearch.study.references import best_baselines, within_budgets
     from masksearch.study.store import StudyStore
 
-    budgets = read_budgets(options.budget)
-    inside = within_budgets(named, budgets, options.storage)[0] if budgets else named
+    about = evaluator.objectives, options.storage
+    inside = within_budgets(named, budgets, *about)[0] if budgets else named
     mine = masks_of_candidates(inside) if inside else {}
     candidates, kinds = dict(named), {}
     check_name("controls in --controls", options.controls, CONTROLS)
@@ -343,7 +357,7 @@ def _masks_to_compare(
         if options.front is None:  # a front brings its own
             families = {} if budgets else dict(FAMILIES)
             for budget in budgets:  # those that a search prefers or, where it has none, all
-                best = best_baselines(named, budget, options.storage)
+                best = best_baselines(named, budget, *about)
                 families |= best or hand_designed(evaluator, [budget])
         added: dict[str, Candidate] = {"dense": full(), **families, **alike}
         if taken := [name for name in added if mine.get(name, added[name]) != added[name]]:
@@ -365,7 +379,7 @@ def _masks_to_compare(
         "kinds": kinds,
         "against": against[0] if len(against) == 1 else against,
         "margin": options.margin,
-        "budget": options.budget,
+        "budget": budgets or None,
         "storage": options.storage,
     }
 
@@ -431,9 +445,9 @@ def compare(options: CompareOptions) -> None:
         _say_where(options.run)
         place = shlex.quote(str(options.run))
         attach = f"masksearch attach MODEL {place} --time --out FOLDER --budget"
-        for budget in options.budget or ():
+        for budget in (budgets := options.budget or options.work or []):
             typer.echo(f"{_taken_within(comparison, budget)} {attach} {budget:g}")
-        if not options.budget:
+        if not budgets:
             typer.echo(f"put a mask on your model, and time it: {attach} SHARE")
     failed = [record for record in comparison.records if record.status == "failed"]
     if failed and len(failed) == len(comparison.records):

@@ -150,14 +150,14 @@ class EmbeddingEvaluator(MachineConfig, RowsBase, Evaluator):
         whole = open_embedding(self.data.start.locate(), dtype=torch.float32)
         return Embedder(whole).to(self.torch_device).eval()
 
-    def adapted(self, mask: Mask, *, seed: int = 0) -> Any:
+    def adapted(self, mask: Mask, *, seed: int = 0, drop_tokens: bool | int = False) -> Any:
         """The SentenceTransformer on the CPU with the mask attached; no seed changes it."""
-        return self.under(mask, open_embedding(self.data.start.locate()))
+        return self.under(mask, open_embedding(self.data.start.locate()), drop_tokens)
 
-    def under(self, mask: Mask, model: nn.Module) -> nn.Module:
+    def under(self, mask: Mask, model: nn.Module, drop_tokens: bool | int = False) -> nn.Module:
         """A model with the mask attached: its table, unless it follows the tokens."""
         table = mask if mask.needs_tokens else masks.table(lower(mask, self.shape))
-        return attach(model, masks.cropped(table, self.length))
+        return attach(model, masks.cropped(table, self.length), drop_tokens=drop_tokens)
 
     def embed(self, model: nn.Module) -> Tensor:
         """The embeddings of the query texts, of length 1: float64 `[texts, width]`."""

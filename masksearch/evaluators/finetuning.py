@@ -438,7 +438,9 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
             join_rows(workdir, [(name, self.finetune_seeds) for name in self.downstream])
         yield Report(steps, values | self.summary(values))
 
-    def adapted(self, mask: Mask, *, seed: int, task: str = "") -> nn.Module:
+    def adapted(
+        self, mask: Mask, *, seed: int, task: str = "", drop_tokens: bool | int = False
+    ) -> nn.Module:
         """The model that a mask is judged on, in evaluation mode, with the mask attached: what
         `__call__` makes and does not keep. It is trained anew, unless `keep_recovered` has kept
         it; `detach` and `save_pretrained` take it.
@@ -447,6 +449,7 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
             mask: Any mask that fits `shape`.
             seed: Of the dense model and of the training under the mask.
             task: Its task; "" = the first one.
+            drop_tokens: As of `attach`.
 
         Returns:
             Of a fine-tuned folder, and of `read_out="own"`, a model of transformers' own class;
@@ -466,7 +469,7 @@ class FineTuning(EncoderBase, AdaptConfig, Evaluator, ABC):
             head = self.under(encoder, name, table, Checkpoints(Path(folder)), seed)
         head = rescale(detach(head.eval()), self.unit(name))
         whole: nn.Module = getattr(head, "whole", head)
-        return attach(whole, masks.cropped(table, self.length))
+        return attach(whole, masks.cropped(table, self.length), drop_tokens=drop_tokens)
 
     def _as_table(self, mask: Mask) -> Mask:
         """The mask as it is judged: its table, unless it follows the tokens."""

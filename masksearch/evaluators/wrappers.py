@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from masksearch.analysis.row_scores import ROWS
-from masksearch.contracts import Evaluator, Report, Split
+from masksearch.contracts import Evaluator, Objective, Report, Split
+from masksearch.errors import SearchError
 from masksearch.files import write_in_one_move, write_text_in_one_move
+from masksearch.gates.unit_costs import WORK
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import fingerprint
+from masksearch.study.records import read_budgets
 
 
 def inner(name: str) -> Any:
@@ -71,6 +74,49 @@ def closed_after(reports: Iterator[Report]) -> Iterator[Iterator[Report]]:
         close = getattr(reports, "close", None)
         if close is not None:
             close()
+
+
+@dataclass(frozen=True)
+class CountsWork(EvaluatorWrapper):
+    """Wraps an evaluator: the work that a mask leaves is its second objective, in the place of
+    sparsity, and so what budgets count."""
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The score and the work (worst: that of dense attention)."""
+        return self.evaluator.objectives[0], Objective(WORK, "min", 1.0)
+
+    def __call__(self, mask: Mask, *, seed: int, workdir: Path) -> Iterator[Report]:
+        """The inner evaluator's reports."""
+        return self.evaluator(mask, seed=seed, workdir=workdir)
+
+
+def read_limits(
+    evaluator: Evaluator,
+    budget: float | Sequence[float] | None,
+    work: float | Sequence[float] | None,
+) -> tuple[Evaluator, tuple[float, ...]]:
+    """The evaluator, which counts work where that is limited, and the budgets.
+
+    Args:
+        evaluator: Judges masks.
+        budget: As of `masksearch.search`.
+        work: As there.
+
+    Raises:
+        ValueError: If both are given, or one is no share in (0, 1].
+        SearchError: If the evaluator knows no work of masks.
+    """
+    if work is None:
+        return evaluator, read_budgets(budget)
+    if budget is not None:
+        raise ValueError(f"give either a budget or work, got budget={budget} and work={work}")
+    if WORK not in evaluator.measure_names:
+        raise SearchError(
+            "work is left out where a fine-tuned encoder's head reads some rows alone, as "
+            f"[CLS]'s, and {type(evaluator).__name__} knows no such model here: give budget="
+        )
+    return CountsWork(evaluator), read_budgets(work)
 
 
 log = logging.getLogger(__name__)

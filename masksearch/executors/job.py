@@ -124,9 +124,10 @@ class JobRun:
 
                 return run_one_shot(self.evaluator, job, seed=seed, workdir=self.path)
             case Prune():
-                from masksearch.strategies.prune import run_prune
+                from masksearch.strategies.prune import run_prune, run_prune_words
 
-                return run_prune(self.evaluator, job, seed=seed, workdir=self.path)
+                measure = run_prune_words if job.config.get("unit") == "word" else run_prune
+                return measure(self.evaluator, job, seed=seed, workdir=self.path)
         raise ValueError(f"{type(job).__name__} is no job to run")
 
     def stop(self) -> None:

@@ -15,6 +15,8 @@ from masksearch.masks.leaves import Full
 from masksearch.masks.text import short_text
 
 DENSITY = "density"
+WORK = "work"  # the measure of that name, as `masks.work`
+WHOLE_TOKENS = "take strategy 'prune', or a sampler on masksearch.spaces:token_schedules"
 
 
 def build_units(options: Mapping[str, Any], shape: Shape, kv_heads: int | None = None) -> Units:
@@ -115,6 +117,8 @@ def unit_costs(units: Units, evaluator: Evaluator, name: str) -> list[list[float
     Raises:
         SearchError: If the measure does not add up over these units.
     """
+    if name == WORK:
+        raise SearchError(f"units choose pairs, and work is of tokens: {WHOLE_TOKENS}")
     count = len(units.names)
     low = (0,) * count
     base = measured_cost(units, evaluator, name, low)

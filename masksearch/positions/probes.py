@@ -136,6 +136,22 @@ class FlippedAttention(PositionProbe):
         return flip(replace(call, sinks=sinks, **parts), gate).view(call.query.shape)
 
 
+class BiasedKeys(PositionProbe):
+    """The model's own attention with a bias of 0 on every key of every sequence.
+
+    `observe(layer, bias, valid)` gets it, `[batch, 1, 1, n]`; its gradient is the slope by the
+    scores of all queries for that key, in all heads. No mask may be on the model.
+    """
+
+    def attend(self, layer: int, call: AttentionCall) -> Tensor:
+        """Attention; see `GateBank.attend`. Batches may differ in length."""
+        batch, _, keys, _ = call.key.shape
+        bias = torch.zeros(batch, 1, 1, keys, device=call.key.device, requires_grad=True)
+        self.observe(layer, bias, _valid_pairs(call.visible, batch, keys, bias.device))
+        whole = bias.expand(-1, -1, call.query.shape[-2], -1)
+        return replace(call, bias=whole if call.bias is None else call.bias + whole).attend()
+
+
 class ThinnedAttention(PositionProbe):
     """Exact attention without the pairs `removed`, renormalised over the remaining keys.
 

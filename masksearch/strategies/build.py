@@ -17,14 +17,13 @@ from masksearch.contracts import Evaluator, OneShot, Strategy
 from masksearch.errors import SearchError, unknown_name
 from masksearch.gates.config import build_config, one_shot_parts
 from masksearch.gates.discretise import least_density, weights_of
-from masksearch.gates.unit_costs import DENSITY, find_cost, with_costs
+from masksearch.gates.unit_costs import DENSITY, WHOLE_TOKENS, WORK, find_cost, with_costs
 from masksearch.gates.units import Units, read_levels, write_levels
 from masksearch.masks import window
 from masksearch.masks.measure import effective_density
 from masksearch.neighbours import load_part, offered
 from masksearch.strategies import prune
 from masksearch.strategies.dam import OPTIONS, SPARSEBERT, Cut, DamStrategy, PublishedDamStrategy
-from masksearch.strategies.prune import PruneStrategy
 from masksearch.strategies.samplers import SAMPLERS, OptunaStrategy, Space, try_space
 from masksearch.study.records import Constraint
 from masksearch.user_code import load_strategy
@@ -247,16 +246,24 @@ def _build_published(search: StrategyRequest) -> Strategy:
 
 
 def _build_prune(search: StrategyRequest) -> Strategy:
-    """Edges cut by their first-order effects."""
+    """Edges cut by their first-order effects or, where budgets count work, words."""
     evaluator, within = search.evaluator, bool(search.limits["budgets"])
-    if within and (cost := find_cost(evaluator)) != DENSITY:
-        raise SearchError(f"strategy {prune.NAME!r} cuts pairs, and a budget counts {cost} here")
+    cost, options = find_cost(evaluator), dict(search.options)
+    if within and cost not in (DENSITY, WORK):
+        raise SearchError(f"strategy 'prune' cuts pairs or words, and a budget counts {cost} here")
     if not evaluator.weights_frozen:
         raise SearchError(
             "strategy 'prune' measures a trained model, and here weights are trained under "
             "each mask: take an evaluator with adapt='none' or 'recover', or strategy='dam'"
         )
-    return PruneStrategy(search.run, evaluator.shape, within=within, **search.options)
+    words = within and cost == WORK
+    if stray := sorted(options.keys() & ({"rounds", "per"} if words else {"by"})):
+        other, needed = ("pairs", "budget") if words else ("words", "work")
+        raise SearchError(f"{stray[0]} is for {other}, with {needed} as limit: leave it out")
+    if words:
+        works = options.pop("densities")
+        return prune.prune_words(search.run, evaluator.shape, works=works, **options)
+    return prune.prune_edges(search.run, evaluator.shape, within=within, **options)
 
 
 GATES = "dam"  # prefix of the options `gates` and `config`
@@ -308,6 +315,8 @@ def _keep_budgets(
             "leave budget out, or take strategy 'dam'"
         )
     cost, low = find_cost(evaluator), window(0)
+    if cost == WORK and taken and name != prune.NAME:
+        raise SearchError(f"strategy {name!r} chooses pairs, work is of tokens: {WHOLE_TOKENS}")
     least = {DENSITY: effective_density(low, evaluator.shape), **evaluator.measures_of(low)}[cost]
     if min(budgets) < least * (1 - SLACK):
         raise ValueError(

@@ -28,7 +28,7 @@ from masksearch.masks.core import Mask
 from masksearch.masks.measure import effective_density, fingerprint
 from masksearch.masks.text import names_run
 from masksearch.strategies.opening import FixedQueue
-from masksearch.study.references import read_run_record, within_budgets
+from masksearch.study.references import counted_as, read_run_record, within_budgets
 from masksearch.study.status import clock
 from masksearch.study.store import StudyStore
 
@@ -144,11 +144,13 @@ def read_candidates(
     limits: dict[str, float] = {}
     if isinstance(candidates, Mapping):  # what else is given is refused below
         if budgets:
-            candidates, missing, limits = within_budgets(candidates, budgets, storage)
+            about = budgets, evaluator.objectives, storage
+            candidates, missing, limits = within_budgets(candidates, *about)
         candidates = {name: _open_run(each, storage) for name, each in candidates.items()}
     if front_of is not None:
         goals, most = front_of.objectives(), max(budgets, default=math.inf)
-        inside = [each for each in front_of.records() if keeps_budget(each, goals, most)]
+        costs = counted_as(front_of, evaluator.objectives) if budgets else goals
+        inside = [each for each in front_of.records() if keeps_budget(each, costs, most)]
         front = read_front(front_of.run, inside, goals)
         candidates, of_front = join_front(front, candidates, evaluator.shape)
         alike, score = _protocols_of_splits(evaluator), evaluator.objectives[0].name

@@ -20,7 +20,7 @@ from optuna.trial import FixedTrial
 from masksearch.analysis.runs import SOURCES, MaskGroup, group_of_mask
 from masksearch.contracts import Evaluate, Evaluator, Proposal, Record, Role, Shape, Strategy
 from masksearch.errors import MaskSearchError, SearchError
-from masksearch.gates.unit_costs import DENSITY, find_cost
+from masksearch.gates.unit_costs import DENSITY, WORK, find_cost
 from masksearch.masks.baselines import equal_cost_baselines
 from masksearch.masks.core import Mask
 from masksearch.masks.live import work
@@ -182,7 +182,7 @@ def hand_designed(evaluator: Evaluator, budgets: Iterable[float]) -> dict[str, M
     """The hand-designed masks within budgets, counted as the budgets are
     (`find_cost`): `"NAME within 0.3"`, each mask under the smallest one that pays for it."""
     cost, drawn = find_cost(evaluator), dict[str, Mask]()
-    prices = {DENSITY: None, "work": work}
+    prices = {DENSITY: None, WORK: work}
     price = prices.get(cost, lambda mask: evaluator.measures_of(mask)[cost])
     for limit in sorted(budgets):
         for name, mask in equal_cost_baselines(limit, evaluator.shape, price).items():

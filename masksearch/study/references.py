@@ -111,6 +111,7 @@ def rival_note(text: str) -> str:
 def within_budgets(
     candidates: Mapping[str, Candidate],
     budgets: Sequence[float],
+    objectives: Sequence[Objective],
     storage: str | BaseStorage | None = None,
 ) -> tuple[dict[str, Candidate], dict[str, str], dict[str, float]]:
     """Candidates, where each whole run stands for its best mask within each budget.
@@ -118,6 +119,7 @@ def within_budgets(
     Args:
         candidates: By name.
         budgets: Shares of what dense attention costs.
+        objectives: Of the comparison; the second one may be what budgets count (`cost_of`).
         storage: As in `read_run_record`.
 
     Returns:
@@ -125,7 +127,7 @@ def within_budgets(
         both.
 
     Raises:
-        SearchError: If there is no such run.
+        SearchError: If there is no such run, or its trials do not know what budgets count.
     """
     kept: dict[str, Candidate] = {}
     missing: dict[str, str] = {}
@@ -137,19 +139,31 @@ def within_budgets(
             continue
         store = StudyStore(run.run, write=False, allowed=storage)
         trials = [record for record in store.records() if record.role == "trial"]
+        goals = counted_as(store, objectives)
         for budget in budgets:
             full_name = f"{name} within {budget:g}"
             limits[full_name] = budget
-            if inside := ranked(trials, store.objectives(), budget=budget):
+            if inside := ranked(trials, goals, budget=budget):
                 kept[full_name] = inside[0]
             else:
-                missing[full_name] = describe_none_within(trials, store.objectives(), budget)
+                missing[full_name] = describe_none_within(trials, goals, budget)
     return kept, missing, limits
+
+
+def counted_as(store: StudyStore, objectives: Sequence[Objective]) -> list[Objective]:
+    """A search's score, and what costs in a comparison; raises SearchError where no trial of the
+    search knows that."""
+    known = [{*each.measures, *each.values} for each in store.records() if each.scored]
+    for cost in objectives[1:2]:
+        if known and cost.name not in set.union(*known):
+            raise SearchError(f"{store.run} has no {cost.name} of its masks: search anew for it")
+    return [store.objectives()[0], *objectives[1:2]]
 
 
 def best_baselines(
     candidates: Mapping[str, Candidate],
     budget: float,
+    objectives: Sequence[Objective],
     storage: str | BaseStorage | None = None,
 ) -> dict[str, Record]:
     """The best two hand-designed masks within a budget of the first run that had that budget, and
@@ -158,6 +172,7 @@ def best_baselines(
     Args:
         candidates: By name; those that are whole runs count.
         budget: Share of what dense attention costs.
+        objectives: As of `within_budgets`.
         storage: As in `read_run_record`.
 
     Returns:
@@ -167,10 +182,11 @@ def best_baselines(
         if not isinstance(each, str) or not names_run(each):
             continue
         store = StudyStore(parse_reference(each).run, write=False, allowed=storage)
+        goals = counted_as(store, objectives)
         if budget not in json.loads(store.facts().get("budget") or "[]"):
             continue
         hand = [record for record in store.records() if record.source == HAND]
-        if inside := ranked(hand, store.objectives(), budget=budget, baselines=True):
+        if inside := ranked(hand, goals, budget=budget, baselines=True):
             return {record.name: record for record in inside[:2]}
     return {}
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from toy_sentences import write_sentences
 
+import masksearch as ms
+
 COMPARED = ("compare", "star", "--controls", "none", "--seeds", 1, "--run", "run")
 SMALL = ("--length", 32, "--set", "epochs=1", "--set", "finetune_batch=8")
 
@@ -109,3 +111,33 @@ def test_a_search_by_gates_that_could_not_be_trained_is_an_error(
     code, _, err = command.run("search", *words)
     assert code == 2
     assert re.search("^error: strategy 'dam' has no gates, .* failed: .*frozen=99", err, re.M), err
+
+
+@pytest.mark.slow
+def test_work_is_a_limit_of_searches_and_comparisons(toys, command, tmp_path, monkeypatch):
+    """Words and schedules within a share of the work, and hand-designed ones beside them."""
+    monkeypatch.chdir(tmp_path)
+    judge = ("--weights", toys / "checkpoint", "--glue", toys / "glue", "--tasks", "SST-2",
+             "--adapt", "none", *SMALL[:2], "--set", "read_out=own", "--set", "finetune_lr=3e-3",
+             "--set", "epochs=3", *SMALL[4:], "--set", "cache=kept")  # fmt: skip
+    limit, few = ("--work", 0.5), ("--no-baselines", "--trials", 4)
+    prune = ("--strategy", "prune", "--set", "prune.rows=40", "--set", "prune.by=loss")
+    said, _ = command("search", *judge, *limit, *few, *prune, "--run", "words")
+    assert "masks judged within 0.5: 1; best #1, SST-2" in said
+    space = ("search", "masksearch.spaces:token_schedules", "--strategy", "nsga2")
+    command(*space, *judge, *limit, *few, "--run", "drawn")
+    said, _ = command("compare", "words", "drawn", *judge, *limit, "--run", "compared")
+    judged = ms.Comparison.open("compared")
+    assert {"prune within 0.5", "nsga2 within 0.5", "dense"} < {*judged.entries}
+    assert [objective.name for objective in judged.objectives] == ["glue", "work"]
+    within = {each.name for each in judged.records if each.measures["work"] <= 0.5 * (1 + 1e-9)}
+    limited = {name for name in judged.entries if name.endswith("within 0.5")}
+    assert {name for name in limited if not name.startswith("scrambled")} <= within
+    assert "--out FOLDER --budget 0.5" in said
+    both = command.refused("search", *judge, *limit, "--budget", 0.5, *prune, "--run", "x")
+    assert "give either a budget or work, got budget=[0.5] and work=[0.5]" in both
+    pairs = command.refused("search", *judge, *limit, "--strategy", "dam", "--run", "x")
+    assert "strategy 'dam' chooses pairs, work is of tokens: take strategy 'prune'" in pairs
+    units = ("--strategy", "random", "--local", "star()")
+    refused = command.refused("search", *judge, *limit, *units, "--run", "x")
+    assert "units choose pairs, and work is of tokens: take strategy 'prune'" in refused

@@ -1,11 +1,16 @@
 """Masks that are named by the run that holds them."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from toy import ToyEvaluator
 
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluate, Objective, OneShot, Record, Refused, Report
+from masksearch.errors import SearchError
+from masksearch.study.references import counted_as
 from masksearch.study.store import StudyStore
 
 OBJECTIVES = (Objective("score", "max", 0.0), Objective("sparsity", "max", 0.0))
@@ -97,3 +102,19 @@ def test_a_folder_may_be_named_like_a_reference(run, monkeypatch):
     assert masks.parse(f"{odd}#3") == WINDOWS[3]
     monkeypatch.chdir(odd.parent)
     assert masks.parse("a#1@2@.9") == WINDOWS[3]
+
+
+def test_a_run_whose_trials_do_not_know_what_costs_is_refused():
+    """What a comparison's budgets count is kept by a search's records, if they know it."""
+    score, sparsity = Objective("loss", "min", 9.0), Objective("sparsity", "max", 0.0)
+    work = Objective("work", "min", 1.0)
+
+    def run_of(**measures) -> Any:
+        record = Record(0, "done", Evaluate(masks.full()), measures={"sparsity": 0.5, **measures})
+        return SimpleNamespace(run="runs/a", objectives=lambda: (score, sparsity),
+                               records=lambda: [record])  # fmt: skip
+
+    assert counted_as(run_of(work=0.4), (sparsity, work)) == [score, work]
+    assert counted_as(run_of(), (work, sparsity)) == [score, sparsity]
+    with pytest.raises(SearchError, match="runs/a has no work of its masks: search anew for it"):
+        counted_as(run_of(), (sparsity, work))
