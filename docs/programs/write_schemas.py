@@ -436,6 +436,7 @@ class Saved(Struct):
     masks: Annotated[dict[str, MaskOfPart], about("Part -> mask; of a plain model 'self'.")]
     weights: Annotated[dict[str, Digest], about("File -> SHA-256.")]
     versions: dict[str, str]
+    drop_tokens: Annotated[bool | int, about("As `attach` was given it.")] = False
 
 
 class Served(Struct):
