@@ -179,8 +179,11 @@ def cells(call: LiveCall, table: Tensor | None) -> Tensor | None:
         return None
     if len(call.queries) == 1:
         return table.index_select(2, call.queries[0]).index_select(3, call.keys[0])
-    rows = table.take_along_dim(call.queries[:, None, :, None], 2)
-    return rows.take_along_dim(call.keys[:, None, None, :], 3)
+    heads = table.shape[1]
+    rows = take(table.transpose(1, 2).flatten(2), call.queries)  # all heads of a query at once
+    rows = rows.view(*rows.shape[:2], heads, -1).transpose(1, 2)
+    columns = call.keys[:, None, None].expand(-1, heads, rows.shape[2], -1)
+    return rows.gather(3, columns)
 
 
 def hide_filler(call: LiveCall, kept: Tensor | None) -> Tensor | None:

@@ -55,8 +55,7 @@ class TokenMask:
         if longest:
             refuse_longer(self.mask, count, self.where)
         table = self.mask.table(F.pad(tokens, (0, max(0, longest - count)), value=NO_TOKEN))
-        empty = ~table.tril().any(-1)
-        if self.causal and empty.any():
+        if self.causal and (empty := ~table.tril().any(-1)).any():
             example, head, row = (int(index) for index in empty.nonzero()[0])
             raise EmptyRowError(
                 f"{self.where}, example {example}, head {head}, row {row} keeps only later "

@@ -76,7 +76,8 @@ def needed_before(table: Tensor, after: Tensor) -> Tensor:
         table: Its cells, bool `[rows | 1, heads | 1, n, n]`.
         after: bool `[rows, n]`.
     """
-    return after | (table.any(1) & after[..., None]).any(-2)
+    bits = table.view(torch.uint8)  # in which torch finds the largest ten times as fast as any
+    return after | (bits.amax(1) & after[..., None].view(torch.uint8)).amax(-2).bool()
 
 
 def _live_by_row(mask: Mask, shape: Shape, tokens: Tensor) -> Tensor:
