@@ -243,7 +243,7 @@ rates = proxy["finetune"]["examples_per_second"]
 pretrain = proxy["pretrain"]
 
 CLAIMS = [
-    *(Claim(HERE, table_of(name), []) for name in ("decode", "judging")),
+    *(Claim(HERE, table_of(name), []) for name in ("decode", "judging", "dead_tokens")),
     Claim(HERE, "at most {} for one mask, {} for a mask of all that leave", [1.1, 0.7]),
     Claim(HERE, within, [100 * (slower - 1)]),
     Claim(

@@ -132,6 +132,19 @@ def measured(setting: Setting, rows: int, length: int, dtype: str) -> list[dict[
     ]
 
 
+def table(found: dict[str, Any]) -> str:
+    """Times as fast as dense, and what the widths would give, as Markdown."""
+    names = list(dict.fromkeys(row["schedule"] for row in found["rows"]))
+    lines = [f"| rows x tokens | type | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    batches: dict[str, list[str]] = {}
+    for row in found["rows"]:
+        batch = f"{row['rows']} x {row['length']} | {row['dtype']}"
+        cell = f"{row['faster']['median']:.2f} ({row['by_widths']:.2f})"
+        batches.setdefault(batch, []).append(cell)
+    lines += [f"| {batch} | {' | '.join(cells)} |" for batch, cells in batches.items()]
+    return "\n".join(lines)
+
+
 def every_batch(setting: Setting) -> list[dict[str, Any]]:
     """The rows of all batches."""
     sizes = [(*batch, dtype) for batch in setting.batches for dtype in setting.dtypes]
