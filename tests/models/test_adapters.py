@@ -216,7 +216,9 @@ def test_scores_of_a_mapping_and_of_the_mask_of_the_model_are_those_of_their_mas
         with pytest.raises(AttachError, match="under no mask, not under"):
             late.evaluate()
         ms.attach(late.model, MASK)
-        assert late.predict(ROWS).predictions == pytest.approx(logits(late.model).numpy())
+        assert late.predict(ROWS).predictions == pytest.approx(
+            logits(late.model).numpy(), abs=1e-6
+        )
 
 
 # -- folders that lack their mask --------------------------------------------------------------
