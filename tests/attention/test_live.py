@@ -226,7 +226,7 @@ def test_autocast_and_half():
     assert widths(half, inputs)[-1] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_one_graph_of_a_compiled_model():
     model, inputs = bert().float(), texts()
     ms.attach(model, MASKS["thin"])

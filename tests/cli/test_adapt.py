@@ -113,7 +113,7 @@ def test_a_search_by_gates_that_could_not_be_trained_is_an_error(
     assert re.search("^error: strategy 'dam' has no gates, .* failed: .*frozen=99", err, re.M), err
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_work_is_a_limit_of_searches_and_comparisons(toys, command, tmp_path, monkeypatch):
     """Words and schedules within a share of the work, and hand-designed ones beside them."""
     monkeypatch.chdir(tmp_path)
