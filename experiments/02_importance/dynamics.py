@@ -11,6 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from masksearch.attention.probe import keeping_modes
 from masksearch.contracts import Batch
 from masksearch.positions.analysis import importance
 from masksearch.positions.probes import list_batches
@@ -27,7 +28,7 @@ from masksearch.report.style import (
     clean,
     new_figure,
 )
-from masksearch.training.loop import TrainConfig, keeping_modes, on_device, train
+from masksearch.training.loop import TrainConfig, on_device, train
 
 RISE = "rise of the loss when dropped (nats)"
 TICKS = 10  # of an axis of offsets, at most

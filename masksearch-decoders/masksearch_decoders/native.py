@@ -32,13 +32,12 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from masksearch.attention.attach import check_module, in_force
-from masksearch.attention.probe import keyless_layers
+from masksearch.attention.probe import keeping_modes, keyless_layers
 from masksearch.errors import NativeError, check_name
 from masksearch.masks.core import Both, Either, Mask
 from masksearch.masks.leaves import Causal, Columns, Full, GlobalTokens, Offsets, Window
 from masksearch.masks.tables import PerHead, PerLayer
 from masksearch.masks.text import short_text
-from masksearch.training.loop import keeping_modes
 from masksearch_decoders.engine import FULL, SLIDING
 from masksearch_decoders.engines import ENGINES
 from masksearch_decoders.sinks import (

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from masksearch.analysis.row_scores import RowScores
 from masksearch.attention.attach import attach, detach
+from masksearch.attention.probe import keeping_modes
 from masksearch.contracts import Batch, mixed_seed
 from masksearch.errors import NonFiniteLossError
 from masksearch.masks.core import Mask
@@ -30,7 +31,6 @@ from masksearch.training.checkpoints import Checkpoints
 from masksearch.training.loop import (
     TrainConfig,
     autocast,
-    keeping_modes,
     move_batches,
     train,
 )

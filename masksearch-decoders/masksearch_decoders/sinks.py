@@ -32,13 +32,14 @@ from transformers import PreTrainedModel
 
 from masksearch.attention.attach import attach, detach
 from masksearch.attention.call import AttentionCall
+from masksearch.attention.probe import keeping_modes
 from masksearch.contracts import Batch, generator
 from masksearch.errors import DataError
 from masksearch.masks.core import Both, Either, Mask
 from masksearch.masks.leaves import Columns
 from masksearch.tasks.splits import evenly_spaced
 from masksearch.training.checkpoints import Checkpoints, digest
-from masksearch.training.loop import TrainConfig, keeping_modes, train
+from masksearch.training.loop import TrainConfig, train
 from masksearch_decoders.decoders import divergence
 from masksearch_decoders.tasks.next_token import NextTokenText
 

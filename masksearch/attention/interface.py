@@ -152,22 +152,26 @@ def _masked_attention(
 
 
 def _kept_attention(
-    module: nn.Module, call: AttentionCall, kept: Tensor, rest: dict[str, Any]
+    module: nn.Module, call: AttentionCall, kept: Tensor | None, rest: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
-    """SDPA over the cells that the mask keeps, bool, of those that the model lets be seen."""
-    visible = call.visible
-    if visible is None:
-        combined = kept
-    elif visible.dtype == torch.bool:
-        combined = visible & kept
-    else:  # an additive bias: -inf, never the smallest finite number (that leaks)
-        combined = visible.masked_fill(~kept, -torch.inf)
-    if call.bias is not None:  # transformers would fill in the smallest finite number
-        rest = {**rest, "position_bias": None}
-        if combined.dtype == torch.bool:
-            combined = torch.where(combined, call.bias, -torch.inf)
-        else:
-            combined = combined + call.bias
+    """SDPA over the cells that the mask keeps, bool, of those that the model lets be seen; None =
+    all of these."""
+    combined = call.visible
+    if kept is None:
+        rest = rest if call.bias is None else {**rest, "position_bias": call.bias}
+    else:
+        if combined is None:
+            combined = kept
+        elif combined.dtype == torch.bool:
+            combined = combined & kept
+        else:  # an additive bias: -inf, never the smallest finite number (that leaks)
+            combined = combined.masked_fill(~kept, -torch.inf)
+        if call.bias is not None:  # transformers would fill in the smallest finite number
+            rest = {**rest, "position_bias": None}
+            if combined.dtype == torch.bool:
+                combined = torch.where(combined, call.bias, -torch.inf)
+            else:
+                combined = combined + call.bias
     how = {"dropout": call.dropout, "scaling": call.scaling, **rest}
     return sdpa(module, call.query, call.key, call.value, combined, is_causal=False, **how)
 
@@ -181,16 +185,10 @@ def _live_attention(
     kept = state.kept(len(call.query), length, length, call.key.device, visible)
     if visible is not None and visible.ndim > 4:
         visible = _write_out(visible, length)
-    kept = hide_filler(live, cells(live, kept))
     key, value = join(module, live, call.key, call.value)
-    rest = rest if call.bias is None else {**rest, "position_bias": cells(live, call.bias)}
-    call = replace(
-        call, key=key, value=value, visible=cells(live, visible), bias=cells(live, call.bias)
-    )
-    if kept is not None:
-        return _kept_attention(module, call, kept, rest)
-    how = {"dropout": call.dropout, "scaling": call.scaling, **rest}
-    return sdpa(module, call.query, key, value, call.visible, is_causal=False, **how)
+    bias, visible = cells(live, call.bias), cells(live, visible)
+    call = replace(call, key=key, value=value, visible=visible, bias=bias)
+    return _kept_attention(module, call, hide_filler(live, cells(live, kept)), rest)
 
 
 def sdpa(

@@ -41,6 +41,7 @@ from masksearch.attention.probe import (
     Part,
     Probe,
     example_inputs,
+    keeping_modes,
     names_of,
     pretrained_models,
 )
@@ -494,13 +495,9 @@ def _texts(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
 
 def _outputs(model: nn.Module, example: Mapping[str, Any]) -> list[Tensor]:
     """The tensors that a model returns, in evaluation mode and without gradient."""
-    training = [(module, module.training) for module in model.modules()]
-    try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            out = model.eval()(**example)
-    finally:
-        for module, mode in training:
-            module.training = mode
+    eager = torch.compiler.set_stance("force_eager")
+    with torch.no_grad(), eager, keeping_modes(model):
+        out = model.eval()(**example)
     several = (out,) if isinstance(out, Tensor) else getattr(out, "to_tuple", lambda: out)()
     return [each for each in several if isinstance(each, Tensor)]
 

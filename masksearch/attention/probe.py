@@ -199,21 +199,30 @@ def recording(
 ) -> Iterator[list[Call]]:
     """The calls of what is run within, in evaluation mode; then all is as it was."""
     previous = implementations(roots)
-    training = [(module, module.training) for module in model.modules()]
     calls: list[Call] = []
     Probe.calls, Probe.touched = calls, False
     Probe.eager = {id(c) for c, name in previous if before.get(id(c), name) == "eager"}
     try:
         for config, _ in previous:
             set_implementation(config, PROBE)
-        model.eval()
-        yield calls
+        with keeping_modes(model):
+            model.eval()
+            yield calls
     finally:
         Probe.calls = None
         for config, name in previous:
             set_implementation(config, name)
-        for module, mode in training:
-            module.training = mode
+
+
+@contextmanager
+def keeping_modes(*models: nn.Module) -> Iterator[None]:
+    """Puts every module back into training or eval mode as it was before."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def describe_failure(called: nn.Module, inputs: Mapping[str, Tensor], error: Exception) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from masksearch.analysis.row_scores import RowScores, lower_bound
 from masksearch.attention.attach import attach, detach
+from masksearch.attention.probe import keeping_modes
 from masksearch.contracts import (
     LOW,
     MAJORITY,
@@ -54,7 +55,6 @@ from masksearch.training.accumulation import count_scored, group
 from masksearch.training.checkpoints import Checkpoints, copy_weights
 from masksearch.training.loop import (
     autocast,
-    keeping_modes,
     move_batches,
     report_steps,
     train,

@@ -32,6 +32,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from masksearch.attention.probe import keeping_modes
 from masksearch.contracts import Batch, Evaluator, OneShot, Report, Task, mixed_seed
 from masksearch.errors import ResumeError
 from masksearch.gates.config import DamConfig, one_shot_parts, refuse_unreachable
@@ -51,7 +52,6 @@ from masksearch.training.checkpoints import Checkpoints, restore_state, training
 from masksearch.training.lamb import Lamb
 from masksearch.training.loop import (
     UNREAD,
-    keeping_modes,
     model_loss,
     on_device,
     parameter_groups,

@@ -17,12 +17,19 @@ from torch import Tensor, nn
 
 from masksearch.attention.attach import ATTACHMENT, Attachment, attach, put_on, take_off
 from masksearch.attention.call import AttentionCall
-from masksearch.attention.probe import find_part, parts_of, pretrained_models, probe, unwrapped
+from masksearch.attention.probe import (
+    find_part,
+    keeping_modes,
+    parts_of,
+    pretrained_models,
+    probe,
+    unwrapped,
+)
 from masksearch.contracts import Batch, Shape
 from masksearch.errors import AttachError, HeadCountError, LengthError
 from masksearch.gates.estimators import flip
 from masksearch.positions.result import Special
-from masksearch.training.loop import keeping_modes, on_device
+from masksearch.training.loop import on_device
 
 Observe = Callable[[int, Tensor, Tensor], None]
 

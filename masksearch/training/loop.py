@@ -181,17 +181,6 @@ def one_thread() -> Iterator[None]:
 
 
 @contextmanager
-def keeping_modes(*models: nn.Module) -> Iterator[None]:
-    """Puts every module back into training or eval mode as it was before."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
 def seeded_noise(device: torch.device, *seeds: int) -> Iterator[None]:
     """Draws from torch's global generators (dropout) follow from these seeds; afterwards
     the generators are as they were."""

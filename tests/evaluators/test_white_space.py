@@ -145,6 +145,16 @@ def fit(texts: Sequence[str], ending: str) -> list[str]:
     return [*dict.fromkeys(kept)]
 
 
+def judge_of(
+    model: Any, folder: Path, texts: list[str], ending: str, task: Columns
+) -> ms.GlueEvaluator:
+    """Judges by a folder of these texts, which it writes."""
+    for part in ("train", "dev"):
+        WRITERS[ending](folder / f"{part}{ending}", texts)
+    how = dict(length=LENGTH, adapt="none", split="all", device="cpu", cache=folder / "cache")
+    return ms.GlueEvaluator(None, folder, tasks=task, weights=model, **how)
+
+
 def lasting(**how: Any) -> Any:
     quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
     return settings(deadline=None, suppress_health_check=quiet, **how)
@@ -154,12 +164,7 @@ def lasting(**how: Any) -> Any:
 @given(st.lists(TEXTS, min_size=1, max_size=5), st.sampled_from([".csv", ".tsv"]))
 def test_a_classifier_reads_the_cells_of_its_tables(model, tmp_path_factory, texts, ending):
     folder, texts = tmp_path_factory.mktemp("own"), fit(texts, ending)
-    for part in ("train", "dev"):
-        WRITERS[ending](folder / f"{part}{ending}", texts)
-    how = dict(length=LENGTH, adapt="none", split="all", device="cpu", cache=folder / "cache")
-    task = Columns(("text",), "label")
-    judge = ms.GlueEvaluator(None, folder, tasks=task, weights=model, **how)
-    rows = judge.tokens()
+    rows = judge_of(model, folder, texts, ending, Columns(("text",), "label")).tokens()
     same_ids(model, rows.train, texts)
     same_ids(model, rows.dev[folder.name], texts)
 
@@ -168,10 +173,7 @@ def test_a_classifier_reads_the_cells_of_its_tables(model, tmp_path_factory, tex
 @given(st.lists(TEXTS, min_size=1, max_size=5), st.sampled_from([".csv", ".tsv"]))
 def test_answers_are_to_the_cells_and_so_are_their_files(model, tmp_path_factory, texts, ending):
     folder, texts = tmp_path_factory.mktemp("own"), fit(texts, ending)
-    for part in ("train", "dev"):
-        WRITERS[ending](folder / f"{part}{ending}", texts)
-    how = dict(length=LENGTH, adapt="none", split="all", device="cpu", cache=folder / "cache")
-    judge = ms.GlueEvaluator(None, folder, tasks=Columns(("text",)), weights=model, **how)
+    judge = judge_of(model, folder, texts, ending, Columns(("text",)))
     same_ids(model, judge.tokens().dev[folder.name], texts)
     whole = AutoModelForSequenceClassification.from_pretrained(model).eval()
     with torch.no_grad():
