@@ -367,8 +367,9 @@ def search(
     trials, seed = whole(trials), int(seed)  # NumPy's, as no JSON takes
     reported = [objective.name for objective in evaluator.objectives]
     measured = evaluator.measure_names
-    constraints = [constraints] if isinstance(constraints, str) else constraints
-    limits = [parse_constraint(text, reported, measured) for text in constraints]
+    one = isinstance(constraints, str) or callable(constraints)  # none may be a function
+    texts: Any = [constraints] if one else constraints
+    limits = [parse_constraint(text, reported, measured) for text in texts]
     run, place = Path(run).expanduser().absolute(), _read_executor(executor)
     options = dict(strategy_options or {})
     if budgets and isinstance(space, Units):
@@ -380,7 +381,7 @@ def search(
         **strategy_facts(strategy, hide_secrets(options)),
         "space": "" if space is None else json.dumps(definition_hashes(space)),
         "seed": str(seed),
-        "constraints": json.dumps(list(constraints)),
+        "constraints": json.dumps(list(texts)),
         "budget": json.dumps(budgets) if budgets else "",
         "scheduler": "" if scheduler is None else hide_passwords(repr(scheduler)),
         **_evaluator_facts(evaluator),

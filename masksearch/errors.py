@@ -233,9 +233,21 @@ def place_of(name: str) -> str:
     return ""
 
 
+ELSEWHERE = {  # arguments of other libraries of the field -> what is meant here
+    "sampler": "strategy=, which takes an Optuna sampler",
+    "pruner": "scheduler=, as ms.ParetoHalving()",
+    "n_jobs": "executor=ms.Local(slots=N)",
+    "timeout": "seconds=",
+    "storage": "run=, a folder, or the storage= of an executor",
+    "study_name": "run=, a folder",
+    "callbacks": "listeners=",
+}
+
+
 def expects(kind: Any, what: str) -> Callable[[Function], Function]:
-    """Decorator: a first argument of another kind is refused before a further one is missed, and a
-    name that no argument has with the nearest one."""
+    """Decorator of what has a run folder: a first argument of another kind is refused before a
+    further one is missed, and a name that no argument has with the nearest one, or with what other
+    libraries mean by it."""
 
     def decorate(function: Function) -> Function:
         names = inspect.signature(function).parameters
@@ -244,8 +256,12 @@ def expects(kind: Any, what: str) -> Callable[[Function], Function]:
         def call(*values: Any, **named: Any) -> Any:
             if values and not isinstance(values[0], kind):
                 raise TypeError(f"{function.__name__} takes {what}, got {values[0]!r}")
+            own = function.__name__
             for name in named.keys() - names.keys():
-                raise TypeError(f"{function.__name__} takes no {name}={did_you_mean(name, names)}")
+                meant = f"; here it is {ELSEWHERE[name]}" if name in ELSEWHERE else ""
+                raise TypeError(f"{own} takes no {name}={meant or did_you_mean(name, names)}")
+            if "run" not in named:
+                raise TypeError(f"{own} needs run=, the folder of its run, as run='runs/{own}'")
             return function(*values, **named)
 
         return cast(Function, call)

@@ -698,6 +698,11 @@ def test_a_mask_is_searched_because_someone_says_so_never_for_its_name(tmp_path)
          r"search takes a function that draws a mask .*, got window\(3\)"),
         (lambda: ms.compare({}, ToyEvaluator(), run="r", seed=[2]),
          "compare takes no seed=; did you mean 'seeds'"),
+        (lambda: ms.search(None, ToyEvaluator(), run="r", sampler=object()),
+         "search takes no sampler=; here it is strategy=, which takes an Optuna sampler"),
+        (lambda: ms.search(None, ToyEvaluator()), "search needs run=, the folder of its run"),
+        (lambda: ms.attach("bert", masks.window(3)), "got 'bert'; open it first, as Auto"),
+        (lambda: ms.save_pretrained("folder", None), "the model comes first, then the folder"),
     ],
 )  # fmt: skip
 def test_a_wrong_argument_is_told_with_the_right_one(call, message):

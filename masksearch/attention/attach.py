@@ -467,6 +467,8 @@ def check_module(name: str, model: nn.Module) -> None:
         if isinstance(getattr(model, "model", None), nn.Module):  # a pipeline, a trainer
             rest = ", mask" if name == "attach" else ""
             got = f"{type(model).__name__}; give the model that it holds: ms.{name}(x.model{rest})"
+        elif isinstance(model, str | Path):
+            got += "; open it first, as AutoModelForSequenceClassification.from_pretrained(..)"
         raise TypeError(f"{name} takes a model (torch.nn.Module) first, got {got}")
 
 

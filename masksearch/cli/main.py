@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 
+from masksearch.cli import habits
 from masksearch.cli.check import check
 from masksearch.cli.doctor import doctor, installed_version
 from masksearch.cli.models import attach, export, sparsify
@@ -316,7 +317,7 @@ def run_program(program: typer.Typer, words: Sequence[str]) -> NoReturn:
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except ClickError as error:
-        fail(_usage_mistake(error))
+        fail(_usage_mistake(error, words))
     except (MaskSearchError, ValueError, OSError) as error:
         if os.environ.get("MASKSEARCH_DEBUG"):
             traceback.print_exc()
@@ -342,14 +343,19 @@ def _say_that_it_works(works: str, thread: int, over: threading.Event) -> None:
     return None
 
 
-def _usage_mistake(error: Any) -> str:
-    """Typer's message on words that are no command line of ours; the nearest option first."""
+def _usage_mistake(error: Any, words: Sequence[str]) -> str:
+    """Typer's message on words that are no command line of ours, and what is meant: the nearest
+    option, or what people write elsewhere."""
     near = getattr(error, "possibilities", None)
     if getattr(error, "option_name", "") == "--run":  # which other commands have
         return f"{error.message}; the run stands alone: {error.ctx.command_path} RUN"
+    message, meant = error.format_message(), habits.answer(error, words)
+    if meant and (
+        not near or habits.setting_of(getattr(error, "option_name", "")) in habits.SETTINGS
+    ):
+        return f"{message.rstrip('.')}; {meant}"
     if near:
         return f"{error.message}; did you mean {near[0]!r}?"
-    message = error.format_message()
     if message.endswith("?") or error.ctx is None:
         return str(message)
     return f"{message.rstrip('.')}; see: {error.ctx.command_path} --help"

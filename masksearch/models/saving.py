@@ -217,6 +217,8 @@ def _masks_to_save(model: nn.Module) -> tuple[dict[str, Mask], dict[str, Any]]:
     """The masks on a model that can be saved, and the other arguments of `attach`."""
     model = unwrapped(model)
     name = type(model).__name__
+    if isinstance(model, str | Path):
+        raise TypeError(f"the model comes first, then the folder: got the folder {model!s} first")
     if not isinstance(model, PreTrainedModel | MaskedLanguageModel):
         inner = next(iter(ways_inside(model) if isinstance(model, nn.Module) else ()), "model")
         raise AttachError(

@@ -458,7 +458,7 @@ def parse_constraint(
         ValueError: If the text does not read like that, or no mask has such a share.
         UnknownNameError: If NAME is neither a measure nor reported.
     """
-    match = PATTERN.fullmatch(text)
+    match = PATTERN.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f"a constraint reads like 'sparsity >= 0.9', got {text!r}")
     name, sign, limit = match[1], match[2], float(match[3])

@@ -547,6 +547,9 @@ def _check_executor(executor: Executor) -> None:
     Raises:
         SearchError: Shows the signature that is wanted.
     """
+    if isinstance(executor, type):
+        name = executor.__name__
+        raise SearchError(f"{name} is the class of an executor; write executor=ms.{name}()")
     if not callable(getattr(executor, "run", None)):
         raise SearchError(
             f"a {type(executor).__name__} is no executor: it has no "
