@@ -90,7 +90,7 @@ def attach(options: AttachOptions) -> None:
     """
     from masksearch.attention.attach import attach as attach_to
     from masksearch.attention.explain import explain
-    from masksearch.masks.text import names_run
+    from masksearch.masks.text import holds_saved_mask, names_run
     from masksearch.models.checkpoints import CONFIG, check_positions
     from masksearch.models.pretrained import count_positions
     from masksearch.models.saving import copy_tokenizer, limit_length, open_model, save_pretrained
@@ -98,7 +98,8 @@ def attach(options: AttachOptions) -> None:
 
     model, mask, lengths = options.model, options.mask, options.length or []
     say = partial(typer.echo, err=options.as_json)
-    if (Path(mask) / CONFIG).is_file() or ("(" in model and not Path(model).exists()):
+    swapped = (Path(mask) / CONFIG).is_file() and not holds_saved_mask(mask)
+    if swapped or ("(" in model and not Path(model).exists()):
         raise OptionsError(f"MODEL comes first, then MASK: masksearch attach {mask} {model!r}")
     folder = find_folder(model)
     if options.budget is not None:

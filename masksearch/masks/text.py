@@ -19,13 +19,14 @@ from typing import Any
 from torch import Tensor
 
 from masksearch.errors import MaskFormatError, MaskSearchError, unknown_name
-from masksearch.files import write_in_one_move
+from masksearch.files import object_in, path_inside, write_in_one_move
 from masksearch.masks.checks import MOST_NODES
 from masksearch.masks.core import RECIPES, Mask, check_mask
 
 LONGEST = 100_000  # characters of an expression
 LONGEST_PATH = 4096  # ... and of a place
 FILES = (".json", ".safetensors", ".npy")
+SAVED = "masksearch.json"  # of a model that was saved with its mask: names the mask's file
 BARE = ("...", "per_layer([...])", "per_head([...])")  # short texts that say nothing of a mask
 RUN = re.compile(r".[#@][\w.-]+$")  # how the name of a run's mask may end
 CUT = re.compile(r"\.\.\.| \[[0-9a-f]{8}\]$|\(\d+( ids|x\d)")  # where a short text leaves some out
@@ -102,7 +103,12 @@ def names_place(text: str) -> bool:
 
 def names_run(text: str) -> bool:
     """Whether a text names a run, and is no file and no expression."""
-    return names_place(text) and not text.endswith(FILES)
+    return names_place(text) and not text.endswith(FILES) and not holds_saved_mask(text)
+
+
+def holds_saved_mask(folder: Path | str) -> bool:
+    """Whether a folder is a model that was saved with its mask."""
+    return os.path.isfile(Path(folder, SAVED))  # noqa: PTH113 (nor is any text a path)
 
 
 def short(text: str) -> str:
@@ -329,7 +335,8 @@ def load_mask(path: Path | str) -> Mask:
     """Reads what `save_mask` wrote. Never runs code from the file.
 
     Args:
-        path: A `.json` or `.safetensors` file.
+        path: A `.json` or `.safetensors` file, or the folder of a model that was saved with one
+            mask.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -341,6 +348,7 @@ def load_mask(path: Path | str) -> Mask:
     window(2)
     """
     path = Path(path)
+    path = _file_of_saved(path) if holds_saved_mask(path) else path
     tensors: dict[str, Tensor] = {}
     if path.suffix not in (".json", ".safetensors"):
         raise MaskFormatError(
@@ -373,3 +381,12 @@ def load_mask(path: Path | str) -> Mask:
         return Mask.from_dict(data, tensors)
     except MaskFormatError as error:
         raise MaskFormatError(f"{path}: {error}") from error
+
+
+def _file_of_saved(folder: Path) -> Path:
+    """The file of the mask that a model was saved with."""
+    masks = object_in(folder / SAVED).get("masks")
+    files = [each.get("file") for each in masks.values()] if isinstance(masks, dict) else []
+    if len(files) != 1:
+        raise MaskFormatError(f"{folder}: names {len(files)} masks; give the file of one of them")
+    return path_inside(folder, str(files[0]))

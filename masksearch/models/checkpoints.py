@@ -40,7 +40,7 @@ from masksearch.attention.probe import refuse_family
 from masksearch.errors import DataError, LengthError, MaskFormatError
 from masksearch.masks import Mask
 from masksearch.masks.shape import Shape
-from masksearch.masks.text import load_mask
+from masksearch.masks.text import SAVED, load_mask
 
 SECONDS = 5.0  # for the Hub's first answer
 # What is downloaded: no pickle, no code.
@@ -56,7 +56,7 @@ UNREADABLE = (  # what transformers raises for files that it cannot read
     LookupError,
     AttributeError,
 )
-MANIFEST = "masksearch.json"
+MANIFEST = SAVED
 FORMAT = 1  # of the manifest
 VERSION = str(vars(sys.modules["masksearch"])["__version__"])
 NO_POOLER = {"add_pooling_layer": False}  # the one argument of a model's class that is stored

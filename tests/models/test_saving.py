@@ -104,6 +104,22 @@ def test_model_and_mask_come_back_bit_for_bit(tmp_path, mask):
     assert manifest["masks"] == {"self": {"file": "mask.json", "digest": mask.digest}}
 
 
+def test_a_saved_folder_stands_for_its_mask(tmp_path):
+    saved = save_pretrained(attach(bert(), MIXED), tmp_path / "one")
+    assert load_mask(saved) == masks.parse(str(saved)) == MIXED
+    sizes = {"d_model": WIDTH, "d_kv": 4, "d_ff": WIDTH, "num_layers": 1, "num_heads": HEADS}
+    t5 = hf.T5Model(hf.T5Config(vocab_size=VOCABULARY, **sizes))
+    parts = {"encoder": masks.window(2), "decoder": masks.window(3)}
+    several = save_pretrained(attach(t5, parts), tmp_path / "several")
+    with pytest.raises(MaskFormatError, match="names 2 masks; give the file of one"):
+        load_mask(several)
+    manifest = json.loads((tmp_path / "one" / "masksearch.json").read_text())
+    manifest["masks"][next(iter(manifest["masks"]))]["file"] = "../several/mask.json"
+    (tmp_path / "one" / "masksearch.json").write_text(json.dumps(manifest))
+    with pytest.raises(MaskFormatError, match="outside of itself"):
+        load_mask(tmp_path / "one")
+
+
 def test_transformers_does_not_open_the_model_without_its_mask(folder):
     """In a process that knows our attention; one that does not is in test_adapters.py."""
     expected = output(attach(bert(), MIXED))
