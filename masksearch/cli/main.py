@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import platform
@@ -327,6 +328,7 @@ def run_program(program: typer.Typer, words: Sequence[str]) -> NoReturn:
         fail(text, TRY_AGAIN if isinstance(error, ServerUnreachableError) else MISTAKE)
     finally:
         over.set()
+        gc.freeze()  # else the end looks through all that libraries have made, for a second
     sys.exit(code or 0)  # (typer answers Ctrl-C with 130)
 
 
