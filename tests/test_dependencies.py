@@ -131,7 +131,7 @@ def test_the_command_that_installs_an_extra_names_one_that_exists():
     assert install_command("decoders") == both  # the clone's, before an index is asked
     text = "".join(path.read_text(encoding="utf-8") for path in (*FILES, *DECODERS))
     asked = set(re.findall(r"(?:install_command|name_extra)\([\"'](\w+)", text))
-    assert {"ray", "hub", "postgresql", "tensorboard"} <= asked <= EXTRAS.keys()
+    assert {"ray", "hub", "postgresql"} <= asked <= EXTRAS.keys()
     pages = [
         ROOT / "README.md",
         *(ROOT / "docs").glob("*.md"),

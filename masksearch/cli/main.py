@@ -46,7 +46,7 @@ from masksearch.cli.search import (
     run_search,
     search,
 )
-from masksearch.errors import MaskSearchError, ServerUnreachableError, cut_middle
+from masksearch.errors import MaskSearchError, ServerUnreachableError, cut_middle, warn
 from masksearch.files import FULL
 from masksearch.neighbours import load_part, offered
 from masksearch.user_code import load_file
@@ -168,7 +168,7 @@ def demo(
         masksearch demo --data data
     """
     from masksearch.cli.demo import show_demo, write_data
-    from masksearch.loggers.console import progress
+    from masksearch.study.console import progress
 
     if data is not None:
         with progress("demo"):
@@ -269,6 +269,8 @@ def _read_known_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dic
     if (function := repeated(command)) is None:
         raise OptionsError(f"{run} holds the command {command!r}, which is not known")
     known = inspect.signature(function).parameters
+    if loggers := options.pop("log", None):
+        warn(f"{run}: loggers ({loggers}) are passed over; docs/running.md has listeners instead")
     if more := sorted(name for name in options.keys() - known if options[name] is not None):
         raise OptionsError(
             f"{run} holds options that `masksearch {command}` does not have "
