@@ -36,7 +36,7 @@ from masksearch.cli.options import (
     takes,
 )
 from masksearch.cli.pretrain import pretrain
-from masksearch.cli.report import proxy_card, report, status
+from masksearch.cli.report import report, status
 from masksearch.cli.resuming import read_command
 from masksearch.cli.search import (
     CompareOptions,
@@ -69,6 +69,7 @@ BEGIN = "Begin here"
 SEARCH = "1. Search masks"
 COMPARE = "2. Compare them, and say what may be claimed"
 MODELS = "3. Put a mask on a model"
+BESIDE = {"proxy-card": COMPARE}  # commands of distributions beside this one, but those on models
 
 
 class Program(CommandsInGroups):
@@ -87,7 +88,7 @@ class Program(CommandsInGroups):
             if (function := load_part("commands", name, "command")) is None:
                 self.list_commands(ctx)
             else:
-                command(MODELS, name)(function)
+                command(BESIDE.get(name, MODELS), name)(function)
                 self.commands.update(typer.main.get_group(app).commands)
         return self.commands.get(name)
 
@@ -287,7 +288,6 @@ command(SEARCH, "resume")(resume_command)
 command(SEARCH)(export)
 command(COMPARE)(compare)
 command(COMPARE)(report)
-command(COMPARE, "proxy-card")(proxy_card)
 command(MODELS)(attach)
 command(MODELS)(sparsify)
 command(MODELS)(pretrain)
