@@ -45,7 +45,6 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.gates.gates import Gates as Gates
     from masksearch.gates.units import Units as Units
     from masksearch.gates.units import trim as trim
-    from masksearch.loggers.console import progress as progress
     from masksearch.masks import Mask as Mask
     from masksearch.masks.shape import Shape as Shape
     from masksearch.masks.text import load_mask as load_mask
@@ -59,6 +58,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch.positions.analysis import importance as importance
     from masksearch.sparsifier import sparsify as sparsify
     from masksearch.strategies.halving import ParetoHalving as ParetoHalving
+    from masksearch.study.console import progress as progress
     from masksearch.user_code import budget_of as budget_of
 
 __version__ = "0.2.0"

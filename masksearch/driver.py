@@ -37,7 +37,6 @@ from masksearch.evaluators.wrappers import read_limits
 from masksearch.executors.local import Local
 from masksearch.gates.unit_costs import with_costs
 from masksearch.gates.units import Units
-from masksearch.loggers.console import Watcher
 from masksearch.masks.checks import whole
 from masksearch.masks.core import Mask
 from masksearch.models.encoders import READ_OUT
@@ -50,6 +49,7 @@ from masksearch.strategies.candidates import (
 )
 from masksearch.strategies.opening import FixedQueue, draw_enqueued, plan_opening
 from masksearch.strategies.samplers import Space
+from masksearch.study.console import Watcher
 from masksearch.study.records import describe_call, evaluator_settings, parse_constraint
 from masksearch.study.references import choose_best
 from masksearch.study.session import Limits, Session

@@ -290,8 +290,9 @@ def install_command(extra: str) -> str:
     """The command that installs an extra: from the clone that masksearch runs from, if it does."""
     clone = Path(__file__).parents[1]
     if (clone / "pyproject.toml").is_file():
-        beside = f' -e "{clone}/masksearch-{extra}"' * (clone / f"masksearch-{extra}").is_dir()
-        return f'pip install -e "{clone}[{extra}]"{beside}'
+        names = ["decoders", "bench"] if extra == "bench" else [extra]  # one asks for the other
+        folders = [path for name in names if (path := clone / f"masksearch-{name}").is_dir()]
+        return " ".join([f'pip install -e "{clone}[{extra}]"', *(f'-e "{p}"' for p in folders)])
     return f'pip install "masksearch[{extra}]"'  # adds to what is installed
 
 

@@ -15,7 +15,7 @@ from masksearch.errors import UnknownNameError, install_command
 
 EXTRAS = {  # group of entry points -> name -> the extra that brings it
     "strategies": {"allocate": "decoders"},
-    "commands": {"allocate": "decoders"},
+    "commands": {"allocate": "decoders", "proxy-card": "bench"},
     "parts": dict.fromkeys(
         ("--decoder", "gguf", "masksearch-plan", "MaskedCache", "kv_bytes"), "decoders"
     ),

@@ -43,7 +43,6 @@ from masksearch.evaluators.wrappers import read_limits
 from masksearch.files import object_in, path_inside, write_text_in_one_move
 from masksearch.gates.result import DamResult
 from masksearch.gates.unit_costs import WORK
-from masksearch.loggers.console import progress as progress_of_trainings
 from masksearch.masks.checks import at_least, whole
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Full
@@ -59,6 +58,7 @@ from masksearch.models.saving import (
 from masksearch.strategies.build import GATES, aim_gates, build_strategy, spec_of
 from masksearch.strategies.opening import hand_designed
 from masksearch.strategies.prune import NAME
+from masksearch.study.console import progress as progress_of_trainings
 from masksearch.study.records import read_budgets
 from masksearch.study.status import finished_trials
 from masksearch.tasks.glue.columns import Columns

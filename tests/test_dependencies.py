@@ -129,9 +129,11 @@ def test_the_command_that_installs_an_extra_names_one_that_exists():
     assert install_command("ray") == f'pip install -e "{ROOT}[ray]"'
     both = f'pip install -e "{ROOT}[decoders]" -e "{ROOT}/masksearch-decoders"'
     assert install_command("decoders") == both  # the clone's, before an index is asked
+    beside = f'-e "{ROOT}/masksearch-decoders" -e "{ROOT}/masksearch-bench"'
+    assert install_command("bench") == f'pip install -e "{ROOT}[bench]" {beside}'
     text = "".join(path.read_text(encoding="utf-8") for path in (*FILES, *DECODERS))
     asked = set(re.findall(r"(?:install_command|name_extra)\([\"'](\w+)", text))
-    assert {"ray", "hub", "postgresql", "tensorboard"} <= asked <= EXTRAS.keys()
+    assert {"ray", "hub", "postgresql"} <= asked <= EXTRAS.keys()
     pages = [
         ROOT / "README.md",
         *(ROOT / "docs").glob("*.md"),

@@ -91,6 +91,9 @@ def test_a_space_keeps_budgets_by_one_line(tmp_path):
 
 def test_trackers_take_each_finished_trial_with_its_curve(monkeypatch, tmp_path):
     [code] = [code for code in blocks(read("running.md"), "python") if "def to_mlflow" in code]
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    plugin = pytest.importorskip("tensorboard.plugins.hparams.plugin_data_pb2")
+    monkeypatch.chdir(tmp_path)
     mlflow, wandb = MagicMock(), MagicMock()
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
@@ -100,7 +103,7 @@ def test_trackers_take_each_finished_trial_with_its_curve(monkeypatch, tmp_path)
         ToyEvaluator(),
         **{"trials": 2, "strategy": "random", "run": tmp_path, "progress": None},
         baselines={},
-        listeners=[names["to_mlflow"], names["to_wandb"]],
+        listeners=[names[f"to_{each}"] for each in ("tensorboard", "mlflow", "wandb")],
     )
     titles = [f"trial {record.number}" for record in study.records()]
     assert [each.kwargs["run_name"] for each in mlflow.start_run.call_args_list] == titles
@@ -109,6 +112,14 @@ def test_trackers_take_each_finished_trial_with_its_curve(monkeypatch, tmp_path)
         for report in record.curve:
             mlflow.log_metrics.assert_any_call(dict(report.values), step=report.step)
             wandb.init().log.assert_any_call(dict(report.values), step=report.step)
+        shown = reader.EventAccumulator(f"tensorboard/{record.number}").Reload()
+        curve = [(event.step, pytest.approx(event.value)) for event in shown.Scalars("loss")]
+        assert [(report.step, report.values["loss"]) for report in record.curve] == curve
+        [final] = shown.Scalars("final/sparsity")
+        assert final.value == pytest.approx(record.measures["sparsity"])
+        content = shown.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        start = plugin.HParamsPluginData.FromString(content).session_start_info
+        assert start.hparams["reach"].number_value == record.params["reach"]
 
 
 @pytest.mark.nightly

@@ -25,7 +25,7 @@ RANKS = [
     # the search
     {"contracts", "user_code"},
     {"training", "tasks", "analysis"},
-    {"gates", "loggers", "study"},
+    {"gates", "study"},
     {"positions", "report"},
     {"evaluators"},
     {"strategies"},

@@ -21,9 +21,9 @@ from masksearch import masks
 from masksearch.analysis.pareto import Snapshot, learned_nothing, pareto, ranked
 from masksearch.cli.output import print_front
 from masksearch.contracts import Evaluate, Objective, Record, Report
-from masksearch.loggers.console import Watcher
 from masksearch.report.charts import paper_spec
 from masksearch.report.section import Section
+from masksearch.study.console import Watcher
 from masksearch.study.status import read_status, status_lines
 from masksearch.tasks.planted.process import PlantedProcess
 

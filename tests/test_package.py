@@ -159,7 +159,7 @@ for call in (lambda: ms.allocate, search):
 
 
 @pytest.mark.nightly
-def test_without_masksearch_decoders_its_names_say_what_to_install(installed, tmp_path):
+def test_without_a_distribution_beside_this_one_its_names_say_what_to_install(installed, tmp_path):
     how = {"cwd": tmp_path, "env": {"PATH": ""}, "capture_output": True, "text": True}
     done = subprocess.run([installed / "python", "-c", ALONE], check=True, **how)
     remedy = 'pip install "masksearch[decoders]"'
@@ -172,17 +172,19 @@ def test_without_masksearch_decoders_its_names_say_what_to_install(installed, tm
     (tmp_path / "run" / "command.json").write_text(
         '{"command": "allocate", "options": {"run": "run"}}'
     )
-    for words, what in (
-        (["allocate", "model", "text"], "command 'allocate'"),
-        (["resume", "run"], "command 'allocate'"),
-        (["compare", "full()", "--decoder", "x"], "option '--decoder'"),
-        (["attach", "x.gguf", "full()"], "file of kind 'gguf'"),
+    for words, what, extra in (
+        (["proxy-card", "run"], "command 'proxy-card'", "bench"),
+        (["allocate", "model", "text"], "command 'allocate'", "decoders"),
+        (["resume", "run"], "command 'allocate'", "decoders"),
+        (["compare", "full()", "--decoder", "x"], "option '--decoder'", "decoders"),
+        (["attach", "x.gguf", "full()"], "file of kind 'gguf'", "decoders"),
     ):
         done = subprocess.run([installed / "masksearch", *words], check=False, **how)
         assert done.returncode == 2, done.stdout
         *before, said = done.stderr.splitlines()
         assert all("masksearch: at work" in line for line in before)  # on a slow machine
-        assert said == f"error: {what} needs masksearch-decoders: {remedy}"
+        command = f'pip install "masksearch[{extra}]"'
+        assert said == f"error: {what} needs masksearch-{extra}: {command}"
     listed = subprocess.run([installed / "masksearch", "--help"], check=True, **how).stdout
     assert "pretrain" in listed
     assert "allocate" not in listed.replace("runs/allocate", "")

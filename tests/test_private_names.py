@@ -111,7 +111,7 @@ RAY: Table = {
     ),
 }  # fmt: skip
 TQDM: Table = {
-    ("tqdm:tqdm", written): (("_instances",), "loggers/console.py draws beside other bars")
+    ("tqdm:tqdm", written): (("_instances",), "study/console.py draws beside other bars")
 }
 TABLES = {"torch": TORCH, "transformers": TRANSFORMERS, "optuna": OPTUNA, "ray": RAY, "tqdm": TQDM}
 

@@ -125,6 +125,16 @@ def test_a_run_is_read_and_goes_on(stored):
     assert all(f"#{record.number}" in page for record in before)
 
 
+def test_a_run_with_loggers_goes_on_without_them(stored):
+    run = stored / "run"
+    text = (run / "command.json").read_text("utf-8").replace('"log": null', '"log": "csv"')
+    (run / "command.json").write_text(text, "utf-8")
+    with pytest.warns(UserWarning, match=r"loggers \(csv\) are passed over; docs/running\.md"):
+        study = ms.resume(run, trials=4)
+    assert study.records()[3].scored
+    assert not list(run.glob("log*"))
+
+
 @pytest.mark.slow
 def test_a_run_with_costs_of_kernels_is_reported_and_goes_on_nowhere(tmp_path, command):
     """Its objectives, `--costs latency,memory`, were those of no released version."""

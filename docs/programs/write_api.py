@@ -28,8 +28,8 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
     ),
     "Tables with a known optimum": (
         "masksearch_bench",
-        "Cell Datasheet Judged Table TableEvaluator TableSpec build judge load names "
-        "strategy summary",
+        "Cell Datasheet Judged ProxyCard Table TableEvaluator TableSpec build judge load names "
+        "proxy_card strategy summary",
     ),
     "Masks": ("masksearch", "load_mask Mask save_mask"),
     "A mask on a model": (
@@ -70,7 +70,6 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
     ),
     "In their rooms: models, data, results": (
         "",
-        "analysis.proxy_card.ProxyCard "
         "attention.explain.Explanation "
         "evaluators.wrappers.Cached gates.result.DamResult "
         "masks.lower.flex_block_mask masks.lower.lower masks.measure.fingerprint "
@@ -78,7 +77,7 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "models.pretrained.open_pretrained models.pretrained.Pretrained "
         "positions.analysis.diagonal_controls positions.attention_maps.attention_maps "
         "positions.attention_maps.AttentionMaps positions.result.Importance "
-        "report.collect.proxy_card sparsifier.Sparsified "
+        "sparsifier.Sparsified "
         "study.records.Constraint tasks.glue.columns.Columns tasks.glue.tasks.glue_score "
         "tasks.planted.graded.GradedProcess tasks.planted.process.PlantedProcess "
         "user_code.load_function user_code.shape_of",
@@ -88,7 +87,8 @@ ABOUT = {  # a sentence below a heading
     "Decoders: judged, allotted, served": "`from masksearch_decoders import allocate` "
     "([decoder](decoder.md)).",
     "Tables with a known optimum": "`from masksearch_bench import load, judge, build` "
-    "([maskbench](maskbench.md)).",
+    "([maskbench](maskbench.md)); "
+    "`proxy_card` judges short runs ([proxy](proxy.md#how-far-to-trust-a-proxy)).",
     "Parts of your own: types and protocols": "In `ms.contracts` "
     "([how to write one](write_your_own.md)).",
     "In their rooms: models, data, results": "Import them from their modules.",

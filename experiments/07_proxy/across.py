@@ -7,16 +7,15 @@ import math
 import numpy as np
 import pandas as pd
 
-from masksearch.analysis.pareto import on_front
-from masksearch.analysis.proxy_card import (
+from masksearch.analysis.pareto import default_goal, on_front
+from masksearch.analysis.stats import Floats, Interval
+from masksearch_bench.proxy import (
     ProxyCard,
     Resampling,
     align_seeds,
     bands_of,
-    default_goal,
     seed_mean,
 )
-from masksearch.analysis.stats import Floats, Interval
 
 
 def measured(card: ProxyCard, place: tuple[str, str, int]) -> Floats:

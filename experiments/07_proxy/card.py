@@ -21,9 +21,9 @@ from typing import Any
 import across
 import pandas as pd
 
-from masksearch.analysis.proxy_card import NOT_ANNEALED, ProxyCard, rate_proxy
 from masksearch.errors import MaskSearchError
 from masksearch.report.pictures import write_proxy
+from masksearch_bench.proxy import NOT_ANNEALED, ProxyCard, rate_proxy
 
 HERE = Path(__file__).parent
 RECORDED = {  # file of 04_halving_replay/results -> what its score is

@@ -4,8 +4,7 @@
 
 Ray is started with a head that runs nothing and two nodes of one CPU. After the eighth mask a busy
 node is killed without a word. Writes results/two_nodes.csv: how many masks were judged, and how
-many of those that a search in one process also judged have exactly its scores. `tensorboard
---logdir RUNS/.../tensorboard` shows the front as it grew.
+many of those that a search in one process also judged have exactly its scores.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from ray.cluster_utils import Cluster
 
 import masksearch as ms
 from masksearch.contracts import Record
-from masksearch.loggers.trackers import open_loggers
 
 KILL_AFTER, SMOKE_AFTER = 8, 2  # records
 
@@ -72,10 +70,7 @@ def main() -> None:
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, log_to_driver=False, logging_level="CRITICAL")
         folder = task.runs / f"{arm}_two_nodes" / str(seed)
-        with open_loggers(["tensorboard"], folder, task.evaluator.objectives) as loggers:
-            study = task.search(
-                arm, run=folder, executor=ms.RayTune(slots=2), listeners=[*loggers, cut]
-            )
+        study = task.search(arm, run=folder, executor=ms.RayTune(slots=2), listeners=[cut])
         ray.shutdown()
         cluster.shutdown()
         rows.append({"task": given.tasks, "arm": arm, "killed_nodes": int(bool(cut.killed))})

@@ -24,11 +24,11 @@ from table import compare_published
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.analysis.proxy_card import rate_proxy
 from masksearch.errors import MaskSearchError
 from masksearch.gates.discretise import least_density
 from masksearch.gates.result import DamResult
 from masksearch.tasks.glue import task_named
+from masksearch_bench.proxy import rate_proxy
 
 HERE = Path(__file__).parent
 TUNING = {  # of the dense models, by a pilot of these alone; other tasks have the last line's

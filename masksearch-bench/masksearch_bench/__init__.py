@@ -1,20 +1,45 @@
-"""Tables of masks with a known optimum, and what selectors of masks are worth on them."""
+"""Tables of masks with a known optimum, and what selectors of masks and short runs are worth.
 
-from masksearch_bench.build import TableSpec, build
-from masksearch_bench.judge import Judged, judge, strategy, summary
-from masksearch_bench.table import Cell, Datasheet, Table, TableEvaluator, load, names
+Every name is loaded when it is first used, as those of masksearch are.
+"""
 
-__all__ = [
-    "Cell",
-    "Datasheet",
-    "Judged",
-    "Table",
-    "TableEvaluator",
-    "TableSpec",
-    "build",
-    "judge",
-    "load",
-    "names",
-    "strategy",
-    "summary",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from masksearch import read_public_names
+from masksearch.errors import did_you_mean
+
+if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
+    from masksearch_bench.builder import TableSpec as TableSpec
+    from masksearch_bench.builder import build as build
+    from masksearch_bench.judging import Judged as Judged
+    from masksearch_bench.judging import judge as judge
+    from masksearch_bench.judging import strategy as strategy
+    from masksearch_bench.judging import summary as summary
+    from masksearch_bench.proxy import ProxyCard as ProxyCard
+    from masksearch_bench.proxy import proxy_card as proxy_card
+    from masksearch_bench.table import Cell as Cell
+    from masksearch_bench.table import Datasheet as Datasheet
+    from masksearch_bench.table import Table as Table
+    from masksearch_bench.table import TableEvaluator as TableEvaluator
+    from masksearch_bench.table import load as load
+    from masksearch_bench.table import names as names
+
+PUBLIC = read_public_names(__file__)
+__all__ = sorted(PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name when it is first used."""
+    if name not in PUBLIC:
+        hint = did_you_mean(name, PUBLIC)
+        raise AttributeError(f"module 'masksearch_bench' has no attribute {name!r}{hint}")
+    value = globals()[name] = getattr(importlib.import_module(PUBLIC[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """Every public name, loaded or not."""
+    return sorted({*globals(), *PUBLIC})

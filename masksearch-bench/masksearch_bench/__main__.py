@@ -23,8 +23,8 @@ from masksearch.cli.options import (
 )
 from masksearch.strategies.build import every_spec
 from masksearch.user_code import load_function
-from masksearch_bench.build import TableSpec, build
-from masksearch_bench.judge import BUDGETS, judge, strategy, summary
+from masksearch_bench.builder import TableSpec, build
+from masksearch_bench.judging import BUDGETS, judge, strategy, summary
 from masksearch_bench.table import family_of, load, names
 
 JUDGED, BUILT = "What is judged, and on which tables", "What is built"

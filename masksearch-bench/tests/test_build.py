@@ -16,7 +16,7 @@ from tiny_table import spec_of
 
 import masksearch as ms
 from masksearch_bench import build, judge, load, strategy
-from masksearch_bench.build import CELLS, environment
+from masksearch_bench.builder import CELLS, environment
 from masksearch_bench.tree import fits, tree_values
 from masksearch_decoders import CausalEvaluator, kv_bytes
 from masksearch_decoders.tasks.recall import Recall

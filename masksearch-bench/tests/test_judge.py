@@ -9,7 +9,7 @@ from scipy import stats
 
 import masksearch as ms
 from masksearch_bench import judge, strategy, summary
-from masksearch_bench.judge import seal
+from masksearch_bench.judging import seal
 from masksearch_bench.table import Table
 
 

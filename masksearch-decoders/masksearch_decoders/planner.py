@@ -32,11 +32,11 @@ from masksearch.driver import Study, search
 from masksearch.errors import DataError, NativeError, SearchError, check_name, warn
 from masksearch.files import object_in
 from masksearch.gates.units import Unit, read_levels, write_levels
-from masksearch.loggers.console import Display
 from masksearch.masks.baselines import default_local, widest_window
 from masksearch.masks.core import Mask
 from masksearch.masks.measure import ROUNDING
 from masksearch.strategies.build import StrategyRequest
+from masksearch.study.console import Display
 from masksearch.study.records import read_budgets
 from masksearch.study.status import clock
 from masksearch.tasks.splits import FEW

@@ -174,6 +174,13 @@ def beats_constant(values: Mapping[str, float]) -> dict[str, bool]:
     return beaten
 
 
+def default_goal(measure: str, objectives: Iterable[Objective] = ()) -> str:
+    """The direction in which a measure is better: its objective's, else min for a loss."""
+    lower = ("loss", "perplexity", "error", "seconds", "latency", "memory")
+    usual = "min" if measure.lower().endswith(lower) else "max"
+    return next((o.goal for o in objectives if o.name == measure), usual)
+
+
 def score_title(score: str, records: Iterable[Record]) -> str:
     """The name of a score for readers: the task's own, where the score is that of one task."""
     scored = [record.values for record in records if record.scored]

@@ -69,11 +69,6 @@ def build_evaluator(options: EvaluatorOptions, prefixes: Collection[str] | None 
     return evaluator
 
 
-def split_names(text: str) -> list[str]:
-    """The names of an option that takes several, separated by commas."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _judging_evaluator(options: EvaluatorOptions, texts: Mapping[str, str]) -> Evaluator:
     """The evaluator itself: the user's own, a decoder's, an embedding model's, GLUE's, that of
     masked language modelling on a corpus, or the planted one."""
@@ -157,7 +152,8 @@ def read_task(options: TaskOptions, weights: str | None) -> dict[str, Any]:
         if columns is None and not (weights and embeds_texts(weights, options.label)):
             raise OptionsError("--data needs --text COLUMN")
         return {"glue": data, "tasks": (columns,)}
-    names = [load_object(n) if ".py:" in n else n for n in split_names(options.tasks or "")]
+    names = [name.strip() for name in (options.tasks or "").split(",") if name.strip()]
+    names = [load_object(name) if ".py:" in name else name for name in names]
     fields_given = {"glue": glue, "tasks": tuple(names)}
     return {name: value for name, value in fields_given.items() if value}
 

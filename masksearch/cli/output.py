@@ -15,7 +15,6 @@ from masksearch.masks.measure import unread_note
 
 if TYPE_CHECKING:
     from masksearch.analysis.compare import ComparedMasks
-    from masksearch.analysis.proxy_card import ProxyCard
     from masksearch.contracts import Record, Shape
     from masksearch.driver import Study
     from masksearch.report.layout import TextTable
@@ -126,15 +125,6 @@ def print_table(table: TextTable, title: str | None = None, width: int = 160) ->
     if not console.is_terminal:  # tables are not squeezed into 80 columns
         console = Console(width=width)
     console.print(table.terminal(title, room=_table_room(console)))
-
-
-def print_proxy_card(card: ProxyCard) -> None:
-    """The budgets of a proxy card as a table."""
-    from masksearch.report.tables import REFERENCE, budgets_table
-
-    print_table(budgets_table(card))
-    if card.frame["reference"].any():
-        typer.echo(f"{REFERENCE} the reference itself")
 
 
 def sketch(table: Any) -> list[str]:

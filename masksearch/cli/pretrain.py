@@ -164,11 +164,11 @@ def _train_and_save(
     from masksearch.attention.attach import attach, detach
     from masksearch.evaluators.mlm import PRETRAINING
     from masksearch.files import write_text_in_one_move
-    from masksearch.loggers.console import progress
     from masksearch.masks.measure import keys_of_rows
     from masksearch.models.encoders import MaskedLanguageModel
     from masksearch.models.pretrained import hugging_face_model, use_their_epsilon
     from masksearch.models.saving import save_pretrained
+    from masksearch.study.console import progress
     from masksearch.training.checkpoints import Checkpoints
 
     keys_of_rows(mask, evaluator.shape)  # refuses a mask that does not fit

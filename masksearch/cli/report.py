@@ -1,4 +1,4 @@
-"""The commands that tell what there is: report (of runs, or of a mask), status, proxy-card."""
+"""The commands that tell what there is: report (of runs, or of a mask), status."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from masksearch.cli.options import (
     RunArgument,
     Storage,
     argument,
-    described,
-    described_values,
     option,
     takes,
 )
@@ -226,49 +224,3 @@ def status(run: RunArgument, as_json: Json = False) -> None:
         return
     lines = [status_lines(Path(name), each)[0] for name, each in states.items()]
     typer.echo("\n".join(lines or status_lines(run, state)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProxyCardOptions:
-    """Options of proxy-card."""
-
-    runs: list[Path] = argument("Run folders of searches or comparisons.", RUN, "RUN...")
-    storage: Storage = None
-    out: Path | None = option(
-        "Write the table (NAME.csv) or the figure (any other ending) to this file.",
-        *(OUTPUT, "not written", "FILE"),
-    )
-    as_json: Json = False
-    proxy: str | None = described(RUN)
-    target: str | None = described(RUN)
-    reference: str | None = described(RUN)
-
-
-@takes({"": "masksearch.report.collect:proxy_card"})
-def proxy_card(options: ProxyCardOptions) -> None:
-    """Say how far to trust short runs: whether they rank masks as longer ones or GLUE do.
-
-    Bands of density, bootstrap samples and what is asked of a short run: proxy_card.
-
-    Examples:
-        masksearch proxy-card runs/search
-        masksearch proxy-card runs/search --target score --out runs/card.png
-    """
-    from masksearch.cli.output import print_proxy_card
-    from masksearch.report.collect import proxy_card as card_of
-    from masksearch.report.pictures import write_proxy
-
-    out = options.out
-    card = card_of(options.runs, storage=options.storage, **described_values(options))
-    if out is not None and out.suffix == ".csv":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        card.frame.to_csv(out, index=False)
-    elif out is not None:
-        write_proxy(card, out)
-    if options.as_json:
-        typer.echo(json.dumps(card.to_dict()))
-        return
-    print_proxy_card(card)
-    typer.echo(card.verdict())
-    if out is not None:
-        typer.echo(f"written: {out}")

@@ -100,10 +100,6 @@ class SearchOptions(JudgeOptions):
         "What a unit is: head, layer, or kv_head (of decoders: the heads that share keys).",
         *(ALLOCATION, "head", "NAME"),
     )
-    log: str | None = option(
-        "Loggers, separated by commas: csv, tensorboard.",
-        *(OUTPUT, "none", "NAMES"),
-    )
     as_json: Json = False
     seconds: float | None = described(SEARCHED)
     seed: int | None = described(SEARCHED)
@@ -175,7 +171,6 @@ def run_search(options: SearchOptions) -> Study:
         build_evaluator,
         build_executor,
         read_halving,
-        split_names,
         split_settings,
         strategy_options,
         unit_levels,
@@ -183,7 +178,6 @@ def run_search(options: SearchOptions) -> Study:
     from masksearch.driver import search
     from masksearch.evaluators.wrappers import read_limits
     from masksearch.gates.unit_costs import build_units
-    from masksearch.loggers.trackers import open_loggers
     from masksearch.masks import FAMILIES
     from masksearch.strategies.build import spec_of
     from masksearch.user_code import load_function
@@ -201,7 +195,7 @@ def run_search(options: SearchOptions) -> Study:
     if options.trials is None and options.seconds is None:
         options = replace(options, trials=spec.trials)
     enqueued = _read_enqueued(options.enqueue)
-    names, executor = split_names(options.log or ""), build_executor(options)
+    executor = build_executor(options)
     space: Any = None if options.space is None else load_function(options.space)
     evaluator = build_evaluator(options, None)
     evaluator, budgets = read_limits(evaluator, options.budget, options.work)
@@ -212,10 +206,7 @@ def run_search(options: SearchOptions) -> Study:
     baselines = {} if options.baselines is False else baselines
     if levels and spec.space != "none":
         space = build_units(units, evaluator.shape, evaluator.kv_head_count)
-    with (
-        open_loggers(names, run, evaluator.objectives) as loggers,
-        resumable(run, "search", vars(options)),
-    ):
+    with resumable(run, "search", vars(options)):
         return search(
             space,
             evaluator,
@@ -231,7 +222,6 @@ def run_search(options: SearchOptions) -> Study:
             constraints=tuple(options.constraint or ()),
             budget=budgets,
             baselines=baselines,
-            listeners=loggers,
             enqueue=enqueued,
         )
 

@@ -16,12 +16,12 @@ from optuna.storages import BaseStorage
 
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import SPARSITIES
-from masksearch.analysis.proxy_card import FEWEST, ProxyCard, observe, rate_proxy
 from masksearch.analysis.verdict import count
 from masksearch.contracts import Objective, OneShot, Record, Shape, read_split
 from masksearch.errors import MaskFormatError, MaskSearchError, SearchError, without_controls
 from masksearch.files import path_inside, read_object
 from masksearch.gates.result import DamResult
+from masksearch.neighbours import load_part
 from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.page import write_report
 from masksearch.report.section import Recipe, Section, evaluate_line, recipe_of
@@ -31,8 +31,6 @@ from masksearch.study.store import StudyStore, holds_study
 
 NOTES = "notes.json"  # facts and verdicts that a program left in the run folder
 COMMAND = "command.json"  # what the command line left there
-RESAMPLES = 300  # draws of the bootstrap of a page's proxy card
-CARD_MASKS = 500  # that a page's proxy card is judged on; its pairs are compared one by one
 LONGEST = 40  # characters of a setting that may stand in a section's title
 ROWS = {  # by which rows masks were judged -> how a section says it
     "validation": "what the searches saw",
@@ -264,7 +262,7 @@ def _section_on(studies: Sequence[StoredStudy], title: str, facts: Mapping[str, 
         {"protocol": main.facts.get("protocol", ""), **_limits_of(searches), **facts},
         main.shape,
         dam_health(searches),
-        _card_of_studies(studies),
+        judge(studies) if (judge := load_part("parts", "proxy-card", "part")) else None,
         [study.recipe for study in studies],
         _searches_of([study for name, study in pairs if name not in unfinished]),
         {name: study.run for name, study in pairs},
@@ -339,101 +337,6 @@ def name_groups(groups: Sequence[Sequence[StoredStudy]]) -> list[str]:
         else ", ".join(filter(None, [title, f"protocol {studies[0].facts.get('protocol', '')}"]))
         for title, studies in zip(titles, groups, strict=True)
     ]  # fmt: skip
-
-
-def _card_of_studies(studies: Sequence[StoredStudy]) -> ProxyCard | None:
-    """The card of a report's own studies; None where their runs cannot give one, or decide none.
-
-    The first objective is the target; the proxy is the loss where it is reported along the
-    way, else the objective itself. Of many masks it takes every so many (`_some_masks`).
-    """
-    scored = [record for study in studies for record in study.records if record.scored]
-    target = studies[0].objectives[0].name
-    along = {name for r in scored for report in r.curve[:-1] for name in report.values}
-    proxy = "loss" if "loss" in along else target
-    if len({record.fingerprint for record in scored}) < FEWEST or proxy not in along:
-        return None
-    try:
-        card = rate_proxy(
-            observe({str(study.run): _some_masks(study.records) for study in studies}),
-            proxy=proxy,
-            target=target,
-            objectives=studies[0].objectives,
-            resamples=RESAMPLES,
-        )
-    except SearchError:  # too few masks have both values, or there is no shorter budget
-        return None
-    return None if card.objections else card  # nobody has asked: undecided, it stays away
-
-
-def _some_masks(records: Sequence[Record]) -> list[Record]:
-    """The records of at most `CARD_MASKS` masks, evenly over their order, with all their seeds."""
-    masks = list(dict.fromkeys(record.fingerprint for record in records))
-    some = {*masks[:: -(-len(masks) // CARD_MASKS) or 1]}
-    return [record for record in records if record.fingerprint in some]
-
-
-def proxy_card(
-    runs: Path | str | Sequence[Path | str],
-    *,
-    proxy: str = "loss",
-    target: str | None = None,
-    reference: Path | str | None = None,
-    bands: int | None = None,
-    fraction: float = 0.9,
-    resamples: int = 1000,
-    storage: str | BaseStorage | None = None,
-) -> ProxyCard:
-    """Judges short runs: whether they rank masks as longer ones, or another score, do.
-
-    Ranks the masks of finished runs by a cheap measure at every budget and compares that with
-    the reference: the same measure at the longest budget, or another one that counts (the GLUE
-    score). Within density bands, against the noise ceiling (two seeds).
-
-    Args:
-        runs: Run folders of searches and comparisons (or folders that hold several).
-        proxy: The cheap measure, by the name it is reported under.
-        target: The measure that counts, likewise; None = the proxy at the longest budget.
-        reference: Run folder to compare the others with; None = none. It is needed where the runs
-            come from several protocols (of 200, 800 and 3,200 steps, say), each of which is then
-            judged at its end, and need not be among `runs`.
-        bands: Density bands of about equally many masks; None = factors of two.
-        fraction: Share of the noise ceiling that a trusted budget keeps, in (0, 1].
-        resamples: Draws of the bootstrap behind the 95% intervals (>= 1).
-        storage: One outside of the run folders that these may name.
-
-    Returns:
-        With `.verdict()`, `.frame`, `.valid_from` and `.to_dict()`.
-
-    Raises:
-        SearchError: If a folder holds no run, runs have no curves, protocols are mixed without
-            a reference, or fewer than two masks can be compared.
-        UnknownNameError: If no run reports such a measure.
-        ValueError: If an argument is out of range.
-    """
-    folders = [runs] if isinstance(runs, Path | str) else list(runs)
-    named = {Path(each).resolve(): str(each) for each in folders}
-    compared_with = (
-        None if reference is None else named.setdefault(Path(reference).resolve(), str(reference))
-    )
-    for folder, name in named.items():
-        if not folder.is_dir():
-            raise SearchError(f"{name}: no such run folder")
-    studies = {n: studies_in(Path(n), storage, alone=False) for n in named.values()}
-    return rate_proxy(
-        observe(
-            {n: [r for each in of_name for r in each.records] for n, of_name in studies.items()},
-            compared_with,
-        ),
-        proxy=proxy,
-        target=target,
-        objectives=[
-            o for of_name in studies.values() for each in of_name for o in each.objectives
-        ],
-        bands=bands,
-        fraction=fraction,
-        resamples=resamples,
-    )
 
 
 def dam_health(searches: Sequence[StoredStudy]) -> DamRuns:

@@ -10,6 +10,7 @@ import math
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -20,7 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.contracts import Shape
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
@@ -260,7 +260,7 @@ LINES = {
 
 
 @rc_context(PRINT)
-def plot_proxy(card: ProxyCard) -> Figure:
+def plot_proxy(card: Any) -> Figure:
     """Agreement within density bands against budget, and every mask's value against budget.
 
     Left: tau-b of means with its interval shaded, one seed against another, and the noise ceiling.
@@ -301,7 +301,7 @@ def plot_proxy(card: ProxyCard) -> Figure:
     return figure
 
 
-def write_proxy(card: ProxyCard, path: Path | str) -> Path:
+def write_proxy(card: Any, path: Path | str) -> Path:
     """Writes the figure (`.png`, `.pdf`, `.svg`); folders are made."""
     return write_figure(plot_proxy(card), Path(path))
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from masksearch.analysis.compare import ComparedMasks
-from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.analysis.search_curves import Searches
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.report.dam import DamRuns
@@ -141,7 +140,7 @@ class Section:
         facts: What a reader must know (protocol, data, steps, machine).
         shape: What the masks were lowered to; without it no mask is drawn.
         dam: Health cards of the DAM runs among the records, and what they say together.
-        proxy: How far to trust the short runs among the records.
+        proxy: How far to trust the short runs among the records: a ProxyCard of masksearch-bench.
         recipes: How each study was made.
         searches: Strategy -> search seed -> records, where strategies ran with several seeds.
         runs: Name of a search -> its run folder, where it has one.
@@ -157,7 +156,7 @@ class Section:
     facts: Mapping[str, str] = field(default_factory=dict)
     shape: Shape | None = None
     dam: DamRuns = field(default_factory=DamRuns)
-    proxy: ProxyCard | None = None
+    proxy: Any = None
     recipes: Sequence[Recipe] = ()
     searches: Searches = field(default_factory=dict)
     runs: Mapping[str, Path] = field(default_factory=dict)

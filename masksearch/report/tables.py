@@ -12,6 +12,7 @@ import optuna
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import (
     SPARSITIES,
+    default_goal,
     hypervolume,
     learned_nothing,
     pareto,
@@ -19,10 +20,9 @@ from masksearch.analysis.pareto import (
     sparsities_differ,
     sparsity_of,
 )
-from masksearch.analysis.proxy_card import ProxyCard, default_goal, interval_text
 from masksearch.analysis.runs import Against
 from masksearch.analysis.search_curves import Searches, compare_searches, curves_of, without_rte
-from masksearch.analysis.stats import decimals_for, format_estimate, format_p
+from masksearch.analysis.stats import Interval, decimals_for, format_estimate, format_p
 from masksearch.contracts import NLL_INCREASE, Objective, Record, is_side_value
 from masksearch.gates.result import Health
 from masksearch.report.layout import DASH, Cell, TextTable, text_table, words
@@ -382,8 +382,13 @@ def health_table(health: Health) -> TextTable:
     return text_table([dict(zip(CARD, row, strict=True)) for row in health.rows], text=CARD)
 
 
-def budgets_table(card: ProxyCard) -> TextTable:
-    """One row a budget: agreement with the reference, regret."""
+def interval_text(row: Any, name: str) -> str:
+    """A statistic of a row of a proxy card's frame, with its interval."""
+    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"]).text(decimals=2)
+
+
+def budgets_table(card: Any) -> TextTable:
+    """One row a budget of a proxy card: agreement with the reference, regret."""
     several = card.frame["schedule"].nunique() > 1
     rows = [
         {

@@ -14,7 +14,7 @@ from other_process import python
 from transformers import LlamaConfig
 
 import masksearch as ms
-from masksearch.report.collect import proxy_card
+from masksearch_bench import proxy_card
 from masksearch_decoders import CausalEvaluator, allocate, kv_bytes
 from tests.parsed import every_command
 

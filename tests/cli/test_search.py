@@ -1,6 +1,5 @@
 """Long searches on the command line: status, resume, stops, executors, halving, logs."""
 
-import csv
 import json
 import os
 import signal
@@ -203,18 +202,6 @@ def test_halving_ends_trials_early(command, tmp_path, job):
     err = command.refused(*words, "--halving", "few")
     assert "--halving takes steps such as 62,125,250, got 'few'" in err
     assert "belongs to another search (scheduler: was" in command.refused(*words)
-
-
-@pytest.mark.slow
-def test_log_csv_has_a_row_a_record(command, tmp_path, job):
-    folder = tmp_path / "run"
-    command(*job, "--trials", 3, "--run", folder, "--log", "csv")
-    command("resume", folder, "--trials", 5)
-    with (folder / "log.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert sorted(int(row["number"]) for row in rows) == list(range(len(rows)))
-    assert sum(row["status"] == "done" for row in rows) == 5
-    assert "did you mean 'csv'" in command.refused(*job, "--run", tmp_path / "x", "--log", "csw")
 
 
 @pytest.mark.nightly

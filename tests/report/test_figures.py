@@ -14,13 +14,13 @@ from matplotlib.style import library
 from matplotlib.text import Text
 
 from masksearch import masks
-from masksearch.analysis.proxy_card import ProxyCard
 from masksearch.analysis.stats import Interval
 from masksearch.contracts import Report, generator
 from masksearch.errors import HeadCountError
 from masksearch.report.dam import plot_agreement, plot_dam, plot_gates, plot_offsets, plot_switches
 from masksearch.report.pictures import plot_masks, plot_proxy
 from masksearch.report.style import write_figure
+from masksearch_bench.proxy import ProxyCard
 
 
 def words(figure):

@@ -14,8 +14,8 @@ from toy import ToyEvaluator, space
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.report.collect import proxy_card
 from masksearch.study.store import follow_storage
+from masksearch_bench import proxy_card
 
 PASSWORD = "the-users-own-password"
 RULE = "names a storage outside of itself, and a run folder may come from a stranger"

@@ -12,22 +12,28 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from optuna.storages import BaseStorage
 
-from masksearch.analysis.pareto import sparsity_of
+from masksearch.analysis.pareto import default_goal, sparsity_of
 from masksearch.analysis.stats import Floats, Interval
 from masksearch.contracts import Objective, Record, is_side_value, mixed_seed
 from masksearch.errors import SearchError, check_name, unknown_name
+from masksearch.report.collect import StoredStudy, studies_in
+from masksearch.report.tables import interval_text
 
 CellKey = tuple[str, str, int]  # measure, schedule, budget
 Counts = NDArray[np.int64]
 CURVE = "one run"  # every budget of a mask is a report along one and the same run
 CHANCE = 0.5  # a tau that unrelated rankings may not reach by luck (95%) where masks are enough
 FEWEST = 10  # masks in one band for which `chance` is below that
+RESAMPLES = 300  # draws of the bootstrap of a page's card
+PAGE_MASKS = 500  # that a page's card is judged on; its pairs are compared one by one
 LOW = 0.5  # noise ceiling below which seeds turn round a quarter of the pairs
 NOT_ANNEALED = (
     "Every budget is a report along one run of the full length; a run that is planned to be that "
@@ -39,13 +45,6 @@ SETTINGS = (
 
 
 # -- observations ------------------------------------------------------------------------------
-def default_goal(measure: str, objectives: Iterable[Objective] = ()) -> str:
-    """The direction in which a measure is better: its objective's, else min for a loss."""
-    lower = ("loss", "perplexity", "error", "seconds", "latency", "memory")
-    usual = "min" if measure.lower().endswith(lower) else "max"
-    return next((o.goal for o in objectives if o.name == measure), usual)
-
-
 def observe(runs: Mapping[str, Iterable[Record]], reference: str | None = None) -> pd.DataFrame:
     """Every report of every finished run, a row a value.
 
@@ -628,6 +627,97 @@ def _figure_lines(card: ProxyCard) -> list[str]:
     return lines
 
 
-def interval_text(row: pd.Series[Any], name: str) -> str:
-    """A statistic of a row of the frame with its interval."""
-    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"]).text(decimals=2)
+# -- stored runs ---------------------------------------------------------------------------------
+def proxy_card(
+    runs: Path | str | Sequence[Path | str],
+    *,
+    proxy: str = "loss",
+    target: str | None = None,
+    reference: Path | str | None = None,
+    bands: int | None = None,
+    fraction: float = 0.9,
+    resamples: int = 1000,
+    storage: str | BaseStorage | None = None,
+) -> ProxyCard:
+    """Judges short runs: whether they rank masks as longer ones, or another score, do.
+
+    Ranks the masks of finished runs by a cheap measure at every budget and compares that with
+    the reference: the same measure at the longest budget, or another one that counts (the GLUE
+    score). Within density bands, against the noise ceiling (two seeds).
+
+    Args:
+        runs: Run folders of searches and comparisons (or folders that hold several).
+        proxy: The cheap measure, by the name it is reported under.
+        target: The measure that counts, likewise; None = the proxy at the longest budget.
+        reference: Run folder to compare the others with; None = none. It is needed where the runs
+            come from several protocols (of 200, 800 and 3,200 steps, say), each of which is then
+            judged at its end, and need not be among `runs`.
+        bands: Density bands of about equally many masks; None = factors of two.
+        fraction: Share of the noise ceiling that a trusted budget keeps, in (0, 1].
+        resamples: Draws of the bootstrap behind the 95% intervals (>= 1).
+        storage: One outside of the run folders that these may name.
+
+    Returns:
+        With `.verdict()`, `.frame`, `.valid_from` and `.to_dict()`.
+
+    Raises:
+        SearchError: If a folder holds no run, runs have no curves, protocols are mixed without
+            a reference, or fewer than two masks can be compared.
+        UnknownNameError: If no run reports such a measure.
+        ValueError: If an argument is out of range.
+    """
+    folders = [runs] if isinstance(runs, Path | str) else list(runs)
+    named = {Path(each).resolve(): str(each) for each in folders}
+    compared_with = (
+        None if reference is None else named.setdefault(Path(reference).resolve(), str(reference))
+    )
+    for folder, name in named.items():
+        if not folder.is_dir():
+            raise SearchError(f"{name}: no such run folder")
+    studies = {n: studies_in(Path(n), storage, alone=False) for n in named.values()}
+    return rate_proxy(
+        observe(
+            {n: [r for each in of_name for r in each.records] for n, of_name in studies.items()},
+            compared_with,
+        ),
+        proxy=proxy,
+        target=target,
+        objectives=[
+            o for of_name in studies.values() for each in of_name for o in each.objectives
+        ],
+        bands=bands,
+        fraction=fraction,
+        resamples=resamples,
+    )
+
+
+def card_of_studies(studies: Sequence[StoredStudy]) -> ProxyCard | None:
+    """The card of a report's own studies; None where their runs cannot give one, or decide none.
+
+    The first objective is the target; the proxy is the loss where it is reported along the
+    way, else the objective itself. Of many masks it takes every so many (`_some_masks`).
+    """
+    scored = [record for study in studies for record in study.records if record.scored]
+    target = studies[0].objectives[0].name
+    along = {name for r in scored for report in r.curve[:-1] for name in report.values}
+    proxy = "loss" if "loss" in along else target
+    if len({record.fingerprint for record in scored}) < FEWEST or proxy not in along:
+        return None
+    try:
+        card = rate_proxy(
+            observe({str(study.run): _some_masks(study.records) for study in studies}),
+            proxy=proxy,
+            target=target,
+            objectives=studies[0].objectives,
+            resamples=RESAMPLES,
+        )
+    except SearchError:  # too few masks have both values, or there is no shorter budget
+        return None
+    return None if card.objections else card  # nobody has asked: undecided, it stays away
+
+
+def _some_masks(records: Sequence[Record]) -> list[Record]:
+    """The records of at most `PAGE_MASKS` masks, evenly over their order, with all their seeds."""
+    masks = list(dict.fromkeys(record.fingerprint for record in records))
+    some = {*masks[:: -(-len(masks) // PAGE_MASKS) or 1]}
+    return [record for record in records if record.fingerprint in some]

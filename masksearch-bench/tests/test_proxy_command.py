@@ -10,7 +10,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import SearchError
-from masksearch.report.collect import proxy_card
+from masksearch_bench import proxy_card
 
 pytestmark = pytest.mark.slow  # they share a run that takes seconds
 
