@@ -305,7 +305,7 @@ class SparsifyOptions(TaskOptions):
     as_json: Json = False
 
 
-@takes({"": "masksearch.sparsifier:sparsify"})
+@takes({"": "masksearch.sparsifier:sparsify"}, config=True)
 def sparsify(options: SparsifyOptions) -> None:
     """Fine-tune an encoder, search a sparse mask for it by its task, recover it, and save both.
 

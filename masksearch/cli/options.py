@@ -21,7 +21,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from masksearch.errors import MaskSearchError
+from masksearch.errors import HIDDEN, MaskSearchError, check_name
 
 Options = TypeVar("Options")
 
@@ -311,7 +311,7 @@ NAMED = (ast.ClassDef, ast.FunctionDef)
 
 
 def takes(
-    paths: Mapping[str, str] = {},
+    paths: Mapping[str, str] = {}, *, config: bool = False
 ) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
     """Makes a command of a function of options, which are a dataclass: its fields, those of the
     class itself first.
@@ -320,6 +320,7 @@ def takes(
         paths: When it is used, in words ("" = always) -> `"package.module:Name"` of what has the
             arguments that are `described`. The first that documents one says what it is; others
             add their default where it differs.
+        config: Whether a file may give options, `--config`.
     """
     uses = {when: read_arguments(path) for when, path in paths.items()}
 
@@ -340,7 +341,7 @@ def takes(
         kind: Any = next(iter(get_type_hints(command).values()))
         hints = get_type_hints(kind, include_extras=True)
         first = kind.__annotations__  # of the class itself
-        parameters = []
+        parameters = [CONFIG] if config else []
         for each in sorted(fields(kind), key=lambda each: each.name not in first):
             hint, shown = hints[each.name], each.metadata.get("option")
             if (group := each.metadata.get("group")) is not None:
@@ -356,6 +357,7 @@ def takes(
 
         @wraps(command)
         def run(**values: Any) -> None:
+            values.pop(CONFIG.name, None)
             paths = {n: v.expanduser() for n, v in values.items() if isinstance(v, Path)}
             command(kind(**values | paths))
 
@@ -366,6 +368,51 @@ def takes(
     return decorate
 
 
+def _read_config(ctx: typer.Context, path: Path | None) -> None:
+    """Takes options that the command line leaves out from a file: as `NAME: value`, or what a run
+    has stored, but for the run's own folder.
+
+    Raises:
+        OptionsError: If the file cannot be read, is of another command, or has other names.
+    """
+    if path is None:
+        return
+    import yaml
+
+    try:
+        stored = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise OptionsError(f"--config {path} cannot be read: {error}") from error
+    if isinstance(stored, dict) and stored.keys() == {"command", "options"}:
+        if stored["command"] != ctx.info_name:
+            raise OptionsError(f"--config {path} is of masksearch {stored['command']}")
+        stored = {n: v for n, v in stored["options"].items() if n not in ("run", "out")}
+    if not isinstance(stored, dict):
+        raise OptionsError(f"--config {path} holds no options; write NAME: value, one a line")
+    known = {each.name for each in ctx.command.params} - {CONFIG.name}
+    given = {str(name).replace("-", "_"): value for name, value in stored.items()}
+    for name in given:
+        check_name(f"option in {path}", name, known)
+    if HIDDEN in str(given):
+        raise OptionsError(f"{path} keeps no secrets; write them where {HIDDEN} stands")
+    ctx.default_map = {name: value for name, value in given.items() if value is not None}
+
+
+CONFIG = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Path | None,
+        typer.Option(
+            help="Options from a file, YAML or the command.json of a run; those given here win.",
+            rich_help_panel=OUTPUT,
+            metavar="FILE",
+            callback=_read_config,
+            is_eager=True,
+        ),
+    ],
+)
 EXAMPLES = "Examples:\n"
 LAST = "Output"  # the group that stands last, with --help
 WIDEST = {"max_content_width": 120}  # characters, on a terminal that has as many

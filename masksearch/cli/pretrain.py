@@ -68,7 +68,7 @@ class PretrainOptions:
     steps: int | None = described(TRAINING)
 
 
-@takes({"": "masksearch.evaluators.mlm:MlmEvaluator"})
+@takes({"": "masksearch.evaluators.mlm:MlmEvaluator"}, config=True)
 def pretrain(options: PretrainOptions) -> None:
     """Pre-train one model under a mask: a large run. Repeating the command goes on with it.
 

@@ -396,7 +396,7 @@ def _say_where(run: Path) -> None:
     typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")
 
 
-@takes(TAKEN_FROM)
+@takes(TAKEN_FROM, config=True)
 def search(options: SearchOptions) -> None:
     """Search for sparse masks that score well. Repeating the command goes on where it stopped.
 
@@ -417,7 +417,7 @@ def search(options: SearchOptions) -> None:
         _say_where(study.run)
 
 
-@takes(TAKEN_FROM)
+@takes(TAKEN_FROM, config=True)
 def compare(options: CompareOptions) -> None:
     """Judge masks side by side: found, hand-designed, random, dense. All share their seeds.
 

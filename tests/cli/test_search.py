@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,6 +45,31 @@ def test_resume_repeats_the_command_with_another_budget(command, monkeypatch, tm
     command("resume", tmp_path / "part", "--trials", 9)
     command(*job, *parts, "--trials", 9, "--run", "whole")
     assert outcome(ms.Study(tmp_path / "part")) == outcome(ms.Study("whole"))
+
+
+def test_a_file_gives_the_options_that_the_command_line_leaves_out(command, tmp_path, job):
+    command(*job, "--strategy", "random", "--seed", 3, "--trials", 2, "--run", tmp_path / "one")
+    stored = tmp_path / "one" / "command.json"
+    command("search", "--config", stored, "--run", tmp_path / "two")  # its own folder is not taken
+    assert outcome(ms.Study(tmp_path / "one")) == outcome(ms.Study(tmp_path / "two"))
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        f"space: {job[1]}\nevaluator: {job[3]}\nconstraint: [sparsity >= 0]\ntrials: 9\n"
+    )
+    command("search", "--config", own, "--trials", 1, "--run", tmp_path / "three")
+    assert len(ms.Study(tmp_path / "three").records()) == 1
+    assert json.loads((tmp_path / "three" / "command.json").read_text())["options"][
+        "constraint"
+    ] == ["sparsity >= 0"]
+    for text, message in (
+        ("trails: 3", "unknown option in .* 'trails'; did you mean 'trials'"),
+        ("- 3", "holds no options; write NAME: value"),
+        ("{", "cannot be read"),
+        ("set: ['token=***']", "keeps no secrets"),
+    ):
+        own.write_text(text)
+        assert re.search(message, command.refused("search", "--config", own))
+    assert "is of masksearch search" in command.refused("compare", "--config", stored)
 
 
 def test_the_stored_command_is_the_last_that_was_not_refused(command, tmp_path, job):
