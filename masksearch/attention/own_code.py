@@ -220,7 +220,7 @@ def verify(
     Raises:
         AttachError: If outputs differ by more than rounding, or no copy can be made.
     """
-    calls: dict[type, Any] = {}
+    calls: dict[Any, Any] = {}
 
     def note(module: nn.Module, *call: Any) -> None:
         calls.setdefault(type(module), (module, call))
