@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -112,7 +111,7 @@ def _attend(
     bias: Tensor | None = None,
     scaling: float | None = None,
 ) -> Tensor:
-    """What the interface computes, `[batch, n, heads * size]`; see `_masked_attention`."""
+    """Has the interface compute, `[batch, n, heads * size]`; see `_masked_attention`."""
     name = module.config._attn_implementation
     compute = ALL_ATTENTION_FUNCTIONS.get_interface(name, sdpa_attention_forward)
     how = {"dropout": module.dropout.p if module.training else 0.0, "scaling": scaling}
@@ -180,8 +179,8 @@ def has_adapter(config: Any) -> bool:
 
 
 def own_modules(modules: Iterable[nn.Module]) -> list[nn.Module]:
-    """Those that an adapter can be put on: none of a decoder, nor with a forward of its own."""
-    mine = [m for m in modules if _name(type(m)) in ADAPTERS and "forward" not in vars(m)]
+    """Those that an adapter can be put on: none where one is a decoder's."""
+    mine = [each for each in modules if _name(type(each)) in ADAPTERS]
     return [] if any(getattr(each, "is_decoder", False) for each in mine) else mine
 
 
@@ -235,7 +234,8 @@ def verify(
         _, exact = ADAPTERS[_name(cls)]
         try:
             twin = deepcopy(module).to("cpu", torch.float64)
-            states, named = tree_map_only(Tensor, _widened, call)
+            states = [_widened(each) for each in call[0]]
+            named = {name: _widened(each) for name, each in call[1].items()}
             with torch.autocast("cpu", enabled=False):
                 own: Tensor = cls.forward(twin, *states, **named)[0]
                 adapt([twin], {twin: owners[module]})
@@ -252,6 +252,8 @@ def verify(
             )
 
 
-def _widened(states: Tensor) -> Tensor:
-    """The same on the CPU, real numbers in float64."""
-    return states.to("cpu", torch.float64 if states.is_floating_point() else states.dtype)
+def _widened(value: Any) -> Any:
+    """The same; of a tensor on the CPU, real numbers in float64."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to("cpu", torch.float64 if value.is_floating_point() else value.dtype)

@@ -212,9 +212,19 @@ def test_what_no_adapter_computes_is_refused():
         ms.attach(decoder, MASK)
     wrapped = made("mpnet")
     for each in attention(wrapped):
-        each.forward = each.forward  # as libraries exchange it that keep weights elsewhere
+        each.forward = each.forward  # another library's, which calls the own code
     with pytest.raises(AttachError, match="MPNetModel does not use transformers' attention"):
         ms.attach(wrapped, MASK)
+
+
+def test_weights_that_are_kept_elsewhere_are_refused():
+    accelerate = pytest.importorskip("accelerate")
+    model = made("mpnet")
+    wanted = run(model)
+    accelerate.cpu_offload(model, "cpu")
+    with pytest.raises(AttachError, match=r"Cannot copy out of meta tensor.*all on their devices"):
+        ms.attach(model, MASK)
+    assert torch.equal(run(model), wanted)
 
 
 def test_all_tokens_are_computed_and_explain_says_why():
