@@ -40,6 +40,14 @@ from masksearch.attention.layer import (
     SequencePositions,
 )
 from masksearch.attention.live import Dropping, is_reentrant, prepare
+from masksearch.attention.own_code import (
+    OWN_KEY,
+    adapt,
+    has_adapter,
+    has_own_code,
+    own_modules,
+    restore,
+)
 from masksearch.attention.probe import (
     SELF,
     Call,
@@ -295,7 +303,7 @@ def _copied_configs(
     configs = [module.__dict__["config"] for module in inside]
     for copied in (copies := deepcopy(configs)):
         if implementation(copied) == NAME:  # of a model that carries a mask
-            set_implementation(copied, "sdpa")
+            set_implementation(copied, "eager" if has_adapter(copied) else "sdpa")
     return list(zip(inside, copies, configs, strict=True))
 
 
@@ -324,6 +332,8 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     """Puts a prepared attachment in force, on a model that carries none."""
     for module, copied, _ in attachment.configs:
         module.__dict__["config"] = copied
+    owner, states = owners(model), attachment.states
+    adapt(own_modules(states), owner)
     masked = {
         part: {"mask": f"{mask!s:.200}", "digest": mask.digest}
         for part, mask in attachment.what.items()
@@ -332,7 +342,7 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     for config in _configs_of(model, attachment) if masked else []:  # whatever saves it says so
         note = {"masks": deepcopy(masked), "open_with": "masksearch.load_pretrained(folder)"}
         setattr(config, ENTRY, note)
-        setattr(config, KEY, NAME)
+        setattr(config, KEY, OWN_KEY if any(map(has_own_code, states)) else NAME)
     banks = list(attachment.banks)
     if banks:
         model.add_module(GATES, banks[0] if len(banks) == 1 else nn.ModuleList(banks))
@@ -353,7 +363,7 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     configs = [config for config, _ in attachment.previous]
     check = partial(check_call, configs, attachment.positions)
     end = partial(end_pass, attachment.positions)
-    inside = filter(None, map(owners(model).get, attachment.states))
+    inside = filter(None, map(owner.get, states))
     for each in dict.fromkeys([*inside, *attachment.callers]):
         hooks.append(each.register_forward_pre_hook(check, with_kwargs=True))
         hooks.append(each.register_forward_hook(end, always_call=True))
@@ -361,9 +371,9 @@ def put_on(model: nn.Module, attachment: Attachment) -> None:
     for config in configs:
         set_implementation(config, NAME)
     attachment.hooks = hooks
-    for attention, state in attachment.states.items():
+    for attention, state in states.items():
         attention.__dict__[STATE] = state
-    masks = {id(s.lowered): s.lowered for s in attachment.states.values() if s.lowered is not None}
+    masks = {id(s.lowered): s.lowered for s in states.values() if s.lowered is not None}
     token_masks = [each for several, _ in attachment.token_masks for each in several]
     attachment.positions.enrol(configs, list(masks.values()), token_masks)
     model.__dict__[ATTACHMENT] = attachment
@@ -376,6 +386,7 @@ def take_off(model: nn.Module) -> Attachment | None:
         return None
     for module in attachment.states:
         module.__dict__.pop(STATE, None)
+    restore(attachment.states)
     for hook in attachment.hooks:
         hook.remove()
     for config, name in attachment.previous:
@@ -495,7 +506,9 @@ def _check_counts(model: nn.Module, part: Part, value: Any) -> None:
             raise type(error)(
                 f"{error}; {where} has {layers} layers of {heads} heads{beside}"
             ) from error
-        most = getattr(own_config(part.calls[0].module), "max_position_embeddings", None)
+        first = part.calls[0].module
+        config = own_config(first) or own_config(owners(model)[first])
+        most = getattr(config, "max_position_embeddings", None)
         if most and value.length and value.length > most:
             table = f"the mask is a table of {value.length} positions"
             warn(f"{table}, and {where} has {most}: its upper left corner is used")

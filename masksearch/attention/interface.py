@@ -55,6 +55,7 @@ from masksearch.attention.live import (
     hide_filler,
     join,
 )
+from masksearch.attention.own_code import has_adapter
 from masksearch.attention.probe import PROBE, Probe, probing_attention, probing_mask
 from masksearch.attention.tokens import carry
 from masksearch.errors import AttachError
@@ -322,7 +323,11 @@ def _model_mask(*args: Any, **rest: Any) -> Any:
     One configuration object may serve an encoder, a decoder and their cross-attention. Only
     self-attention of the decoder moves on, so what is asked for without causality is not noted.
     """
-    positions = POSITIONS.get(id(rest.get("config")))
+    config = rest.get("config")
+    positions = POSITIONS.get(id(config))
+    inside = positions is not None and positions.running.inside
+    if not inside and has_adapter(config):  # another model, which shares the configuration
+        return eager_mask(*args, **rest)
     if positions is None:
         return sdpa_mask(*args, **rest)
     if rest.get("mask_function") is not bidirectional_mask_function:
@@ -455,6 +460,7 @@ def check_call(
     if named.get("output_attentions") and Probe.calls is None:
         refuse_weights(type(model).__name__)
     running = positions.running
+    running.inside = True
     if running.held or running.seen:  # of a pass that was interrupted: Ctrl-C calls no hook
         running.held.clear()
         running.seen.clear()

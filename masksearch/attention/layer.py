@@ -306,6 +306,7 @@ class RunningPass(threading.local):
             int64 `[keys]`, the new ones last.
         seen: What layers with one mask share: what each query sees of such keys, the plan of
             FlexAttention under padding.
+        inside: Whether a model that the mask or gates are on is being computed.
     """
 
     def __init__(self) -> None:
@@ -317,6 +318,7 @@ class RunningPass(threading.local):
         self.before: CachePosition | None = None
         self.held: dict[str, Tensor] = {}
         self.seen: dict[tuple[int, ...], tuple[Any, ...]] = {}
+        self.inside = False
 
 
 class SequencePositions:

@@ -19,7 +19,6 @@ is then as wide as its longest row, and what fills the others is hidden from the
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -34,13 +33,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from masksearch.attention.kernels.choose import NUMBERS, SOURCES
 from masksearch.attention.layer import LayerState, fixed, graph_function
+from masksearch.attention.own_code import has_own_code
 from masksearch.attention.probe import (
     FAILURES,
     SELF,
+    TRIAL,
     Call,
     Part,
     Probe,
     example_inputs,
+    example_texts,
     keeping_modes,
     names_of,
     pretrained_models,
@@ -62,7 +64,6 @@ READ_FIRST = (  # .. and more of them, of which no density counts that row alone
 )
 HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")
 OTHERS = ("ModernBertForMultipleChoice",)  # it reads the first row that is no padding
-TRIAL = 16  # tokens of the inputs by which it is tried whether a model's tokens can be left out
 ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-5}  # share of an output; else IN_HALF
 IN_HALF = 0.05
 CPU = torch.device("cpu")
@@ -448,17 +449,18 @@ def prepare(
         problem = f"{title} is not one encoder"
     elif not layers or len(calls) != len(modules):
         problem = f"{title} is no list of layers that attend once each"
+    elif any(map(has_own_code, modules)):
+        problem = f"the layers of {title} hand their attention nothing about tokens left out"
     else:
         problem = ""
     if problem:
         return Dropping(asked, problem=problem)
     example, length = dict(inputs or {}), part.calls[0].queries
     if inputs is None:
-        example = example_inputs(
-            model, pretrained_models(model)[0], next(model.parameters()).device
-        )
+        whom = model, pretrained_models(model)[0], next(model.parameters()).device
+        example = example_inputs(*whom)
         if "input_ids" in example:
-            example, length = _texts(model, example["input_ids"]), TRIAL
+            example, length = example_texts(*whom), TRIAL
     thin = [max(read, length - (n + 1) * length // (len(layers) + 1)) for n in range(len(layers))]
     states = [*put_on(PerLayer(tuple(map(Columns, thin))))]
     whole, names = _outputs(model, example), _watched(model, layers, example)
@@ -477,20 +479,6 @@ def prepare(
         if not problem:
             return dropping
     return Dropping(asked, problem=f"{title} computes otherwise without some tokens: {problem}")
-
-
-def _texts(model: nn.Module, ids: Tensor) -> dict[str, Tensor]:
-    """Two texts of `TRIAL` tokens drawn at random, one of them padded."""
-    names = inspect.signature(model.forward).parameters
-    words = pretrained_models(model)[0].config.get_text_config().vocab_size
-    drawn = torch.randint(0, words, (2, TRIAL), generator=torch.Generator().manual_seed(0))
-    texts = {"input_ids": drawn.to(ids.device)}
-    if "attention_mask" in names:
-        texts["attention_mask"] = torch.ones_like(texts["input_ids"])
-        texts["attention_mask"][1, TRIAL * 2 // 3 :] = 0
-    if type(model).__name__.endswith("ForMultipleChoice"):
-        texts = {name: each[None] for name, each in texts.items()}
-    return texts
 
 
 def _outputs(model: nn.Module, example: Mapping[str, Any]) -> list[Tensor]:

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from masksearch.attention.own_code import adapt, own_modules, restore, verify
 from masksearch.errors import AttachError, MaskSearchError, ran_out_of_memory, unknown_name
 
 PROBE = "masksearch_probe"  # of the functions below, in configurations
@@ -35,6 +37,7 @@ REACHABLE = (
     "GPT-2, Llama, Qwen, T5, BART"
 )
 ENCODER, DECODER = 7, 5  # example tokens: different, so that cross-attention is recognised
+TRIAL = 16  # tokens of texts by which two ways to compute are compared
 FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
@@ -125,10 +128,17 @@ def probe(
     if inputs is None and getattr(getattr(called, "config", None), "is_encoder_decoder", False):
         called = cast(PreTrainedModel, called).base_model  # heads may ask for equal lengths
     arguments = dict(inputs) if inputs is not None else example_inputs(called, roots[0], device)
+    owner = owners(model)
+    own = own_modules(owner)
     try:
         eager = torch.compiler.set_stance("force_eager")  # a graph would not record its calls
-        with recording(model, roots, before or {}) as calls, torch.no_grad(), eager:
-            called(**arguments)
+        with torch.no_grad(), eager, keeping_modes(model):
+            model.eval()
+            if own:
+                texts = inputs or example_texts(called, roots[0], device)
+                verify(own, owner, partial(called, **texts))
+            with recording(roots, before or {}, own, owner) as calls:
+                called(**arguments)
     except FAILURES as error:
         if inputs is not None or isinstance(error, MaskSearchError) or ran_out_of_memory(error):
             raise
@@ -195,9 +205,12 @@ def judged(calls: list[Call], inputs: Mapping[str, Any], made_up: bool) -> list[
 
 @contextmanager
 def recording(
-    model: nn.Module, roots: list[PreTrainedModel], before: Mapping[int, str]
+    roots: list[PreTrainedModel],
+    before: Mapping[int, str],
+    own: list[nn.Module],
+    owner: Mapping[nn.Module, PreTrainedModel],
 ) -> Iterator[list[Call]]:
-    """The calls of what is run within, in evaluation mode; then all is as it was."""
+    """The calls of what is run within, with adapters on `own` modules; then all is as it was."""
     previous = implementations(roots)
     calls: list[Call] = []
     Probe.calls, Probe.touched = calls, False
@@ -205,11 +218,11 @@ def recording(
     try:
         for config, _ in previous:
             set_implementation(config, PROBE)
-        with keeping_modes(model):
-            model.eval()
-            yield calls
+        adapt(own, owner)
+        yield calls
     finally:
         Probe.calls = None
+        restore(own)
         for config, name in previous:
             set_implementation(config, name)
 
@@ -282,6 +295,22 @@ def example_inputs(
     if "decoder_input_ids" in names:
         made["decoder_input_ids"] = torch.ones(1, DECODER, dtype=torch.int64, device=device)
     return made
+
+
+def example_texts(
+    model: nn.Module, root: PreTrainedModel, device: torch.device
+) -> dict[str, Tensor]:
+    """Two texts of `TRIAL` tokens drawn at random, one of them padded."""
+    names, words = inspect.signature(model.forward).parameters, root.config.get_text_config()
+    drawn = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, words.vocab_size, (2, TRIAL), generator=drawn).to(device)
+    texts = {"input_ids": ids}
+    if "attention_mask" in names:
+        texts["attention_mask"] = torch.ones_like(ids)
+        texts["attention_mask"][1, TRIAL * 2 // 3 :] = 0
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        texts = {name: each[None] for name, each in texts.items()}
+    return texts
 
 
 # -- what transformers calls while the probe runs ----------------------------------------------

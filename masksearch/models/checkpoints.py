@@ -36,6 +36,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging as messages
 
 from masksearch.attention.interface import ENTRY, KEY, NAME
+from masksearch.attention.own_code import OWN_KEY, has_adapter
 from masksearch.attention.probe import refuse_family
 from masksearch.errors import DataError, LengthError, MaskFormatError
 from masksearch.masks import Mask
@@ -206,8 +207,6 @@ def read_model(
     try:
         model, loaded = cls.from_pretrained(folder, **options, **fixed, **report)
     except UNREADABLE as error:
-        if "torch.nn.functional.scaled_dot_product_attention" in str(error):
-            raise refuse_family(str(error).split()[0]) from error
         raise DataError(
             f"{folder}: the model cannot be read as {cls.__name__}: {error}; the files are "
             "damaged, not whole or of different models, or an option does not fit them"
@@ -218,7 +217,7 @@ def read_model(
     if new_head:
         body = "" if model.base_model is model else f"{model.base_model_prefix}."
         unfit = {n: why for n, why in unfit.items() if n.startswith(body) and "pooler" not in n}
-    if unfit and not model._supports_sdpa:
+    if unfit and not (model._supports_sdpa or has_adapter(model.config)):
         raise refuse_family(type(model).__name__)
     if unfit:
         raise DataError(
@@ -251,7 +250,7 @@ def read_config(path: Path) -> PreTrainedConfig:
         if "trust_remote_code" in why:
             why = "it names code of its own, which is never run; give a model of transformers"
         raise DataError(f"{where} cannot be read: {why}") from error
-    if config._attn_implementation == NAME:
+    if config._attn_implementation in (NAME, OWN_KEY):
         config._attn_implementation = None
     vars(config).pop(ENTRY, None)
     return config

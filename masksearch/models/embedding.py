@@ -94,7 +94,7 @@ def open_embedding(folder: Path, **options: Any) -> Any:
     if not holds_embedding(folder):
         raise DataError(f"{folder} holds no {KIND} ({MODULES}); give a folder of one")
     find_files(folder)
-    how = {"dtype": "auto", **options, "attn_implementation": "sdpa", "use_safetensors": True}
+    how = {"dtype": "auto", **options, "attn_implementation": None, "use_safetensors": True}
     try:
         with quiet():
             model: Any = SentenceTransformer(

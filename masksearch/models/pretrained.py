@@ -150,7 +150,7 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
             pickle, damaged or do not fit the configuration, or it is no encoder.
         FileNotFoundError, MaskFormatError: If it was trained under a mask that is missing, or
             is another one than its configuration names.
-        AttachError: If no mask can be put on it (such as MPNet, DeBERTa).
+        AttachError: If no mask can be put on it (such as Longformer, BigBird).
     """
     name, folder = find_folder(name_or_folder)
     digest = hash_files(folder)
@@ -193,8 +193,9 @@ def _ffn_width(body: PreTrainedModel, attention: Sequence[nn.Module]) -> int | N
     width, layer = body.config.hidden_size, re.match(r".*?\.\d+", names_of(body)[attention[0]])
     if layer is None or len({*attention}) < len(attention):
         return None
-    inside = body.get_submodule(layer[0]).modules()
-    weights = [module.weight for module in inside if isinstance(module, nn.Linear)]
+    inside = body.get_submodule(layer[0]).named_modules()
+    linear = {name: module for name, module in inside if isinstance(module, nn.Linear)}
+    weights = [each.weight for name, each in linear.items() if ".pos_" not in name]  # of no tokens
     if any(width not in weight.shape for weight in weights):
         return None
     beside = sum(weight.numel() for weight in weights) - 4 * width**2
@@ -303,7 +304,7 @@ def hugging_face_model(model: MaskedLanguageModel) -> PreTrainedModel:
         AttachError: If the head of that class does not compute what ours does.
     """
     config = deepcopy(model.config)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = None  # the class's own choice
     for bias in ("classifier_bias", "norm_bias"):  # ModernBERT's head has none, ours has
         if hasattr(config, bias):
             setattr(config, bias, True)

@@ -275,7 +275,7 @@ def _build_options(model: PreTrainedModel) -> dict[str, bool]:
             "opens (torchao, bitsandbytes: its option quantization_config=)"
         )
     cls, config = type(model), cast(Any, deepcopy(model.config))
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = None  # the class's own choice
     switches = inspect.signature(cls.__init__).parameters
     bare = getattr(model, "pooler", model) is None and "add_pooling_layer" in switches
     options = NO_POOLER if bare else {}
@@ -550,7 +550,7 @@ def open_model(
         stored = read_manifest(folder)
         if cls.__name__ == stored["model_class"]:
             options = {**stored["options"], **options}
-    options = {"dtype": "auto", **options, "attn_implementation": "sdpa"}  # never a stored kernel
+    options = {"dtype": "auto", **options, "attn_implementation": None}  # never a stored kernel
     with quiet() if model_class is None else nullcontext():
         model, _ = read_model(cls, folder, new_head=model_class is not None, **options)
     vars(model.config).pop(ENTRY, None)  # of the mask that is not on it yet

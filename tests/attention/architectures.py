@@ -65,6 +65,13 @@ MODERN = {"local_attention": 2000, "cls_token_id": 0, "sep_token_id": 2, "bos_to
 modernbert = text(hf.ModernBertModel, 0, GROUPED | MODERN)  # its windows hold every text here
 ROTARY = {"position_embedding_type": "rotary", "token_dropout": False, "mask_token_id": 2}
 esm = text(hf.EsmModel, 2, BERT | ROTARY, **BARE)
+OWN = BERT | {"attn_implementation": "eager"}  # code of their own: sdpa is no choice
+mpnet = text(hf.MPNetModel, 2, OWN, **BARE)
+PLACES = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+deberta = text(hf.DebertaModel, 0, OWN | PLACES)
+BUCKETS = PLACES | {"position_buckets": 8, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
+deberta_v3 = text(hf.DebertaV2Model, 0, OWN | BUCKETS | {"position_biased_input": False})
+roformer = text(hf.RoFormerModel, 0, OWN)
 
 
 def gpt2_config(layers: int, length: int) -> hf.GPT2Config:
@@ -181,6 +188,7 @@ class Architecture:
         causal: Whether the model itself hides the future.
         reads: The output that these layers make, as a dotted name.
         extra: Positions of an image besides its patches.
+        own: Whether its attention is code of its own, which an adapter leads to the interface.
     """
 
     name: str
@@ -191,6 +199,7 @@ class Architecture:
     causal: bool = False
     reads: str = "last_hidden_state"
     extra: int = 1
+    own: bool = False
 
     @property
     def cross(self) -> bool:
@@ -305,6 +314,10 @@ ARCHITECTURES = {
         Architecture("albert", albert, r"\.attention$"),
         Architecture("modernbert", modernbert, r"\.attn$"),
         Architecture("esm", esm, r"attention\.self$"),
+        Architecture("mpnet", mpnet, r"attention\.attn$", own=True),
+        Architecture("deberta", deberta, r"attention\.self$", own=True),
+        Architecture("deberta-v3", deberta_v3, r"attention\.self$", own=True),
+        Architecture("roformer", roformer, r"attention\.self$", own=True),
         Architecture("vit", vit, r"\.attention$", "image"),
         Architecture("deit", deit, r"\.attention$", "image", extra=2),
         Architecture("dinov2", dinov2, r"\.attention$", "image"),
@@ -328,7 +341,9 @@ ARCHITECTURES = {
     )
 }  # fmt: skip
 
-SERVED = ("bert", "modernbert", "vit", "llama", "bart-encoder", "t5-cross")  # by the default run
+SERVED = (  # by the default run
+    *("bert", "modernbert", "mpnet", "deberta-v3", "vit", "llama", "bart-encoder", "t5-cross"),
+)
 EVERY = [
     each if name in SERVED else pytest.param(each, marks=pytest.mark.nightly)
     for name, each in ARCHITECTURES.items()

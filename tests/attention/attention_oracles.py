@@ -12,6 +12,7 @@ from transformers.masking_utils import sdpa_mask
 from masksearch import masks
 from masksearch.attention.call import AttentionCall
 from masksearch.gates.gates import Gates
+from tests.attention.own_attention import masked_by_hand
 
 
 def lengths(architecture: Architecture, given: dict[str, Tensor]) -> tuple[int, int]:
@@ -76,6 +77,9 @@ def formula(
     kept = table(mask, architecture, given)
     modules = architecture.layers(model)
     tables = {module: kept[layer if mask.layers else 0] for layer, module in enumerate(modules)}
+    if architecture.own:
+        with masked_by_hand(tables):
+            return architecture.run(model, given)
     AttentionInterface.register("written_out", written_out(tables))
     AttentionMaskInterface.register("written_out", sdpa_mask)
     model.set_attn_implementation("written_out")

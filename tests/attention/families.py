@@ -29,6 +29,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.errors import AttachError, MaskSearchError
 from masksearch_decoders import MaskedCache
+from tests.attention.own_attention import masked_by_hand
 
 KINDS = {  # kind -> mappings of transformers; a class is of the first that has it
     "decoder": ("MODEL_FOR_CAUSAL_LM_MAPPING",),
@@ -71,6 +72,7 @@ SIZES: dict[str, Any] = {
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1},
     **{"hidden_size_per_layer_input": 0},
 }
+PLACES = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 HINTS: dict[str, dict[str, Any]] = {  # what no general rule gives
     "GraniteMoeHybridConfig": {"layer_types": ["linear_attention", "full_attention"]},
     "Lfm2MoeConfig": {"layer_types": ["conv", "full_attention"]},
@@ -80,6 +82,7 @@ HINTS: dict[str, dict[str, Any]] = {  # what no general rule gives
     "EsmcConfig": {"num_key_value_heads": 4},
     "ZayaConfig": {"num_experts_per_tok": 1},
     "ReformerConfig": {"axial_pos_embds_dim": (16, 16)},
+    **dict.fromkeys(("DebertaConfig", "DebertaV2Config"), PLACES),
 }
 LAYERS = {"num_hidden_layers", "n_layer", "n_layers", "num_layers"}
 LISTS = {
@@ -207,9 +210,21 @@ def written(sizes: tuple[int, int] | None, own: Callable[..., Any]) -> Callable[
     return attend
 
 
+OWN = (  # attention of models that do not ask the interface, and that attach takes all the same
+    *("MPNetSelfAttention", "DisentangledSelfAttention", "MegatronBertSelfAttention"),
+    *("RemBertSelfAttention", "RoFormerSelfAttention", "TapasSelfAttention"),
+)
+
+
 @contextmanager
 def oracle(model: nn.Module, sizes: tuple[int, int] | None = None) -> Iterator[None]:
-    """The model computes by `written`; then all is as it was."""
+    """The model computes by `written`, or, all of it in float64, under a mask that its own code
+    is handed; then all is as it was."""
+    if own := [each for each in model.modules() if type(each).__name__ in OWN]:
+        with masked_by_hand(dict.fromkeys(own, WINDOW.dense(TEXT)[0])):
+            yield model.double()
+        model.float()
+        return
     before = AttentionInterface.get_interface
 
     def get_interface(self: Any, name: str, default: Callable[..., Any]) -> Any:

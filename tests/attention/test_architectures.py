@@ -86,7 +86,10 @@ def test_full_mask_is_exactly_sdpa(at: Architecture):
     for given in (at.inputs(), at.inputs(PADDED), at.inputs(PADDED, left=True)):
         before = at.run(model, given)
         for mask in (masks.full(), masks.per_head([masks.full(), masks.window(TEXT)] * 2)):
-            assert torch.equal(at.run(put(at, model, mask), given), before)
+            found = at.run(put(at, model, mask), given)
+            assert (
+                torch.allclose(found, before, atol=1e-5) if at.own else torch.equal(found, before)
+            )
         assert torch.equal(at.run(ms.detach(model), given), before)
 
 
@@ -173,7 +176,7 @@ def test_attaching_again_replaces_and_detach_restores(at: Architecture):
     assert torch.equal(at.run(ms.attach(model, OTHER, part=at.part), given), alone)
     assert ms.detach(model) is model
     assert torch.equal(at.run(model, given), before)
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == ("eager" if at.own else "sdpa")
     with pytest.raises(AttachError, match=r"nothing is attached to this .*; detach takes"):
         ms.detach(model)
     ms.detach(model, missing_ok=True)
@@ -277,8 +280,8 @@ def test_checkpointing_changes_no_gradient(at: Architecture, way: str):
 
     expected = gradients(at, made(), given)
     model = made()
-    if at.name == "albert":
-        pytest.skip("transformers has no checkpointing for ALBERT")
+    if at.name in ("albert", "mpnet"):
+        pytest.skip("transformers has no checkpointing for them")
     model.activation_checkpointing_enable({"use_reentrant": False})
     found = gradients(at, model, given)
     assert found.keys() == expected.keys()
@@ -440,7 +443,8 @@ def test_gather_equals_sdpa(at: Architecture, left: bool):
         found[backend] = [out.detach()]
         found[backend] += [one.grad for one in model.parameters() if one.grad is not None]
         # it has neither a bias on the scores nor two lengths: SDPA computes there
-        computes = backend == "gather" and not at.cross and not at.name.startswith("t5")
+        biased = at.name.startswith(("t5", "mpnet", "deberta"))
+        computes = backend == "gather" and not at.cross and not biased
         assert built(model) == ({"gather"} if computes else set())
     for expected, got in zip(*found.values(), strict=True):
         assert torch.allclose(got, expected, atol=1e-5)

@@ -203,9 +203,9 @@ def test_models_that_cannot_be_probed():
         empty = hf.BertModel(hf.BertConfig(**BERT, num_hidden_layers=1))
     with pytest.raises(AttachError, match="BertModel is on the meta device"):
         attach(empty, masks.star())
-    config = hf.MPNetConfig(**BERT | {"attn_implementation": "eager"})
-    with pytest.raises(AttachError, match=r"MPNetModel does not use .*T5, BART"):
-        ms.attach(hf.MPNetModel(config), masks.star())
+    config = hf.IBertConfig(**BERT | {"attn_implementation": "eager"})
+    with pytest.raises(AttachError, match=r"IBertModel does not use .*T5, BART"):
+        ms.attach(hf.IBertModel(config), masks.star())
 
 
 @pytest.mark.parametrize(

@@ -250,11 +250,11 @@ def test_what_cannot_be_opened(tmp_path, case):
 
 
 def test_an_encoder_that_takes_no_mask(tmp_path, command):
-    hf.MPNetForMaskedLM(hf.MPNetConfig(**BERT)).save_pretrained(tmp_path)
-    with pytest.raises(AttachError, match="MPNetModel does not use transformers' attention"):
+    hf.IBertForMaskedLM(hf.IBertConfig(**BERT)).save_pretrained(tmp_path)
+    with pytest.raises(AttachError, match="IBertModel does not use transformers' attention"):
         open_pretrained(tmp_path)
     said = command.refused("attach", tmp_path, "window(1)")
-    assert said.startswith("error: MPNetForMaskedLM does not use")
+    assert said.startswith("error: IBertForMaskedLM does not use")
     assert "docs/supported_models.md" in said
     assert "request" not in said
 

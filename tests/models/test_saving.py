@@ -5,6 +5,7 @@ import gc
 import hashlib
 import json
 import pickle
+import re
 import shutil
 import struct
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import torch
 import transformers as hf
 from architectures import ARCHITECTURES, EVERY
 from mask_trees import HEADS, LAYERS
+from other_process import python
 from record_fixtures import files_of_at_most
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -137,6 +139,47 @@ def test_transformers_does_not_open_the_model_without_its_mask(folder):
     dense = hf.AutoModel.from_pretrained(folder, attn_implementation="sdpa")  # a person's own word
     for model in (dense, hf.AutoModel.from_pretrained(folder.parent / "dense")):
         assert torch.equal(output(model), output(bert()))
+
+
+OWN = [each for each in ARCHITECTURES.values() if each.own]
+
+
+@pytest.mark.parametrize("each", OWN, ids=lambda each: each.name)
+def test_a_model_of_its_own_attention_is_never_opened_dense_in_silence(tmp_path, each):
+    """Its code asks for no attention of ours: its configuration names one that does not exist."""
+    model, given = attach(each.made(), STAR), each.inputs(3)
+    save_pretrained(model, tmp_path / "ours")
+    model.save_pretrained(tmp_path / "theirs")  # transformers' own call
+    for folder in (tmp_path / "ours", tmp_path / "theirs"):
+        for kind in (hf.AutoModel, hf.AutoModelForMaskedLM, type(model)):
+            with pytest.raises(
+                ValueError, match=r'"masksearch\.load_pretrained"` is not supported'
+            ):
+                kind.from_pretrained(folder)
+    again = load_pretrained(tmp_path / "ours")
+    assert torch.equal(each.run(again, given), each.run(model, given))
+    dense = hf.AutoModel.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+    assert torch.equal(each.run(dense, given), each.run(detach(model), given))  # a person's word
+    detach(again).save_pretrained(tmp_path / "dense")
+    dense = hf.AutoModel.from_pretrained(tmp_path / "dense").eval()
+    assert torch.equal(each.run(dense, given), each.run(model, given))
+
+
+@pytest.mark.slow
+def test_no_such_model_is_opened_by_transformers_alone(tmp_path):
+    for each in OWN:
+        save_pretrained(attach(each.made(), STAR), tmp_path / each.name)
+    read = (
+        "import sys, transformers\n"
+        "for folder in sys.argv[1:]:\n"
+        "    try:\n"
+        "        transformers.AutoModel.from_pretrained(folder)\n"
+        "    except ValueError as error:\n"
+        "        print('masksearch' in sys.modules, error)"
+    )
+    done = python("-c", read, *(tmp_path / each.name for each in OWN))
+    said = re.findall('^False .*"masksearch.load_pretrained"` is not supp', done.stdout, re.M)
+    assert len(said) == len(OWN), done
 
 
 def test_a_tower_with_a_mask_is_not_opened_alone(tmp_path):
