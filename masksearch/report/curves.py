@@ -1,5 +1,5 @@
-"""What a page compares and reaches as figures: paired differences, hypervolume over compute, and
-what layers and heads keep."""
+"""Figures of comparisons and searches: paired differences, hypervolume over compute, and the
+shares that layers and heads keep."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def leading(points: Sequence[Point], goal: str) -> dict[str, Point]:
         ("best hand-designed", [p for p in order if p.saved > 0 and p.group == HAND][:1]),
         ("", [p for p in order if p.saved > 0 and p.front and p.group not in GIVEN][:LED]),
     ):
-        for point in chosen:
+        for point in sorted(chosen, key=lambda point: point.saved):
             words = kind or ("named" if point.group == "candidate" else "found")
             leads[words if words == point.name else f"{words}: {point.name}"] = point
     return leads
@@ -334,7 +334,7 @@ def ends_of(values: Sequence[Interval]) -> tuple[list[float], list[float]]:
 
 
 def _words_of(point: Point, title: str) -> str:
-    """What a page says of a mark that the mouse is at."""
+    """The lines that a page shows where the mouse is at a mark."""
     seeds = f", {point.score.n} seeds" if point.score.n > 1 else ""
     return "\n".join(
         [

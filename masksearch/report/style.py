@@ -148,7 +148,8 @@ def inline(svg: str, about: str, width: float) -> str:
     _, start, rest = svg.partition("<svg ")
     head, end, body = rest.partition(">")
     box = re.search('viewBox="[^"]*"', head)
-    size = f"--inches:{width:g};width:{min(1.75 * width, ZOOM * PAGE):.3g}in;max-width:100%"
+    shown = min(1.75 * width, ZOOM * PAGE)
+    size = f"width:{shown:.3g}in;max-width:100%;min-width:{width:g}in"  # letters stay readable
     named = f'role="img" aria-label="{html.escape(about)}" style="{size}"'
     return f"{start}{box[0] if box else ''} {named}{end}{NAMES.sub('<g>', body)}"
 
