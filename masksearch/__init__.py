@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
     from masksearch import contracts as contracts
     from masksearch import errors as errors
     from masksearch import masks as masks
+    from masksearch import plots as plots
     from masksearch.attention.attach import attach as attach
     from masksearch.attention.attach import attached as attached
     from masksearch.attention.attach import detach as detach
@@ -90,9 +91,9 @@ def __getattr__(name: str) -> Any:
         hint = place_of(name) or did_you_mean(name, PUBLIC)
         raise AttributeError(f"module 'masksearch' has no attribute {name!r}{hint}")
     module = PUBLIC[name]
-    if module == "masksearch":
-        return importlib.import_module(f"masksearch.{name}")
     try:
+        if module == "masksearch":
+            return importlib.import_module(f"masksearch.{name}")
         value = getattr(importlib.import_module(module), name)
         if module.startswith("masksearch.attention."):  # which is then told of other wrappers
             importlib.import_module("masksearch.models.embedding")

@@ -519,7 +519,7 @@ def judge_masks(
     if not request.recover_steps:
         return plain, plain
     for each in [*compared][1:]:
-        request.say(f"{each}: {describe_kept(full, plain, each)}")
+        request.say(f"{each}: {_describe_kept(full, plain, each)}")
     return beside(judge(full, JUDGED), plain), plain
 
 
@@ -630,7 +630,7 @@ def facts_of(
     """The answer, and the figures that it rests on, as `result.json` holds them."""
     taken, steps = comparison.entries[advice.name], request.recover_steps
     loss = comparison.difference(taken, comparison.entries["dense"])
-    parts = [f"{advice.sentence} {describe_kept(full, plain, taken.name)}"]
+    parts = [f"{advice.sentence} {_describe_kept(full, plain, taken.name)}"]
     facts: dict[str, Any] = {"outcome": advice.outcome}
     facts |= {"difference": _difference_as_json(advice.difference)}
     facts |= {"minus dense": _difference_as_json(loss), "masks": _rows_as_json(comparison)}
@@ -755,7 +755,7 @@ def describe_loss(plain: Comparison, name: str) -> str:
     return f"{gap.text(signed=True)}, {rows}{enough}."
 
 
-def describe_kept(full: Judge, plain: Comparison, name: str) -> str:
+def _describe_kept(full: Judge, plain: Comparison, name: str) -> str:
     """How far a mask, as it is, keeps the score of dense attention, where there are labels, and
     the dense model's answers."""
     agrees = f"As it is it {agreement_of(plain, plain.entries[name])}."

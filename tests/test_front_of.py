@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.storages import InMemoryStorage
 from optuna.trial import BaseTrial
-from page_text import page_of
 
 import masksearch as ms
 from masksearch import Mask, masks
@@ -24,7 +23,7 @@ from masksearch.analysis.row_scores import RowScores
 from masksearch.contracts import Evaluator, Objective, Report, Shape
 from masksearch.errors import CandidateError
 from masksearch.masks.measure import effective_density
-from masksearch.report.section import Section
+from masksearch.report.fronts import compared_points
 
 pytestmark = pytest.mark.slow  # they share a run that takes seconds
 
@@ -165,11 +164,10 @@ def test_the_verdict_says_what_is_left_of_the_front(study, judged):
 
 def test_the_page_draws_the_fronts_that_are_judged(judged):
     """Controls form nobody's front, on a page as in what is claimed."""
-    section = Section({}, judged.objectives, {"c": judged}, shape=judged.shape)
-    chart = page_of(section)["comparisons"][0]["chart"]
     drawn: dict[str, set[str]] = {}
-    for line in chart["lines"]:
-        drawn.setdefault(line["group"], set()).add(line["id"].removeprefix("c "))
+    for point in compared_points(judged):
+        if point.front:
+            drawn.setdefault(point.group, set()).add(point.name)
     assert drawn == {name: set(arm.front) for name, arm in judged.fronts.arms.items()}
 
 

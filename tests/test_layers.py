@@ -31,7 +31,7 @@ RANKS = [
     {"strategies"},
     {"executors"},
     {"driver", "testing"},
-    {"sparsifier"},
+    {"sparsifier", "plots"},
     {"cli"},
 ]
 RANK = {part: rank for rank, parts in enumerate(RANKS) for part in parts}

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figure_marks import words_of
 from hypothesis import given
 from hypothesis import strategies as st
 from page_text import Page, page_of
@@ -21,7 +22,7 @@ from masksearch import masks
 from masksearch.analysis.pareto import Snapshot, learned_nothing, pareto, ranked
 from masksearch.cli.output import print_front
 from masksearch.contracts import Evaluate, Objective, Record, Report
-from masksearch.report.charts import paper_spec
+from masksearch.report.fronts import compared_points, draw_front, trial_points
 from masksearch.report.section import Section
 from masksearch.study.console import Watcher
 from masksearch.study.status import read_status, status_lines
@@ -170,8 +171,10 @@ def test_some_masks_that_learned_nothing_are_counted_and_marked(searched, capsys
     printed = " ".join(capsys.readouterr().out.split())
     assert f"{len(dull)} of the {len(records)} finished trials have" in printed
     told = page_of(Section({"tpe": records}, study.objectives))
-    notes = paper_spec(told["chart"])["title"]["text"]
-    assert "Crosses: no better than a constant answer." in notes
+    figure = draw_front(
+        trial_points(Section({"tpe": records}, study.objectives)), study.objectives
+    )
+    assert "no better than a constant answer" in words_of(figure)
     head, row = told["runs"].head, told["runs"].rows[0]
     shown = {name.text: cell.text for name, cell in zip(head, row, strict=True)}
     assert shown["learned nothing"] == str(len(dull))
@@ -222,9 +225,10 @@ def test_masks_of_a_comparison_are_marked_and_on_no_front(comparison):
     frame = comparison.frame().set_index("mask")
     assert frame["learned_nothing"].to_dict() == {n: e.learned_nothing for n, e in entries.items()}
     (told,) = page_of(Section({}, comparison.objectives, {"c": comparison}))["comparisons"]
-    lines = told["chart"]["lines"]
-    assert lines
-    assert {line["id"] for line in lines} <= {"c bright", "c star"}
+    front = {point.name for point in compared_points(comparison) if point.front}
+    assert front
+    assert front <= {"bright", "star"}
+    assert {each["name"] for each in told["points"] if each["nothing"]} == {"dull", "dense"}
     marks = {row[0].text: [cell.mark for cell in row] for row in told["table"].rows}
     assert "majority" in marks["dull"]
     assert "majority" not in marks["bright"]

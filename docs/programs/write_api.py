@@ -31,6 +31,10 @@ GROUPS: dict[str, tuple[str, str]] = {  # heading: module, and its names
         "Cell Datasheet Judged ProxyCard Table TableEvaluator TableSpec build judge load names "
         "proxy_card strategy summary",
     ),
+    "Figures of results": (
+        "masksearch.plots",
+        "plot_comparison plot_curves plot_dam plot_differences plot_front plot_masks",
+    ),
     "Masks": ("masksearch", "load_mask Mask save_mask"),
     "A mask on a model": (
         "masksearch",
@@ -97,8 +101,8 @@ HEAD = """# The public names
 
 *Written by a program, docs/programs/write_api.py, from the docstrings of the names.*
 
-`import masksearch as ms` gives these names; `ms.masks`, `ms.contracts` and `ms.errors` are
-modules. `help(ms.search)` prints arguments, units and errors. A name leads to the file that
+`import masksearch as ms` gives these names; `ms.masks`, `ms.contracts`, `ms.errors` and `ms.plots`
+are modules. `help(ms.search)` prints arguments, units and errors. A name leads to the file that
 defines it. A name that is not listed here may change without notice.
 """
 
@@ -125,7 +129,9 @@ def first_sentence(thing: Any) -> str:
 def row(module: str, name: str) -> str:
     """A name's row."""
     thing = getattr(import_module(module), name)
-    shown = f"`{re.sub(r'^masksearch(?=$|.(masks|contracts|errors)$)', 'ms', module)}.{name}`"
+    shown = (
+        f"`{re.sub(r'^masksearch(?=$|.(masks|contracts|errors|plots)$)', 'ms', module)}.{name}`"
+    )
     home = getattr(thing, "__module__", "")
     if home.startswith("masksearch"):
         path = Path(import_module(home).__file__ or "").relative_to(ROOT)

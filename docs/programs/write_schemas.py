@@ -49,128 +49,27 @@ class Table(Struct):
     rows: list[list[Cell]]
 
 
-class Group(Struct):
-    """Points or lines of one kind, and how they are drawn."""
-
-    name: str
-    colour: Annotated[str, Meta(pattern="^#[0-9A-Fa-f]{6}$")]
-    shape: str
-    arm: (
-        Literal[
-            "searched", "candidate", "hand-designed", "random", "scrambled", "control", "truth"
-        ]
-        | UnsetType
-    ) = UNSET
-    searches: Count | UnsetType = UNSET
-
-
 class Point(Struct):
-    """A mask of a front's chart."""
+    """A mask of a front's figure."""
 
-    id: str
     name: str
-    group: str
-    search: Annotated[str, about("The search that has found it, where several are one group.")]
+    group: Annotated[str, about("Its strategy, or its kind in a comparison.")]
+    search: Annotated[str, about("The search that has found it; empty of one that is no trial.")]
     seeds: Annotated[int, Meta(ge=1)]
     score: float
     low: Number
     high: Number
-    values: Annotated[
-        dict[str, Annotated[list[Number], Meta(min_length=2, max_length=3)]],
-        about("Reported value -> mean, and the ends of its 95% interval as far as known."),
+    front: Annotated[
+        bool, about("Whether it is on the joint front of the searches, or its kind's.")
     ]
-    front: Annotated[bool, about("Whether it is on the joint front of the searches.")]
     nothing: Annotated[bool, about("Whether it scores no better than constant answers.")]
     promised: Annotated[
         Number, about("The score that the search gave a mask that is judged again.")
     ]
-    place: Annotated[str, about("How a command line names it: RUN#7, or its expression.")]
     expression: str
     fingerprint: str
     sparsity: Annotated[float, about("Percent of the non-padding query-key pairs.")]
     saved: Annotated[float, about("Percent of dense attention's cost that the front is over.")]
-    table_sparsity: Annotated[Number, about("Percent of all cells.")]
-    costs: dict[str, Number]
-    picture: Annotated[
-        list[list[int]] | None,
-        about("[layers][heads] of indices into `images`; equal ones are folded."),
-    ]
-    lead: (
-        Annotated[str, about("What it stands for in the page's first row, where it is there.")]
-        | UnsetType
-    ) = UNSET
-    short: Annotated[
-        str | UnsetType, about("The expression in at most 60 characters, as the log names it.")
-    ] = UNSET
-
-
-class Score(Struct):
-    """What a chart is over."""
-
-    name: str
-    title: str
-    goal: Literal["higher", "lower"]
-
-
-class Step(Struct):
-    """A step of a group's front, densest first; its first point begins the step."""
-
-    id: str
-    group: str
-    arm: str
-    score: float
-    low: Number
-    high: Number
-    saved: float
-
-
-class Level(Struct):
-    """A mask that leaves nothing out."""
-
-    label: str
-    id: str
-    score: float
-    low: Number
-    high: Number
-
-
-class Front(Struct):
-    """Masks by what they save and how they score."""
-
-    kind: Literal["front"]
-    id: str
-    score: Score
-    axis: Annotated[str, about("What the front is drawn over.")]
-    groups: list[Group]
-    points: list[Point]
-    lines: list[Step]
-    levels: list[Level]
-
-
-class Difference(Struct):
-    """A declared comparison: a paired difference with its interval."""
-
-    label: str
-    mask: str
-    against: str
-    outcome: str
-    margin: Number
-    mean: float
-    low: Number
-    high: Number
-    level: Number
-    adjusted_p: Number
-    seeds: int
-    rows: int
-
-
-class Differences(Struct):
-    """The declared comparisons of a chart."""
-
-    kind: Literal["differences"]
-    id: str
-    title: str
-    lines: list[Difference]
 
 
 class Comparison(Struct):
@@ -187,38 +86,16 @@ class Comparison(Struct):
             "null = a test of no difference."
         ),
     ]
-    chart: Front | None
+    margins: Annotated[bool, about("Whether a finding is about such a loss.")]
+    points: list[Point]
     table: Table
     tasks: Table
-    differences: Differences | None
     findings: Table
-
-
-class Volume(Struct):
-    """Hypervolume at an amount of compute, mean of searches with its interval."""
-
-    group: str
-    compute: float
-    mean: float
-    low: Number
-    high: Number
-
-
-class Volumes(Struct):
-    """Hypervolume over compute."""
-
-    kind: Literal["hypervolume"]
-    id: str
-    score: str
-    compute: str
-    groups: list[Group]
-    lines: list[Volume]
 
 
 class Kept(Struct):
     """What the layers and heads of a mask keep."""
 
-    id: str
     name: str
     kept: Annotated[
         list[list[Share]], about("[layers][heads], share of the non-padding query-key pairs.")
@@ -230,7 +107,6 @@ class Allocation(Struct):
 
     masks: list[Kept]
     notes: Lines
-    most: Annotated[float, about("The largest kept share.")]
 
 
 class DamCard(Struct):
@@ -264,13 +140,22 @@ class Proxy(Struct):
 
 
 class Figure(Struct):
-    """A file of figures/ that the page shows as it is."""
+    """A file of figures/ that the page holds."""
 
     file: str
     alt: str
     caption: str
-    width: int
+    width: Annotated[float, about("In inches of print.")]
     card: int | None
+
+
+class Picture(Struct):
+    """A mask as a page shows it."""
+
+    title: str
+    text: str
+    mask: Annotated[str, about("Its expression, shortened.")]
+    png: Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]
 
 
 class Objective(Struct):
@@ -279,13 +164,6 @@ class Objective(Struct):
     name: str
     goal: Literal["min", "max"]
     worst: Number
-
-
-class Cost(Struct):
-    """What a budget may be of."""
-
-    name: str
-    title: str
 
 
 class Section(Struct):
@@ -297,17 +175,14 @@ class Section(Struct):
     facts: Pairs
     objectives: list[Objective]
     shape: dict[str, Any] | None
-    costs: list[Cost]
-    evaluate: Annotated[
-        str, about("The command that judges MASK by this protocol; empty where Python did.")
-    ]
     runs: Table
     finished: bool
     comparisons: list[Comparison]
-    chart: Front | None
+    points: list[Point]
     front: Table
     cautions: Lines
-    volumes: list[Volumes]
+    lead: Annotated[list[Picture], about("The masks that the page begins with.")]
+    gallery: list[Picture]
     searches: Table
     allocation: Allocation
     dam: Dam
@@ -338,10 +213,6 @@ class Result(Struct):
     verdicts: Lines
     unread: Annotated[Lines, about("Run folders that could not be read, and why.")]
     sections: list[Section]
-    images: Annotated[
-        list[Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]],
-        about("PNG files of panels of masks; `picture` holds indices into them."),
-    ]
     trials: Count
     failed: Count
     failures: list[Failure]

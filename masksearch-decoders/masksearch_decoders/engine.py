@@ -165,11 +165,6 @@ class Engine:
         return f"{self.title} {self.version}"
 
     @property
-    def owner(self) -> str:
-        """Title, as of what belongs to it."""
-        return f"{self.title}'" if self.title.endswith("s") else f"{self.title}'s"
-
-    @property
     def cache_layout(self) -> str:
         """Whose bytes a budget counts."""
         return "mask" if self.keys is None else self.name

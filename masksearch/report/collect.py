@@ -24,7 +24,7 @@ from masksearch.gates.result import DamResult
 from masksearch.neighbours import load_part
 from masksearch.report.dam import DamCard, DamRuns
 from masksearch.report.page import write_report
-from masksearch.report.section import Recipe, Section, evaluate_line, recipe_of
+from masksearch.report.section import Recipe, Section, recipe_of
 from masksearch.study.status import NAME as STATUS
 from masksearch.study.storage import hide_secrets
 from masksearch.study.store import StudyStore, holds_study
@@ -265,8 +265,6 @@ def _section_on(studies: Sequence[StoredStudy], title: str, facts: Mapping[str, 
         judge(studies) if (judge := load_part("parts", "proxy-card", "part")) else None,
         [study.recipe for study in studies],
         _searches_of([study for name, study in pairs if name not in unfinished]),
-        {name: study.run for name, study in pairs},
-        next(filter(None, (evaluate_line(study.command) for study in studies)), ""),
         unfinished=unfinished,
     )
 

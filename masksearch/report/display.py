@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import base64
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from masksearch.analysis.compare import ComparedMasks
 from masksearch.analysis.pareto import learned_nothing
 from masksearch.analysis.verdict import mirrored, outcome_words
 from masksearch.contracts import Objective, Record
 from masksearch.masks.text import short_text
-from masksearch.report.chart_data import compared_chart, search_chart
-from masksearch.report.chart_rows import FrontChart
-from masksearch.report.charts import chart_png, paper_spec
+from masksearch.report.fronts import compared_points, draw_front, trial_points
 from masksearch.report.layout import TextTable
-from masksearch.report.pictures import Pictures
 from masksearch.report.section import Section
+from masksearch.report.style import file_of, inline
 from masksearch.report.tables import by_origin, comparison_table, front_table
 from masksearch.study.status import LONGEST, counted, with_mask
 
 ROWS = 8  # lines below the first one
-DPI = 100  # of the picture of a front
 
 
 # -- studies -------------------------------------------------------------------------------------
@@ -45,7 +43,8 @@ def study_text(run: Path, records: Sequence[Record], objectives: Sequence[Object
 def study_html(run: Path, records: Sequence[Record], objectives: Sequence[Objective]) -> str:
     """The same with a picture of the front, for notebooks."""
     front = front_table(by_origin(records), objectives).without("block density", "seed")
-    picture = _chart_html(search_chart(Section(by_origin(records), objectives), Pictures(room=0)))
+    points = trial_points(Section(by_origin(records), objectives))
+    picture = _figure_html(draw_front(points, objectives))
     more = ""
     if len(front.rows) > 2 * ROWS:
         more = f"<br>and {len(front.rows) - 2 * ROWS} more: study.frontier()"
@@ -106,8 +105,8 @@ def comparison_text(comparison: ComparedMasks) -> str:
 def comparison_html(comparison: ComparedMasks) -> str:
     """A picture, the table, densest first, and the verdict, for notebooks."""
     where = "" if comparison.run is None else f" {escape(str(comparison.run))}"
-    section = Section({}, comparison.objectives, {"": comparison})
-    picture = _chart_html(compared_chart(section, "", "compared", Pictures(room=0)))
+    points = compared_points(comparison)
+    picture = _figure_html(draw_front(points, comparison.objectives))
     return (
         f"<div><b>Comparison{where}</b><br>{picture}{outcomes(comparison).html()}"
         f'<pre style="white-space:pre-wrap">{escape(comparison.verdict())}</pre></div>'
@@ -130,12 +129,12 @@ def outcomes(comparison: ComparedMasks) -> TextTable:
 
 
 # -- HTML ----------------------------------------------------------------------------------------
-def _chart_html(chart: FrontChart | None) -> str:
-    """A chart as a picture; empty without one."""
-    if chart is None:
+def _figure_html(figure: Figure | None) -> str:
+    """A figure as an element of a notebook; empty without one."""
+    if figure is None:
         return ""
-    data = base64.b64encode(chart_png(paper_spec(chart), DPI)).decode("ascii")
-    return f'<img alt="sparsity against score" src="data:image/png;base64,{data}">'
+    svg = file_of(figure, "svg").decode("utf-8")
+    return inline(svg, "score over sparsity", figure.get_figwidth())
 
 
 def _short_path(path: Path) -> str:

@@ -4,8 +4,6 @@ the figure of a proxy card."""
 from __future__ import annotations
 
 import base64
-import hashlib
-import io
 import math
 import textwrap
 from collections.abc import Mapping
@@ -17,15 +15,15 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from masksearch.contracts import Shape
+from masksearch.analysis.pareto import pareto, sparsity_of
+from masksearch.contracts import Record, Shape
 from masksearch.errors import MaskSearchError
 from masksearch.masks.core import Mask
 from masksearch.masks.lower import tile_counts, under_causality
-from masksearch.masks.picture import fold_equal
+from masksearch.masks.picture import draw_table, fold_equal
+from masksearch.report.section import Section
 from masksearch.report.style import (
     GREEN,
     INK,
@@ -45,10 +43,8 @@ COLUMNS = 4  # masks with one panel that share a row
 SIDE = 1.35  # inches of a single panel
 PANEL = 1.1  # inches, at most, of one panel of several
 PIXELS = 256  # pixels of a panel at most; a pixel of a longer mask is a block of cells
-SHADED = (0x3B, 0x7D, 0xC4)  # colour of a kept cell, on light and on dark; the others are clear
-LEVELS = 15  # shades of a block, by the square root of its kept share
-BYTES = 2_000_000  # of all images of a page together
-CELLS = 400_000_000  # that are looked at for all of them: some seconds
+CELLS = 100_000_000  # of a mask that are looked at for its picture: about a second
+PICTURES = 16  # masks of a page, and of its printed figure, at most
 
 
 def planes(mask: Mask | Tensor, length: int, layers: int, heads: int) -> Tensor:
@@ -180,76 +176,47 @@ def draw(axes: Axes, name: str, below: str, table: Tensor) -> None:
 
 
 # -- on a page -----------------------------------------------------------------------------------
-class Pictures:
-    """The images of a page.
-
-    Masks that come when the room of the page or the time is used up have none.
-
-    Args:
-        room: Bytes of base64 text that all images may take.
-        cells: Cells of masks that may be looked at.
-    """
-
-    def __init__(self, room: int = BYTES, cells: int = CELLS) -> None:
-        self.images: list[str] = []  # PNG in base64
-        self.numbers: dict[bytes, int] = {}
-        self.room, self.cells = room, cells
-
-    def panels(self, mask: Mask, shape: Shape) -> list[list[int]] | None:
-        """Which image each layer (down) and head (across) is; equal ones are folded into one.
-
-        Returns:
-            Indices into `images`; None for a mask that cannot be drawn, or for which there is
-            no room.
-        """
-        try:
-            mask.counts(shape.layers, shape.heads)
-            self.cells -= len(mask.planes) * shape.length**2
-            if self.cells < 0 or mask.needs_tokens:
-                return None
-            rows = self.tables(under_causality(mask, shape), shape.length)
-            numbers = [[self.number_of(panel) for panel in row] for row in rows]
-        except MaskSearchError:
-            return None
-        if any(number is None for row in numbers for number in row):
-            return None
-        kept = [[number for number in row if number is not None] for row in numbers]
-        kept = kept[:1] if all(row == kept[0] for row in kept) else kept
-        return [row[:1] for row in kept] if all(len(set(row)) == 1 for row in kept) else kept
-
-    @staticmethod
-    def tables(mask: Mask, length: int) -> NDArray[np.uint8]:
-        """Levels of every pixel, `[layers, heads, side, side]`: 0 = nothing kept; see `LEVELS`."""
-        if length <= PIXELS:
-            table = mask.dense(length, mask.layers or 1, mask.heads or 1)
-            return LEVELS * table.numpy().astype(np.uint8)
-        block = -(-length // (PIXELS // 2))
-        share = tile_counts(mask, length, block).double() / block**2
-        return (LEVELS * share.clamp(0, 1).sqrt()).ceil().numpy().astype(np.uint8)
-
-    def number_of(self, panel: NDArray[np.uint8]) -> int | None:
-        """Index of a panel's image, which is made if there is none; None without room."""
-        key = hashlib.blake2b(np.packbits(panel > 0).tobytes() + panel.tobytes()).digest()
-        if key not in self.numbers:
-            text = png_text(panel)
-            if len(text) > self.room:
-                return None
-            self.room -= len(text)
-            self.numbers[key] = len(self.images)
-            self.images.append(text)
-        return self.numbers[key]
+def masks_to_draw(section: Section) -> dict[str, tuple[Mask, float]]:
+    """Masks to draw with their sparsities, each set of bits once: those compared, those on the
+    fronts, then one of the controls whose keys are drawn."""
+    named: dict[str, tuple[Mask, float]] = {}
+    seen: set[str] = set()
+    candidates: list[tuple[str, Record]] = []
+    scrambled: list[tuple[str, Record]] = []
+    for comparison in section.comparisons.values():
+        for record in comparison.records:
+            entry = comparison.entries[record.name]
+            last = entry.at_random and entry.kind == "control"
+            (scrambled if last else candidates).append((record.name, record))
+    owners = {id(record): name for name, study in section.studies.items() for record in study}
+    for record in pareto(section.searched, section.objectives):
+        hand = record.role == "baseline"
+        name = record.name if hand else f"{owners[id(record)]} {record.number}"
+        candidates.append((name, record))
+    for name, record in [*candidates, *scrambled[:1]]:
+        key = record.fingerprint or name
+        if record.mask is not None and name not in named and key not in seen:
+            seen.add(key)
+            named[name] = (record.mask, sparsity_of(record))
+    return dict([*named.items()][:PICTURES])
 
 
-def png_text(levels: NDArray[np.uint8]) -> str:
-    """A PNG in base64: one colour, as opaque as the level (0 to `LEVELS`) says."""
-    plain = bool(np.isin(levels, (0, LEVELS)).all())
-    shades = [0, LEVELS] if plain else list(range(LEVELS + 1))
-    image = Image.frombytes("P", levels.shape, (levels // LEVELS if plain else levels).tobytes())
-    image.putpalette(SHADED * len(shades))
-    file = io.BytesIO()
-    clear = bytes(round(255 * shade / LEVELS) for shade in shades)
-    image.save(file, "PNG", bits=1 if plain else 4, transparency=clear)
-    return base64.b64encode(file.getvalue()).decode("ascii")
+def mask_png(mask: Mask, shape: Shape) -> str:
+    """A mask's picture in base64 (`draw_table`); empty of one that cannot be drawn, or whose cells
+    would take many seconds. Of a long mask a pixel is a block, by its kept share."""
+    try:
+        mask.counts(shape.layers, shape.heads)
+        if mask.needs_tokens or len(mask.planes) * shape.length**2 > CELLS:
+            return ""
+        mask = under_causality(mask, shape)
+        if shape.length <= PIXELS:
+            table = mask.dense(shape.length)
+        else:
+            block = -(-shape.length // (PIXELS // 2))
+            table = (tile_counts(mask, shape.length, block) / block**2).clamp(0, 1).sqrt()
+    except MaskSearchError:
+        return ""
+    return base64.b64encode(draw_table(table)[0]).decode("ascii")
 
 
 # -- proxy cards --------------------------------------------------------------------------------

@@ -13,27 +13,33 @@ from typing import Any
 
 import numpy as np
 
-from masksearch.analysis.pareto import has_rival, nothing_learned, pareto, search_cautions
+from masksearch.analysis.pareto import (
+    has_rival,
+    nothing_learned,
+    pareto,
+    search_cautions,
+    sparsity_of,
+)
 from masksearch.analysis.recommendation import UNRIVALLED
 from masksearch.analysis.search_curves import compare_searches, curves_of, describe_searches
 from masksearch.analysis.verdict import count, verdict_text
-from masksearch.contracts import Objective, Record
+from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import without_controls
+from masksearch.masks.core import Mask
 from masksearch.masks.measure import unread_note
+from masksearch.masks.text import short_text
 from masksearch.models.encoders import READ_OUT
-from masksearch.report.chart_data import (
-    DRAWN,
-    compared_chart,
-    difference_chart,
-    every_cost,
-    kept_shares,
-    search_chart,
-    volume_charts,
-)
-from masksearch.report.chart_rows import FrontChart
+from masksearch.report.curves import kept_shares
 from masksearch.report.dam import health_data, sentence
+from masksearch.report.fronts import (
+    Point,
+    axis_title,
+    compared_points,
+    leading,
+    trial_points,
+)
 from masksearch.report.layout import Cell, TextTable
-from masksearch.report.pictures import Pictures
+from masksearch.report.pictures import mask_png, masks_to_draw
 from masksearch.report.section import Section
 from masksearch.report.tables import (
     budgets_table,
@@ -49,6 +55,7 @@ from masksearch.study.records import machine_name, package_versions
 from masksearch.study.status import in_words
 
 FORMAT, VERSION = "masksearch result", 1
+Drawn = Mapping[str, tuple[Mask | None, str]]  # title -> mask, and what is said of it
 FAILURES = 20  # failed trials that are told in full at most
 
 
@@ -74,7 +81,6 @@ def result_of(
     Returns:
         Mappings and sequences of numbers, texts and tables; `plain_data` makes JSON of them.
     """
-    pictures = Pictures()
     everything = [record for section in sections for record in section.records]
     failed = [record for record in everything if record.status == "failed"]
     compared = any(section.comparisons for section in sections)
@@ -85,8 +91,7 @@ def result_of(
         "about": list(about),
         "verdicts": list(verdicts),
         "unread": list(unread),
-        "sections": [_section_data(section, pictures, compared) for section in sections],
-        "images": pictures.images,
+        "sections": [_section_data(section, compared) for section in sections],
         "trials": len(everything),
         "failed": len(failed),
         "failures": [describe_failure(record) for record in failed[:FAILURES]],
@@ -96,29 +101,32 @@ def result_of(
     }
 
 
-def _section_data(section: Section, pictures: Pictures, compared: bool) -> dict[str, Any]:
+def _section_data(section: Section, compared: bool) -> dict[str, Any]:
     """A protocol's part of the page; `compared`: whether the page holds a comparison."""
     records, proxy = section.searched, section.proxy
-    searched = search_chart(section, pictures)
-    comparisons: list[dict[str, Any]] = []
-    for index, (name, comparison) in enumerate(section.comparisons.items()):
-        end = f"_{index}" if index else ""
-        comparisons.append(
-            {
-                "name": name,
-                "key": f"compared{end}",
-                "judged_again": comparison.fronts is not None,
-                "seedless": comparison.seedless,
-                "margin": comparison.margin,
-                "chart": compared_chart(section, name, f"compared{end}", pictures),
-                "table": comparison_table(comparison),
-                "tasks": tasks_table(comparison),
-                "differences": difference_chart(comparison, f"{section.key}differences{end}"),
-                "findings": findings_table(comparison),
-            }
-        )
-    charts = [chart for chart in (searched, *(c["chart"] for c in comparisons)) if chart]
-    priced = {name for chart in charts for point in chart["points"] for name in point["costs"]}
+    trials = trial_points(section)
+    compared_points_of = [compared_points(each) for each in section.comparisons.values()]
+    first = next(filter(None, (*compared_points_of, trials)), [])
+    kept, notes = kept_shares(section, trials or first)
+    shown = {
+        name: (mask, f"{100 * sparsity:.1f}% sparse")
+        for name, (mask, sparsity) in masks_to_draw(section).items()
+    }
+    comparisons = [
+        {
+            "name": name,
+            "key": f"compared_{index}" if index else "compared",
+            "judged_again": comparison.fronts is not None,
+            "seedless": comparison.seedless,
+            "margin": comparison.margin,
+            "margins": any(f.margin is not None for f in comparison.findings_to_show()),
+            "points": list(map(_point_data, compared_points_of[index])),
+            "table": comparison_table(comparison),
+            "tasks": tasks_table(comparison),
+            "findings": findings_table(comparison),
+        }
+        for index, (name, comparison) in enumerate(section.comparisons.items())
+    ]
     return {
         "key": section.key,
         "title": section.title,
@@ -128,18 +136,20 @@ def _section_data(section: Section, pictures: Pictures, compared: bool) -> dict[
             {"name": o.name, "goal": o.goal, "worst": o.worst} for o in section.objectives
         ],
         "shape": None if section.shape is None else section.shape.to_dict(),
-        "costs": [{"name": n, "title": t} for n, t in every_cost().items() if n in priced],
-        "evaluate": section.evaluate,
         "runs": runs_table(section.studies, section.objectives),
         "finished": any(record.scored for record in section.records),
         "comparisons": comparisons,
-        "chart": searched,
+        "points": list(map(_point_data, trials)),
         "front": front_table(section.studies, section.objectives),
         "importance": importance_table(section.studies, section.objectives),
-        "cautions": [*cautions(records, section.objectives), *_say_drawn(records, searched)],
-        "volumes": list(volume_charts(section)),
+        "cautions": cautions(records, section.objectives),
         "searches": searches_table(section.searches, section.objectives),
-        "allocation": kept_shares(section, charts[0] if charts else None),
+        "allocation": {
+            "masks": [{"name": name, "kept": each.tolist()} for name, each in kept.items()],
+            "notes": notes,
+        },
+        "lead": _pictures(_lead(section, first), section.shape),
+        "gallery": _pictures(shown, section.shape),
         "dam": health_data(section.dam),
         "proxy": None
         if proxy is None
@@ -150,6 +160,37 @@ def _section_data(section: Section, pictures: Pictures, compared: bool) -> dict[
         },
         "figures": {},
     }
+
+
+def _point_data(point: Point) -> dict[str, Any]:
+    """A point of a front's figure, as plain data."""
+    record = point.record
+    about = {"sparsity": 100 * sparsity_of(record), "fingerprint": record.fingerprint}
+    score = {"score": point.score.value, "low": point.score.low, "high": point.score.high}
+    told = {"expression": str(record.mask or ""), "seeds": point.score.n, **score, **about}
+    return {name: v for name, v in vars(point).items() if name not in ("record", "alone")} | told
+
+
+def _lead(section: Section, points: Sequence[Point]) -> Drawn:
+    """The masks that a page begins with, by what they stand for, and their scores."""
+    score = section.objectives[0]
+    title = axis_title(score, [point.record for point in points]).rpartition(",")[0]
+    return {
+        words: (
+            point.record.mask,
+            f"{title} {point.score.text()}, {100 * sparsity_of(point.record):.1f}% sparse",
+        )
+        for words, point in leading(points, score.goal).items()
+    }
+
+
+def _pictures(masks: Drawn, shape: Shape | None) -> list[dict[str, str]]:
+    """The masks that can be drawn, with what is said of them."""
+    return [
+        {"title": title, "text": text, "mask": short_text(mask), "png": png}
+        for title, (mask, text) in masks.items()
+        if shape is not None and mask is not None and (png := mask_png(mask, shape))
+    ]
 
 
 # -- sentences -----------------------------------------------------------------------------------
@@ -228,18 +269,6 @@ def cautions(records: Sequence[Record], objectives: Sequence[Objective]) -> list
     if len({record.seed for record in records if record.scored}) == 1:
         lines.append("Every score on the front is from one seed and therefore has no interval.")
     return lines + texts
-
-
-def _say_drawn(records: Sequence[Record], chart: FrontChart | None) -> list[str]:
-    """That a chart leaves trials out, where it does."""
-    finished = sum(record.scored for record in records)
-    if chart is None or finished <= DRAWN:
-        return []
-    drawn = len(chart["points"])
-    return [
-        f"The chart shows {drawn:,} of {finished:,} finished trials: the front of every search, "
-        "hand-designed masks, and every so many of the others. ms.open_study(RUN).frame() has all."
-    ]
 
 
 def describe_failure(record: Record) -> dict[str, str]:

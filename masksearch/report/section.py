@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from masksearch.analysis.compare import ComparedMasks
@@ -19,10 +18,6 @@ UNKNOWN = "not recorded"
 DATA = ("corpus", "held_out", "tokenizer", "weights", "glue", "process")
 CALLED = ("script", "folder", "space", "trials", "seconds", "seeds", "executor")
 ABOUT = ("strategy", "seed", "constraints", "scheduler")  # facts of a search
-JUDGES = (  # options of a search that say how a mask is judged
-    *("corpus", "glue", "decoder", "tasks", "evaluator", "reuse"),
-    *("size", "weights", "adapt", "length", "steps", "preset", "set"),
-)
 SKIPPED = ("as_json", "progress")  # options that change nothing in a study
 
 
@@ -41,18 +36,6 @@ class Recipe:
     command: str
     rows: tuple[tuple[str, str], ...]
     settings: Mapping[str, Any]
-
-
-def evaluate_line(command: Mapping[str, Any] | None) -> str:
-    """The command that judges `MASK` as a study did; empty where Python code began it."""
-    if command is None:
-        return ""
-    options = {name: value for name, value in command["options"].items() if name in JUDGES}
-    options["set"] = [  # those behind a prefix say how masks are searched
-        setting for setting in options.get("set") or [] if "." not in setting.partition("=")[0]
-    ]
-    arguments = {"mask": ["MASK"], "controls": "none", **options}
-    return shell_line({"command": "compare", "options": arguments})
 
 
 def recipe_of(
@@ -143,8 +126,6 @@ class Section:
         proxy: How far to trust the short runs among the records: a ProxyCard of masksearch-bench.
         recipes: How each study was made.
         searches: Strategy -> search seed -> records, where strategies ran with several seeds.
-        runs: Name of a search -> its run folder, where it has one.
-        evaluate: The command that judges `MASK` by this protocol; empty where Python code did.
         unfinished: Names of searches that have not ended; these are not among `searches`.
         truth: Sparsity in [0, 1] and score of the points of the true front, where it is known.
     """
@@ -159,8 +140,6 @@ class Section:
     proxy: Any = None
     recipes: Sequence[Recipe] = ()
     searches: Searches = field(default_factory=dict)
-    runs: Mapping[str, Path] = field(default_factory=dict)
-    evaluate: str = ""
     truth: Sequence[tuple[float, float]] = ()
     unfinished: Sequence[str] = ()
 

@@ -3,12 +3,15 @@
 Sizes are those of print: a figure fills one column of a paper (3.3 in) or the whole width of its
 page (6.8 in) without being scaled. No pyplot, no global state: each drawing function returns a
 `Figure` of its own, and is decorated with `rc_context(PRINT)`, as what it draws takes matplotlib's
-settings at once.
+settings at once. A page shows the SVG file of print; where the mouse is at a mark, it shows the
+text that the mark has as its URL (`hover`).
 """
 
 from __future__ import annotations
 
+import html
 import io
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,8 +22,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from masksearch.errors import without_controls
+from masksearch.files import write_in_one_move
+
+NAMES = re.compile('<g id="[^"]*">')  # of parts that nothing refers to
 COLUMN, PAGE = 3.3, 6.8  # inches: widths of figures
 LABEL, SMALL = 8, 7  # points: of axis labels and titles; of ticks, legends and notes
+ZOOM = 1.5  # of the width of a page of print, on the screen
 DPI, COLOURS = 300, 128  # of PNG files
 # matplotlib's defaults, whatever a user's matplotlibrc says; and fonts that journals take (Type
 # 42, not Type 3), text in SVG that stays text, equal files twice.
@@ -75,21 +83,75 @@ def styles_of(strategies: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: STYLES.get(name) or next(spare, (GREY, "o")) for name in names}
 
 
+def plain(name: str) -> str:
+    r"""A user's text as matplotlib draws it: no formula, no control characters.
+
+    >>> print(plain("$x$"))
+    \$x\$
+    """
+    return str(without_controls(name)).replace("$", r"\$")
+
+
+def shorten(name: str, most: int) -> str:
+    """A name that is not longer, cut between words where it has some.
+
+    >>> shorten("more heads each way, every n-th layer within 0.12", 26)
+    'more heads each way,…'
+    """
+    kept = name[: most - 1]
+    return name if len(name) <= most else f"{kept.rpartition(' ')[0] or kept}…"
+
+
+def hover(text: str) -> str:
+    """A text for `Artist.set_url`, which SVG files then have as a title."""
+    return str(without_controls(text))
+
+
 @rc_context(PRINT)
-def write_figure(figure: Figure, path: Path, dpi: int = DPI) -> Path:
-    """Writes a figure as its path ends (`.pdf`, `.svg`, `.png`: of few colours, a third of
-    the size); equal figures are equal files."""
-    made: dict[str, dict[str, Any]] = {
+def file_of(figure: Figure, kind: str, name: str = "figure", dpi: int = DPI) -> bytes:
+    """A figure as a file: `pdf`, `svg` with a title for each mark that has a text (`hover`), or
+    `png` of few colours, a third of the size. Equal figures are equal files; the parts of an SVG
+    file are called after its name, as several may share a page."""
+    about: dict[str, dict[str, Any]] = {
         "pdf": {"Creator": "masksearch", "CreationDate": None},
-        "svg": {"Creator": "masksearch", "Date": None},
+        "svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = path.suffix[1:] or "png"
-    drawn = io.BytesIO() if kind == "png" else path
-    figure.savefig(drawn, format=kind, dpi=dpi, metadata=made.get(kind))
+    drawn, small = io.BytesIO(), io.BytesIO()
+    with rc_context({"svg.hashsalt": name}):
+        figure.savefig(drawn, format=kind, dpi=dpi, metadata=about.get(kind))
+    if kind == "svg":
+        link = rb"""<a xlink:href=(["'])(.*?)\1 target="_blank">"""
+        text = re.sub(link, rb"<g><title>\2</title>", drawn.getvalue(), flags=re.DOTALL)
+        return text.replace(b"</a>", b"</g>")
     if kind == "png":
-        Image.open(drawn).convert("RGB").quantize(COLOURS).save(path, "PNG", optimize=True)
+        Image.open(drawn).convert("RGB").quantize(COLOURS).save(small, "PNG", optimize=True)
+        return small.getvalue()
+    return drawn.getvalue()
+
+
+def write_figure(figure: Figure, path: Path, dpi: int = DPI) -> Path:
+    """Writes a figure as its path ends (`.pdf`, `.svg`, `.png`); see `file_of`."""
+    content = file_of(figure, path.suffix[1:] or "png", path.stem, dpi)
+    with write_in_one_move(path) as beside:
+        beside.write_bytes(content)
     return path
+
+
+def inline(svg: str, about: str, width: float) -> str:
+    """An SVG file as an element of a page.
+
+    Args:
+        svg: The file.
+        about: What it shows, for those who do not see it.
+        width: In inches of print.
+    """
+    _, start, rest = svg.partition("<svg ")
+    head, end, body = rest.partition(">")
+    box = re.search('viewBox="[^"]*"', head)
+    shown = min(1.75 * width, ZOOM * PAGE)
+    size = f"width:{shown:.3g}in;max-width:100%;min-width:{width:g}in"  # letters stay readable
+    named = f'role="img" aria-label="{html.escape(about)}" style="{size}"'
+    return f"{start}{box[0] if box else ''} {named}{end}{NAMES.sub('<g>', body)}"
 
 
 def save(figure: Figure, folder: Path | str, name: str) -> tuple[Path, Path, Path]:

@@ -6,8 +6,9 @@ import pytest
 from page_text import page_of
 
 from masksearch import masks
-from masksearch.analysis.search_curves import compare_searches, curves_of
+from masksearch.analysis.search_curves import band_of, compare_searches, curves_of
 from masksearch.contracts import Evaluate, Objective, OneShot, Record
+from masksearch.report.curves import draw_volumes
 from masksearch.report.section import Section
 
 OBJECTIVES = (Objective("glue", "max", 0.5), Objective("sparsity", "max", 0.0))
@@ -30,14 +31,20 @@ def page(runs):
     return page_of(Section(studies, OBJECTIVES, searches=runs))
 
 
-def bands(runs, by="trials"):
-    """Strategy -> trials or seconds -> mean, low and high of the hypervolume on the page."""
-    title = {"trials": "counted trials", "seconds": "compute in seconds"}[by]
-    (chart,) = [each for each in page(runs)["volumes"] if each["compute"].startswith(title)]
-    found = {name: {} for name in runs}
-    for line in chart["lines"]:
-        found[line["group"]][line["compute"]] = line["mean"], line["low"], line["high"]
-    return found
+def volumes(runs):
+    """Score -> the hypervolume at the end of the first line of its figure."""
+    studies = {f"{name} {seed}": r for name, each in runs.items() for seed, r in each.items()}
+    figures = draw_volumes(Section(studies, OBJECTIVES, searches=runs))
+    return {score: figure.axes[0].get_lines()[0].get_ydata()[-1] for score, figure in figures}
+
+
+def bands(runs, by="trials", most=None):
+    """Strategy -> trials or seconds -> mean, low and high of the hypervolume."""
+    curves = curves_of(runs, OBJECTIVES)
+    return {
+        name: {at: (v.value, v.low, v.high) for at, v in band_of(each, by, most).items()}
+        for name, each in curves.items()
+    }
 
 
 def test_a_band_is_mean_and_interval_of_the_searches_at_equal_compute():
@@ -56,11 +63,10 @@ def test_a_band_is_mean_and_interval_of_the_searches_at_equal_compute():
     assert low == 0 < mean < high  # no hypervolume is negative
 
 
-def test_a_band_of_few_places_is_that_of_all_at_these_places(monkeypatch):
+def test_a_band_of_few_places_is_that_of_all_at_these_places():
     runs = {"tpe": {0: search([0.6] * 50), 1: search([0.8] * 40)}}
     every = bands(runs)["tpe"]
-    monkeypatch.setattr("masksearch.report.chart_data.STEPS", 7)
-    some = bands(runs)["tpe"]
+    some = bands(runs, most=7)["tpe"]
     assert list(some) == [1, 7, 14, 20, 27, 33, 40]
     assert {at: mean for at, (mean, *_) in some.items()} == {at: every[at][0] for at in some}
 
@@ -120,8 +126,7 @@ def test_two_search_seeds_decide_nothing():
 
 def test_the_score_without_rte_is_measured_where_every_run_reports_it():
     runs = {"tpe": {0: search([0.6])}}
-    assert {chart["score"] for chart in page(runs)["volumes"]} == {"glue"}
+    assert volumes(runs).keys() == {"glue"}
     values = {"glue": 0.6, "glue/without_rte": 0.7}
     both = {"tpe": {0: [replace(record, values=values) for record in runs["tpe"][0]]}}
-    ends = {chart["score"]: chart["lines"][-1]["mean"] for chart in page(both)["volumes"]}
-    assert ends == {"glue": pytest.approx(0.05), "glue/without_rte": pytest.approx(0.1)}
+    assert volumes(both) == {"glue": pytest.approx(0.05), "glue/without_rte": pytest.approx(0.1)}

@@ -40,10 +40,10 @@ class Browser:
             return json.load(answer)["value"]
 
     def open(self, page: Path) -> None:
-        """Loads a page from the disk and waits until its charts are drawn."""
+        """Loads a page from the disk and waits until all of it is there."""
         self.call("/url", url=page.resolve().as_uri())
         until = time.monotonic() + 120
-        while not self.run("return document.body.dataset.drawn"):
+        while not self.run("return document.readyState === 'complete'"):
             assert time.monotonic() < until, "the page does not come to rest"
             assert not (said := self.errors()), said
             time.sleep(0.1)

@@ -15,7 +15,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Objective
 from masksearch.report.collect import StoredStudy, name_groups, report_on, studies_in
-from masksearch.report.section import evaluate_line
+from masksearch.report.curves import draw_volumes
 
 SHORT = ms.PlantedEvaluator(steps=2, downstream_steps=1, held_out_sequences=8)
 LONG = replace(SHORT, steps=4)
@@ -88,14 +88,6 @@ def test_later_call_on_another_machine_is_told(tmp_path, objectives, shape):
     assert "from trial 9 on" not in rows
 
 
-def test_what_judges_a_mask_again_has_no_settings_of_strategies():
-    judging = ["lr=.1", "held_out=a.b"]
-    others = ["dam.steps=3", "prune.rounds=2", "units.levels=[]", "halving.factor=3"]
-    command = {"command": "search", "options": {"set": [*others, *judging], "strategy": "prune"}}
-    words = shlex.split(evaluate_line(command))
-    assert [words[at + 1] for at, word in enumerate(words) if word == "--set"] == judging
-
-
 @pytest.mark.nightly
 def test_command_of_the_page_makes_the_study_again(tmp_path, command):
     here = shutil.copy(Path(__file__).parents[1] / "contracts" / "toy.py", tmp_path / "my toy.py")
@@ -104,10 +96,6 @@ def test_command_of_the_page_makes_the_study_again(tmp_path, command):
     command(*words, "--run", tmp_path / "a b")
     line = studies_in(tmp_path / "a b")[0].recipe.command
     assert shlex.split(line)[0] == "masksearch"
-    report_on(tmp_path / "a b", tmp_path / "report.html")
-    (section,) = json.loads((tmp_path / "result.json").read_text())["sections"]
-    judged = f"masksearch compare MASK --controls none --evaluator '{here}:ToyEvaluator'"
-    assert section["evaluate"] == judged
     first = results(tmp_path / "a b")
     shutil.rmtree(tmp_path / "a b")
     command(*shlex.split(line)[1:])
@@ -185,7 +173,15 @@ def test_searches_that_differ_in_their_seed_share_a_band(tmp_path):
 @pytest.mark.parametrize(
     ("seeds", "left_out"), [pytest.param(1, "tpe", marks=pytest.mark.nightly), (2, "tpe1")]
 )
-def test_an_unfinished_search_is_named_and_left_out_at_equal_compute(tmp_path, seeds, left_out):
+def test_an_unfinished_search_is_named_and_left_out_at_equal_compute(
+    tmp_path, seeds, left_out, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(
+        "masksearch.report.page.draw_volumes",
+        lambda section: drawn.extend(draw_volumes(section)) or iter(drawn[-1:]),
+    )
+
     def search(name, seed, **more):
         told = {"strategy": name, "seed": seed, "trials": 5, "progress": None}
         return ms.search(space, ToyEvaluator(), run=tmp_path / f"{name}{seed}", **told, **more)
@@ -208,9 +204,9 @@ def test_an_unfinished_search_is_named_and_left_out_at_equal_compute(tmp_path, s
     found = section()
     line = f"Unfinished, so left out of the hypervolume at equal compute: {left_out}."
     assert line in found["verdicts"]
-    ends: dict[str, float] = {}
-    for line in found["volumes"][0]["lines"]:
-        ends[line["group"]] = line["compute"]
+    ((_, figure),) = drawn
+    lines = figure.axes[0].get_lines()
+    ends = {line.get_label().partition(",")[0]: line.get_xdata()[-1] for line in lines}
     assert ends.keys() == {"random", "qmc", "tpe"} - {left_out}
     assert min(ends.values()) >= 5 > finished
     search("tpe", last)
@@ -226,4 +222,3 @@ def test_searches_of_one_name_are_told_apart_by_their_folders(tmp_path):
         report_on(shown, tmp_path / "report.html")
         (section,) = json.loads((tmp_path / "result.json").read_text())["sections"]
         assert [row[0]["text"] for row in section["runs"]["rows"]] == names
-        assert section["evaluate"] == ""  # no command began them

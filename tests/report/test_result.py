@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -17,9 +16,8 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
 from masksearch.masks.measure import effective_density
-from masksearch.report.charts import paper_spec
 from masksearch.report.page import write_report
-from masksearch.report.pictures import Pictures
+from masksearch.report.pictures import mask_png
 from masksearch.report.section import Section
 
 UNEVEN = masks.per_layer([masks.per_head([masks.window(1), masks.window(5)]), masks.window(2)])
@@ -47,75 +45,19 @@ def test_result_validates_and_is_json(section, tmp_path):
     check_file(tmp_path / "result.json", "result")
     assert again["failures"][0]["reason"] == "boom"
     (part,) = again["sections"]
-    chart = part["chart"]
-    assert sum(point["front"] for point in chart["points"]) == len(part["front"]["rows"])
-    assert chart["points"][0]["values"]["loss"][0] is None
-    of_tpe = [line["score"] for line in chart["lines"] if line["group"] == "tpe"]
-    assert of_tpe == sorted(of_tpe, reverse=True)
+    assert sum(point["front"] for point in part["points"]) == len(part["front"]["rows"])
+    assert {point["name"] for point in part["points"]} >= {"tpe 4", "star"}
     compared = part["comparisons"][0]
-    assert {level["label"] for level in compared["chart"]["levels"]} == {
-        "dense (nothing left out)"
+    (dense,) = (point for point in compared["points"] if point["saved"] == 0)
+    assert (dense["name"], dense["score"], dense["seeds"]) == ("dense", pytest.approx(0.8), 3)
+    assert [each["title"] for each in part["lead"]][:2] == ["dense", "best hand-designed: star"]
+    assert {each["title"] for each in part["gallery"]} == {
+        "mine",
+        "star",
+        "dense",
+        "tpe 0",
+        "tpe 1",
     }
-    assert compared["differences"]["lines"][0]["seeds"] == 3
-
-
-def score_axis(chart):
-    """Both ends of a chart's axis of scores."""
-    return paper_spec(chart)["layer"][-1]["encoding"]["y"]["scale"]["domain"]
-
-
-def test_fronts_of_several_searches_have_a_band(record, objectives, shape):
-    studies = {
-        f"tpe{seed}": [record(k, 0.7 + 0.01 * (k - seed), masks.window(k)) for k in range(3)]
-        for seed in range(3)
-    }
-    section = Section(
-        studies, objectives, shape=shape, searches={"tpe": dict(enumerate(studies.values()))}
-    )
-    chart = page_of(section)["chart"]
-    assert [group["name"] for group in chart["groups"]] == ["tpe"]
-    sparsest = chart["lines"][-1]  # window(0): .70, .69 and .68
-    assert sparsest["score"] == pytest.approx(0.69)
-    assert sparsest["low"] < 0.68 < 0.70 < sparsest["high"]
-
-
-@pytest.mark.parametrize("seeds", [2, 3])
-def test_two_searches_have_no_band_and_the_axis_is_that_of_the_masks(record, objectives, seeds):
-    """Fronts that lie far apart: the interval of two or three means leaves the metric's range."""
-    studies = {
-        f"tpe{seed}": [record(k, 0.98 - 0.2 * seed - 0.001 * k, masks.window(k)) for k in range(3)]
-        for seed in range(seeds)
-    }
-    searches = {"tpe": dict(enumerate(studies.values()))}
-    part = page_of(Section(studies, objectives, searches=searches))
-    fronts, volumes = part["chart"]["lines"], part["volumes"][0]["lines"]
-    banded = [not math.isnan(line["high"]) for line in (*fronts, *volumes)]
-    banded += ["[" in cell.text for cell in part["searches"].rows[0][3:5]]
-    assert set(banded) == {seeds == 3}
-    if seeds == 3:
-        assert max(line["high"] for line in fronts) > 1
-    low, high = score_axis(part["chart"])
-    scores = [point["score"] for point in part["chart"]["points"]]
-    span = max(scores) - min(scores)
-    assert 0 <= low < min(scores) < max(scores) < high <= 1  # the metric is an accuracy
-    assert min(scores) - low < span / 5
-
-
-def test_the_axis_of_a_comparison_shows_intervals_from_three_seeds_on(compared, objectives):
-    runs = {
-        "two": (masks.window(1), [0.70, 0.76]),  # t of two: 0.35 to 1.11
-        "three": (masks.window(2), [0.70, 0.71, 0.75]),  # 0.66 to 0.79
-    }
-    comparison = ms.Comparison(
-        tuple(compared(runs)), objectives, kinds=dict.fromkeys(runs, "searched")
-    )
-    section = Section({}, objectives, {"c": comparison})
-    chart = page_of(section)["comparisons"][0]["chart"]
-    assert [point["low"] is None for point in chart["points"]] == [True, False]
-    low, high = score_axis(chart)
-    three = comparison.entries["three"].score
-    assert low < three.low < three.high < high
-    assert high - low < 1.5 * (three.high - three.low)
 
 
 def test_allocation_is_of_the_uneven_masks_of_the_front(section):
@@ -126,16 +68,6 @@ def test_allocation_is_of_the_uneven_masks_of_the_front(section):
     assert any("more masks of the front keep the same share" in note for note in found["notes"])
 
 
-def test_bytes_of_engines_stand_side_by_side(section):
-    held = {"kv_bytes": 0.2, "kv_bytes_vllm": 1.1, "kv_bytes_llama_cpp": 0.3}
-    first = section.studies["tpe"][0]
-    first = replace(first, measures={**first.measures, **held})
-    part = page_of(replace(section, studies={"tpe": [first]}))
-    assert part["chart"]["points"][0]["costs"].items() >= held.items()
-    titles = {each["name"]: each["title"] for each in part["costs"]}
-    assert titles["kv_bytes_vllm"] == "share of vLLM's dense cache"
-
-
 @pytest.mark.parametrize("causal", [False, True])
 def test_units_keep_together_what_the_mask_keeps(section, causal):
     shape = Shape(16, 2, 2, causal=causal, lengths={9: 2, 16: 1})
@@ -144,23 +76,26 @@ def test_units_keep_together_what_the_mask_keeps(section, causal):
     assert mean == pytest.approx(effective_density(UNEVEN, shape))
 
 
-def test_pictures_are_the_bits_and_each_is_made_once():
+def test_a_picture_of_a_mask_is_its_bits():
     shape = Shape(16, 2, 2)
-    pictures = Pictures()
-    panels = pictures.panels(UNEVEN, shape)
-    assert panels == [[0, 1], [2, 2]]
-    assert pictures.panels(masks.window(2), shape) == [[2]]
-    image = Image.open(io.BytesIO(base64.b64decode(pictures.images[1])))
-    opaque = np.asarray(image.convert("RGBA"))[..., 3] == 255
-    assert (opaque == masks.window(5).dense(16)[0, 0].numpy()).all()
-    long = pictures.panels(masks.window(3), replace(shape, length=1000))
-    image = Image.open(io.BytesIO(base64.b64decode(pictures.images[long[0][0]])))
-    shades = np.asarray(image.convert("RGBA"))[..., 3]
-    assert image.size == (125, 125)
-    assert (np.diag(shades) > 0).all()
-    assert (np.diag(shades, 2) == 0).all()
-    assert Pictures(room=10).panels(masks.star(), shape) is None
-    assert Pictures().panels(UNEVEN, Shape(16, 3, 2)) is None  # of another model
+    image = image_of(masks.window(5), shape)
+    assert ((image < 128) == masks.window(5).dense(16)[0, 0].numpy()).all()
+    causal = image_of(masks.window(5), replace(shape, causal=True))
+    assert ((causal < 128) == masks.window(5).dense(16)[0, 0].tril().numpy()).all()
+    assert image_of(UNEVEN, shape).shape == (33, 33)  # two layers down, two heads across, a seam
+    long = image_of(masks.window(3), replace(shape, length=1000))
+    assert long.shape == (125, 125)
+    assert (np.diag(long) < 200).all()
+    assert (np.diag(long, 2) > 200).all()
+    assert mask_png(UNEVEN, Shape(16, 3, 2)) == ""  # of another model
+    assert mask_png(masks.same_token([0]), shape) == ""  # its cells follow the tokens
+    assert mask_png(masks.window(1), replace(shape, length=60_000)) == ""  # takes too long
+
+
+def image_of(mask, shape):
+    """The picture of a mask, in grey."""
+    data = base64.b64decode(mask_png(mask, shape))
+    return np.asarray(Image.open(io.BytesIO(data)).convert("L"))
 
 
 @pytest.mark.slow

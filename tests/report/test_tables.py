@@ -15,8 +15,7 @@ import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Objective
 from masksearch.errors import SearchError
-from masksearch.report.chart_data import compared_chart, search_chart
-from masksearch.report.pictures import Pictures
+from masksearch.report.fronts import compared_points, draw_front, trial_points
 from masksearch.report.section import Section
 from masksearch.report.tables import comparison_table, front_table
 
@@ -59,9 +58,10 @@ def test_a_score_of_one_task_has_the_name_of_that_task(objectives, compared, sha
     assert "glue" not in head
     assert "tickets" in [cell.text for cell in front_table({"tpe": records}, objectives).head]
     assert "sparse, tickets 0.750 [" in comparison.verdict()
-    section = Section({"tpe": records}, objectives, {"c": comparison})
-    for chart in (search_chart(section, Pictures()), compared_chart(section, "c", "", Pictures())):
-        assert chart["score"] == {"name": "glue", "title": "tickets", "goal": "higher"}
+    points = trial_points(Section({"tpe": records}, objectives))
+    for each in (points, compared_points(comparison)):
+        axes = draw_front(each, objectives).axes[0]
+        assert axes.get_ylabel() == "tickets, higher is better"
     assert "glue" in comparison.frame().columns  # as it is stored
     other = replace(records[-1], values=records[-1].values | {"glue": 0.1})  # a mean of more
     assert ms.Comparison((*records[:-1], other), objectives, shape=shape).title == "glue"

@@ -83,8 +83,10 @@ def write_run(run: Path) -> None:
     subprocess.run([*program, "report", run], check=True)
     for path in [*run.glob(".*.lock"), run / "report.html"]:
         path.unlink(missing_ok=True)
-    for name in ("figures", "tables"):
-        shutil.rmtree(run / name)
+    shutil.rmtree(run / "tables")
+    for path in (run / "figures").iterdir():
+        if path.suffix != ".svg":  # the page shows these
+            path.unlink()
     database = sqlite3.connect(run / "study.db")
     rows = dict(database.execute("SELECT key, value_json FROM study_user_attributes"))
     calls = json.loads(json.loads(rows["calls"]))

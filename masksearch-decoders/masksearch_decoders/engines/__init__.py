@@ -8,6 +8,5 @@ from masksearch_decoders.engines.vllm import VLLM
 
 ENGINES = {each.name: each for each in (TRANSFORMERS, VLLM, SGLANG, LLAMA_CPP, TENSORRT_LLM)}
 COUNTED = {each.measure: each for each in ENGINES.values() if each.keys is not None}
-TITLES = {name: f"share of {each.owner} dense cache" for name, each in COUNTED.items()}
 FEATURES = {extra: row for each in ENGINES.values() for extra, row in each.extras.items()}
 CACHE_LAYOUTS = ("mask", "head", *(each.name for each in COUNTED.values()))
