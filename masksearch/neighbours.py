@@ -24,8 +24,8 @@ EXTRAS = {  # group of entry points -> name -> the extra that brings it
 
 @cache
 def offered(group: str) -> dict[str, EntryPoint]:
-    """Name -> entry point of a group, of what can be imported."""
-    every = entry_points(group=f"masksearch.{group}")
+    """Name -> entry point of a group, of what can be imported, by name."""
+    every = sorted(entry_points(group=f"masksearch.{group}"), key=lambda each: each.name)
     return {each.name: each for each in every if find_spec(each.module.partition(".")[0])}
 
 

@@ -405,7 +405,8 @@ CONFIG = inspect.Parameter(
     annotation=Annotated[
         Path | None,
         typer.Option(
-            help="Options from a file, YAML or the command.json of a run; those given here win.",
+            help="Options from a file, YAML or the command.json of a run; those given here win.  "
+            "[default: none]",
             rich_help_panel=OUTPUT,
             metavar="FILE",
             callback=_read_config,
