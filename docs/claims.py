@@ -10,11 +10,11 @@ from transformers import LlamaConfig
 
 import masksearch as ms
 from experiments.verify import NUMBER, Claim, rows, sentences
-from masksearch import sparsifier
 from masksearch.attention.kernels.choose import grain_on
 from masksearch.contracts import POINT
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.gates.gates import Gates
+from masksearch.sparsifier import request, stages
 from masksearch.tasks.planted.graded import GradedProcess
 from masksearch_decoders import kv_bytes
 from masksearch_decoders.engines import ENGINES as READ
@@ -284,11 +284,11 @@ CLAIMS += sentences(
     {
         "The hand-designed masks of that cost and the masks of a search (`--strategy dam`, or a "
         "sampler in [head_roles](../search_spaces/README.md)) recover for a "
-        f"{PARTS[sparsifier.SHORT]} of the steps, and rows of the search score them. The {{}} "
-        f"{PARTS[sparsifier.SHORT // 2]} of the hand-designed masks then recovers for "
-        f"{PARTS[sparsifier.SHORT // 2]} of the steps, and the {{}} {PARTS[sparsifier.SHORT]} "
+        f"{PARTS[stages.SHORT]} of the steps, and rows of the search score them. The {{}} "
+        f"{PARTS[stages.SHORT // 2]} of the hand-designed masks then recovers for "
+        f"{PARTS[stages.SHORT // 2]} of the steps, and the {{}} {PARTS[stages.SHORT]} "
         "for all.": [1.0, 1.0],  # those that stay score higher: tests of the halving
-        "then recovers in full with {} fresh seeds, beside dense attention": [sparsifier.SEEDS],
+        "then recovers in full with {} fresh seeds, beside dense attention": [request.SEEDS],
         "Where a mask is shown to lose at most {} as it is": [POINT],
         "a time that not even the diagonal's tiles have is refused with what is to be had.": [],
         "calls equal masks {} in {} %, not {} %": [second_look, second_look, first_look],

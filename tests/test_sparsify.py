@@ -39,18 +39,14 @@ from masksearch.errors import DataError, SearchError
 from masksearch.evaluators import speed_target
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.models.checkpoints import verify
-from masksearch.sparsifier import (
-    Sparsified,
-    SparsifyRequest,
-    agreement_of,
-    beside,
-    check_folder,
+from masksearch.sparsifier.answers import agreement_of, beside, describe_loss
+from masksearch.sparsifier.files import Sparsified, check_folder, save
+from masksearch.sparsifier.request import SparsifyRequest
+from masksearch.sparsifier.stages import (
     choose_candidates,
-    describe_loss,
     halve,
     judge_masks,
     prepare,
-    save,
     search_masks,
     shortlist,
 )
@@ -468,7 +464,7 @@ def test_the_better_half_recovers_longer_and_the_better_quarter_in_full(ends: li
         return SimpleNamespace(**(vars(made) | changes))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("masksearch.sparsifier.replace", replaced)
+        patch.setattr("masksearch.sparsifier.request.replace", replaced)
         left, kept = halve(hand, full, judge, Path("run"), lambda line: None)
     half = ends[: math.ceil(len(ends) / 2)]
     quarter = sorted(half, reverse=True)[: math.ceil(len(half) / 2)]
@@ -605,7 +601,7 @@ def test_each_stage_goes_on_from_what_it_has_left(place: Path, tmp_path: Path) -
     assert found[0] == found[1]
     assert [*request.searches] == ["dam"]
     assert max(candidates.rungs) == 4
-    saved = save(request, full, studies, candidates, comparison, plain)
+    saved = save(request, full, studies, candidates.rungs, comparison, plain)
     assert saved.answer == json.loads((tmp_path / "out" / "result.json").read_text())["answer"]
     assert len(ms.saved_masks(tmp_path / "out")) == 1
     taken = json.loads((tmp_path / "out" / "result.json").read_text())["saved"]["mask"]
@@ -615,7 +611,14 @@ def test_each_stage_goes_on_from_what_it_has_left(place: Path, tmp_path: Path) -
         for each in comparison.records
     ]
     with follow_trainings(lambda step, config: again.append(step.title)):
-        save(request, full, studies, candidates, replace(comparison, records=tuple(lost)), plain)
+        save(
+            request,
+            full,
+            studies,
+            candidates.rungs,
+            replace(comparison, records=tuple(lost)),
+            plain,
+        )
     assert again == []
 
 

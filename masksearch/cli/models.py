@@ -329,8 +329,8 @@ def sparsify(options: SparsifyOptions) -> None:
     from masksearch.evaluators.embedding import EmbeddingEvaluator, embeds_texts
     from masksearch.evaluators.glue import GlueEvaluator
     from masksearch.models.checkpoints import CONFIG, saved_masks
-    from masksearch.sparsifier import BUDGET, DAM, RESULT, TILES
     from masksearch.sparsifier import sparsify as sparsify_model
+    from masksearch.sparsifier.request import BUDGET, DAM, RESULT, TILES
     from masksearch.strategies.build import GATES, owners
     from masksearch.strategies.prune import NAME
     from masksearch.study.records import read_budgets
