@@ -19,6 +19,8 @@ from typing import Any, Literal
 
 from masksearch.contracts import Executor
 from masksearch.evaluators.embedding import embeds_texts
+from masksearch.evaluators.glue import GlueEvaluator
+from masksearch.sparsifier.faster import meet_target
 from masksearch.sparsifier.files import Sparsified as Sparsified
 from masksearch.sparsifier.files import check_folder, read_ended, save
 from masksearch.sparsifier.request import BUDGET, SparsifyRequest
@@ -73,17 +75,18 @@ def sparsify(
         task: GLUE's name, or a `GlueTask` of one's own, or the `Columns` of such a folder; None =
             the texts of an embedding model are a file's lines.
         out: A new folder, or that of the same call, which goes on.
-        faster: In place of a budget: how many times as fast as dense attention the whole model is
+        faster: In place of a budget: how many times as fast as the dense model the whole model is
             to be (> 1), in the lower quartile of timings on this machine, on development rows as
-            they come in batches of 8 (`settings`: `time_batch`). Masks are of whole tiles of the
-            device's kernel, the search is DAM with gates on tiles, and its opponents are each as
-            dense as the target lets them.
+            they come in batches of 8 (`settings`: `time_batch`). Plain ways (bfloat16, sorted
+            rows, shorter inputs, fewer layers) are timed and scored first, then masks under which
+            tokens are left out; what is taken has the better mean, and may be plain. Nothing is
+            trained under a mask.
         work: In place of a budget: the largest share of the multiplications that is left once
             tokens that nobody needs are left out, in (0, 1], where the head reads [CLS] alone. The
             saved model leaves them out (`attach(.., drop_tokens=..)`).
         strategy: As of `search`: `"dam"`, `"prune"`, or a sampler, which draws from
-            `masksearch.spaces:head_roles` or, where work is limited, `token_schedules`. None =
-            "dam", and "prune" where work is limited.
+            `masksearch.spaces:head_roles` or, where work or time is limited, `token_schedules`.
+            None = "dam", and "prune" where work or time is limited.
         strategy_options: As of `search`; None = of DAM free gates, 150 steps at a rate of 0.1.
         trials: Trials of the search, beside the hand-designed masks, which it judges as well; None
             = those that DAM and "prune" need, of a sampler 24.
@@ -93,7 +96,7 @@ def sparsify(
             recoveries, 1 search.
         recover_steps: Steps under the mask; 0 = no weight is trained: all masks are chosen,
             judged and saved as they are, with intervals over rows. None = 160, of an embedding
-            model 0.
+            model and of a target of time 0.
         settings: Further settings of the evaluator, such as `epochs`, `finetune_lr`, `length`,
             `device`.
         executor: As of `search`.
@@ -106,13 +109,19 @@ def sparsify(
         DataError: If model or data cannot be read or do not fit, or `out` holds something else.
         SearchError: If the dense model has learned nothing, or no mask within the budget has.
         ValueError: If the budget is below the diagonal, or no share, or `settings` has an
-            argument of `sparsify` itself; if a time is asked for that no mask has.
+            argument of `sparsify` itself; if a time is asked for that nothing meets.
     """
+    asked = [each for each in (budget, work, faster) if each is not None]
+    if faster is not None and len(asked) > 1:
+        raise ValueError(
+            f"give either a budget or how much faster, got budget={budget!r}, work={work!r} and "
+            f"faster={faster!r}"
+        )
     if faster is None and work is None:
         (budget,) = read_budgets(BUDGET if budget is None else budget)
-    strategy = strategy or (GATES if work is None else NAME)
+    strategy = strategy or (GATES if budget is not None else NAME)
     if recover_steps is None:
-        recover_steps = 0 if embeds_texts(model, task) else 160
+        recover_steps = 0 if faster is not None or embeds_texts(model, task) else 160
     request = SparsifyRequest(
         *(model, data, budget, task, Path(out).expanduser(), strategy, strategy_options),
         *(trials, seed, seeds, recover_steps, dict(settings or {}), executor, progress),
@@ -122,7 +131,10 @@ def sparsify(
     check_folder(request)
     if (ended := read_ended(request)) is not None:
         return ended
-    request, full = prepare(request)
+    full = prepare(request)
+    if faster is not None:
+        assert isinstance(full, GlueEvaluator)
+        return meet_target(request, full)
     studies = search_masks(request, full)
     candidates = shortlist(request, full, studies)
     comparison, plain = judge_masks(request, full, candidates)

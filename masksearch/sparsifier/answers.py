@@ -36,8 +36,8 @@ def facts_of(
     loss = comparison.difference(taken, comparison.entries["dense"])
     parts = [f"{advice.sentence} {describe_kept(full, plain, taken.name)}"]
     facts: dict[str, Any] = {"outcome": advice.outcome}
-    facts |= {"difference": _difference_as_json(advice.difference)}
-    facts |= {"minus dense": _difference_as_json(loss), "masks": _rows_as_json(comparison)}
+    facts |= {"difference": difference_as_json(advice.difference)}
+    facts |= {"minus dense": difference_as_json(loss), "masks": rows_as_json(comparison)}
     facts |= {"agreement with the dense model": vars(agreement_of(plain, taken))}
     if steps:
         if not full.keeps_answers:
@@ -47,12 +47,12 @@ def facts_of(
             parts.append(AGAIN.format(len(taken.scores) + 2))
         untrained = plain.difference(plain.entries[taken.name], plain.entries["dense"])
         scores = {count: scores_of(rung) for count, rung in rungs.items()}
-        facts |= {"hand-designed by steps": scores, "masks as they are": _rows_as_json(plain)}
+        facts |= {"hand-designed by steps": scores, "masks as they are": rows_as_json(plain)}
         facts |= {"ahead by seed": advice.by_seed}
-        facts |= {"minus dense as it is": _difference_as_json(untrained)}
+        facts |= {"minus dense as it is": difference_as_json(untrained)}
     work = f" and leaves {taken.work:.1%} of the work" if request.work else ""
     kept = f"It keeps {1 - taken.sparsity:.1%} of the non-padding query-key pairs{work}"
-    parts.append(kept + (".", "; pairs are not seconds.")[request.target is None])
+    parts.append(f"{kept}; pairs are not seconds.")
     return {"answer": " ".join(parts), **facts}
 
 
@@ -110,7 +110,7 @@ def scores_of(rung: Comparison) -> dict[str, float]:
     return {name: each.score.value for name, each in rung.entries.items()}
 
 
-def _rows_as_json(comparison: Comparison) -> list[dict[Any, Any]]:
+def rows_as_json(comparison: Comparison) -> list[dict[Any, Any]]:
     """The rows of a comparison's frame; without seeds where these change nothing."""
     frame = comparison.frame()
     if comparison.seedless:
@@ -118,7 +118,7 @@ def _rows_as_json(comparison: Comparison) -> list[dict[Any, Any]]:
     return frame.to_dict("records")
 
 
-def _difference_as_json(gap: PairedDifference | None) -> dict[str, Any] | None:
+def difference_as_json(gap: PairedDifference | None) -> dict[str, Any] | None:
     """A difference with its interval; not known is null."""
     if gap is None:
         return None

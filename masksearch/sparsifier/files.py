@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from masksearch.analysis.runs import MaskRuns
 from masksearch.driver import Comparison, Study, open_study
 from masksearch.errors import DataError
 from masksearch.evaluators.embedding import EmbeddingEvaluator
-from masksearch.evaluators.speed_target import KEPT
 from masksearch.evaluators.tuning import rescale
 from masksearch.files import write_text_in_one_move
 from masksearch.masks.core import Mask
@@ -29,11 +28,11 @@ from masksearch.sparsifier.request import (
     CACHE,
     CALL,
     JUDGED,
+    KEPT,
     MODEL,
     PLAIN,
     RESULT,
     RUN,
-    SEARCH,
     Judge,
     SparsifyRequest,
     build_judge,
@@ -52,14 +51,14 @@ class Sparsified:
         folder: Of the model with its mask, as `load_pretrained` opens it.
         comparison: The masks on rows that no search has read; after a recovery their scores as
             they are stand beside it.
-        study: The search.
+        study: The search; None where no mask was searched.
     """
 
     answer: str
     mask: Mask
     folder: Path
     comparison: Comparison
-    study: Study
+    study: Study | None
 
 
 def check_folder(request: SparsifyRequest) -> None:
@@ -103,7 +102,9 @@ def read_ended(request: SparsifyRequest) -> Sparsified | None:
     masks = {record.name: record.mask for record in comparison.records}
     answer, mask = result["answer"], masks[result["saved"]["mask"]]
     assert mask is not None
-    return Sparsified(answer, mask, out, comparison, open_study(run / SEARCH))
+    search = replace(request, work=result["work"]).search_folder(request.seed)
+    study = open_study(search) if search.is_dir() else None
+    return Sparsified(answer, mask, out, comparison, study)
 
 
 def _only(names: set[str], comparison: Comparison) -> Comparison:
@@ -156,47 +157,76 @@ def save(
         comparison: The masks that were judged after recovery; without one as they are.
         plain: These as they are.
     """
-    out, study = request.out, next(iter(studies.values()))
-    advice = comparison.recommend(request.judged_within)
+    study = next(iter(studies.values()))
+    advice = comparison.recommend(request.limit)
     taken = comparison.entries[advice.name]
     sound = [seed for seed in taken.scores if seed not in taken.diverged]
     seed, by_seed = _median_seed(request, full, advice.mask, sound)
     saved = {"mask": taken.name, "score": taken.scores[seed], "density": 1 - taken.sparsity}
     if request.recover_steps:
         saved |= {"seed": seed, "scores on rows of the search": by_seed}
-    comparison, speed = _timed(request, comparison, taken)
     records = [record for each in studies.values() for record in each.records()]
     records += [record for each in rungs.values() for record in each.records]
     records += [*plain.records, *(comparison.records if request.recover_steps else ())]
-    result: dict[str, Any] = {
+    result = {
+        "seconds": math.fsum(record.seconds for record in records),
+        "trainings": len(records),
+        "saved": saved,
+        **facts_of(request, full, rungs, advice, comparison, plain),
+    }
+    rows = full.shape.read or False  # that the head reads: work is known of no other model
+    model = full.adapted(advice.mask, seed=seed, drop_tokens=rows if request.work else False)
+    return write_folder(request, full, result, advice.mask, model, comparison, study)
+
+
+def write_folder(
+    request: SparsifyRequest,
+    full: Judge,
+    result: Mapping[str, Any],
+    mask: Mask,
+    model: nn.Module,
+    comparison: Comparison,
+    study: Study | None,
+    *,
+    length: int | None = None,
+    section: str = "",
+) -> Sparsified:
+    """Writes a model with its mask, the result and the page.
+
+    Args:
+        request: The call.
+        full: Has judged.
+        result: What `result.json` holds beside the call: with `answer` and `saved`.
+        mask: The one that was taken.
+        model: With it.
+        comparison: The masks that were judged.
+        study: The search, if there was one.
+        length: Tokens at which the tokenizer is to cut; None = at the mask's length.
+        section: HTML that begins the page.
+    """
+    out, answer, saved = request.out, result["answer"], result["saved"]
+    about: dict[str, Any] = {
         "model": str(request.model),
         "task": full.downstream[0],
         "budget": request.budget,
         "work": request.work,
         "recover_steps": request.recover_steps,
-        "seconds": math.fsum(record.seconds for record in records),
-        "trainings": len(records),
         "asked": request.asked,
         "versions": {"masksearch": VERSION, "torch": torch.__version__},
-        "saved": saved,
-        **facts_of(request, full, rungs, advice, comparison, plain),
     }
-    if speed:
-        result |= speed | {"answer": f"{speed['answer']} {result['answer']}"}
-    about = result["answer"], result["model"], result["task"]
-    rows = full.shape.read or False  # that the head reads: work is known of no other model
-    model = full.adapted(advice.mask, seed=seed, drop_tokens=rows if request.work else False)
     metric = "agreement with the dense model" if full.keeps_answers else full.objectives[0].name
-    score = metric, taken.scores[seed]
-    save_pretrained(model, out, found=Findings(*about, *score))
-    _put_tokenizer(full, find_folder(result["model"])[1], model, out)
-    limit_length(out, model)
-    comparison = replace(comparison, notes={"answer": result["answer"]})
+    told = answer, about["model"], about["task"], metric, saved["score"], saved.get("way", "")
+    save_pretrained(model, out, found=Findings(*told))
+    _put_tokenizer(full, find_folder(about["model"])[1], model, out)
+    limit_length(out, model, length)
+    comparison = replace(comparison, notes={"answer": answer})
     page = comparison.report(request.run / "report" / "report.html").read_text("utf-8")
     page = page.replace("Beside this page", f"In {RUN}/report")  # where its files lie
+    page = page.replace("<main>", f"<main>{section}", 1)
     write_text_in_one_move(out / "report.html", page)
-    write_text_in_one_move(out / RESULT, json.dumps(result, indent=1, default=str) + "\n")
-    return Sparsified(result["answer"], advice.mask, out, comparison, study)
+    text = json.dumps({**about, **result}, indent=1, default=str)
+    write_text_in_one_move(out / RESULT, f"{text}\n")
+    return Sparsified(answer, mask, out, comparison, study)
 
 
 def _median_seed(
@@ -210,18 +240,3 @@ def _median_seed(
         by_seed[seed] = last.values[full.objectives[0].name]
     middle = statistics.median_low(by_seed.values())
     return next(seed for seed, score in by_seed.items() if score == middle), by_seed
-
-
-def _timed(
-    request: SparsifyRequest, comparison: Comparison, taken: MaskRuns
-) -> tuple[Comparison, dict[str, Any]]:
-    """Where a time is asked for, the judged masks timed once more: the comparison with how fast
-    each is, and what the result says of it."""
-    if (target := request.target) is None:
-        return comparison, {}
-    judged = {each.name: each.mask for each in comparison.records if each.mask is not None}
-    quartiles = target.time_judged(judged)
-    comparison, entries = with_times(comparison, quartiles), comparison.entries
-    losses = {n: comparison.difference(entries[n], entries["dense"]) for n in quartiles}
-    answer = target.describe_answer(losses, taken.name, quartiles)
-    return comparison, {"speed": target.about, TIMES: quartiles, "answer": answer}

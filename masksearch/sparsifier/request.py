@@ -14,10 +14,9 @@ from masksearch.contracts import Executor
 from masksearch.errors import DataError
 from masksearch.evaluators.embedding import EmbeddingEvaluator, embeds_texts
 from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.evaluators.speed_target import Target
 from masksearch.files import object_in, write_text_in_one_move
 from masksearch.masks.checks import at_least, whole
-from masksearch.strategies.build import GATES, aim_gates, spec_of
+from masksearch.strategies.build import aim_gates, spec_of
 from masksearch.tasks.glue.columns import Columns
 from masksearch.tasks.glue.tasks import GlueTask
 from masksearch.user_code import load_function
@@ -35,8 +34,7 @@ DAM: Mapping[str, Any] = {
     "gates": {"structure": "free"},
     "config": {"steps": 150, "gate_lr": 0.1},
 }
-TILES: Mapping[str, Any] = {**DAM, "gates": {"structure": "block"}}  # where time is asked for
-TIME_BATCH = "time_batch"  # a setting of its own: rows of a batch that is timed
+TIME_BATCH, KEPT = "time_batch", "time.json"  # a setting: rows of a batch; of timings
 BUDGET = 0.12  # where neither a share nor a time is asked for
 SPACE, TRIALS = "masksearch.spaces:head_roles", 24  # of a strategy that draws
 SCHEDULES = "masksearch.spaces:token_schedules"  # the space where work is limited
@@ -56,7 +54,7 @@ class SparsifyRequest:
 
     model: str | Path
     data: str | Path
-    budget: float | None  # of a target of time known once the model is timed
+    budget: float | None
     task: str | GlueTask | Columns | None
     out: Path
     strategy: str
@@ -69,8 +67,7 @@ class SparsifyRequest:
     executor: Executor | None
     progress: Literal["auto"] | None
     faster: float | None = None
-    target: Target | None = None
-    work: float | None = None
+    work: float | None = None  # of a target of time the one that is fitted to it
 
     def __post_init__(self) -> None:
         if self.faster is not None:
@@ -101,16 +98,16 @@ class SparsifyRequest:
             raise ValueError(
                 f"faster is how many times as fast as dense attention, above 1; got {faster!r}"
             )
-        if self.target is None and (self.budget, self.work) != (None, None):
+        if self.recover_steps:
             raise ValueError(
-                f"give either a budget or how much faster, got budget={self.budget!r}, "
-                f"work={self.work!r} and faster={faster!r}"
+                f"faster={faster:g} trains nothing under a mask, got recover_steps="
+                f"{self.recover_steps}; leave it out, or give 0 (--recover-steps 0)"
             )
-        gates = self.options.get("gates", {}) if self.strategy == GATES else {}
-        if gates.get("structure") != "block":
+        if embeds_texts(self.model, self.task):
             raise ValueError(
-                f"faster={faster:g} searches whole tiles by gates, strategy='dam' with "
-                f"gates.structure='block'; got {self.strategy!r} with {gates}"
+                f"faster={faster:g} leaves out tokens that the head no longer needs, and the mean "
+                f"of an embedding model such as {self.model} needs them all: nothing dies; take "
+                "bfloat16, rows sorted by length, shorter inputs or fewer layers"
             )
 
     @property
@@ -133,8 +130,9 @@ class SparsifyRequest:
         about |= {"options": repr(self.strategy_options), "seed": self.seed}
         about |= {"recover_steps": self.recover_steps, "settings": repr(self.settings)}
         if self.faster is not None:
-            about |= {"budget": None, "faster": self.faster}
-        about |= {} if self.work is None else {"work": self.work}
+            about["faster"] = self.faster
+        elif self.work is not None:
+            about["work"] = self.work
         plain: dict[str, Any] = json.loads(json.dumps(about, default=vars))
         return plain
 
@@ -165,7 +163,7 @@ class SparsifyRequest:
         gated = spec_of(self.strategy).gated
         if gated is None or not gated({}):
             return dict(self.strategy_options or {})
-        options = dict(self.strategy_options or (DAM if self.faster is None else TILES))
+        options = dict(self.strategy_options or DAM)
         aimed = [] if self.budget is None else [self.budget]
         return options | {"config": aim_gates(options.get("config", {}), aimed)}
 
@@ -178,7 +176,8 @@ class SparsifyRequest:
 
     def search_folder(self, seed: int) -> Path:
         """The run folder of a search."""
-        return self.run / (SEARCH if seed == self.seed else f"{SEARCH}-{seed}")
+        folder = self.run / (SEARCH if seed == self.seed else f"{SEARCH}-{seed}")
+        return folder if self.faster is None or self.work is None else folder / f"{self.work:.4f}"
 
     @property
     def judging_seeds(self) -> range:
@@ -195,13 +194,14 @@ class SparsifyRequest:
     def limit(self) -> float:
         """The share of the pairs, or of the work, that masks of the search may keep."""
         limit = self.budget if self.work is None else self.work
-        assert limit is not None, "the model is timed first"
+        assert limit is not None
         return limit
 
     @property
-    def judged_within(self) -> float:
-        """The share that masks are chosen within; any, where they have a time in common."""
-        return self.limit if self.target is None else 1.0
+    def times_as_fast(self) -> float:
+        """The target of time."""
+        assert self.faster is not None
+        return self.faster
 
     @property
     def how(self) -> dict[str, Any]:
@@ -211,7 +211,7 @@ class SparsifyRequest:
     @property
     def space(self) -> Any:
         """The space of a strategy that draws; None = it draws from none."""
-        named = SPACE if self.work is None else SCHEDULES
+        named = SPACE if self.work is None and self.faster is None else SCHEDULES
         return load_function(named) if self.draws else None
 
     def say(self, line: str) -> None:

@@ -14,10 +14,7 @@ from masksearch.driver import Comparison, Study, compare, search
 from masksearch.errors import SearchError
 from masksearch.evaluators.forecast import describe_work
 from masksearch.evaluators.glue import GlueEvaluator
-from masksearch.evaluators.speed_target import Target, aim
 from masksearch.evaluators.wrappers import read_limits
-from masksearch.files import path_inside
-from masksearch.gates.result import DamResult
 from masksearch.gates.unit_costs import WORK
 from masksearch.loggers.console import progress as progress_of_trainings
 from masksearch.masks.core import Mask
@@ -28,7 +25,6 @@ from masksearch.sparsifier.request import (
     HALVING,
     JUDGED,
     PLAIN,
-    TIME_BATCH,
     Judge,
     SparsifyRequest,
     adjust,
@@ -47,23 +43,26 @@ class Shortlist:
     """The masks that are judged: the best of each search, and of the hand-designed ones.
 
     Args:
-        searched: Name -> record, or the mask that was cut out of it to be fast enough.
+        searched: Name -> record.
         hand: The hand-designed ones that are left, the best first.
         rungs: Steps of recovery -> how these were compared; none where nothing is recovered.
     """
 
-    searched: Mapping[str, Record | Mask]
+    searched: Mapping[str, Record]
     hand: Sequence[Record]
     rungs: Mapping[int, Comparison]
 
 
-def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
-    """Says what is to come, and fine-tunes the dense model: the request with its share of the
-    pairs, and the evaluator that judges masks on that model, on the rows that searches read."""
+def prepare(request: SparsifyRequest) -> Judge:
+    """Says what is to come, and fine-tunes the dense model: the evaluator that judges masks on
+    that model, on the rows that searches read."""
     start = build_judge(request)
     if isinstance(start, GlueEvaluator):
         request.say(start.describe(start.downstream[0]))
-    counted, budgets = read_limits(in_part(start, SHORT), request.budget, request.work)
+    work = request.work
+    if request.faster is not None and start.shape.read is not None:
+        work = 1 / request.faster  # about
+    counted, budgets = read_limits(in_part(start, SHORT), request.budget, work)
     build_strategy(  # wrong options are refused here, not after a training
         request.strategy,
         request.space,
@@ -74,13 +73,21 @@ def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
         budgets=budgets,
     )
     request.note(start)
-    if request.faster is not None:
-        batch = request.settings.get(TIME_BATCH, 8)
-        shown = request.progress is not None
-        target = aim(request.faster, start, request.seed, request.run, batch, shown)
-        request.say(target.describe())
-        request = replace(request, budget=target.share, target=target)
-    hand, job = len(drawn_masks(request, start)), not request.draws
+    if request.faster is None:
+        _say_work(request, start)
+    with progress_of_trainings("sparsify") if request.progress else nullcontext():
+        weights = dense_folder(start, request.run, request.seed)
+        full = adjust(start, weights=weights, keep_recovered=True)
+        full.on("holdout").provide_models(request.seed)  # refused here, not after the search
+    return full
+
+
+def _say_work(request: SparsifyRequest, start: Judge) -> None:
+    """Says which trainings are to come."""
+    if not isinstance(start, GlueEvaluator):
+        return
+    drawn = hand_designed(*read_limits(start, request.budget, request.work))
+    hand, job = len(drawn), not request.draws
     found = [finished_trials(request.search_folder(each)) for each in request.searches.values()]
     found[0] -= hand  # which the first search judges before its own
     gates = request.options.get("config", {}).get("steps", 0) * sum(each < 1 for each in found)
@@ -90,25 +97,11 @@ def prepare(request: SparsifyRequest) -> tuple[SparsifyRequest, Judge]:
     left.append(3 * len(request.judging_seeds))
     for at, name in enumerate([*(f"{HALVING}-{steps}" for steps in rungs[1:]), JUDGED], 1):
         left[at] -= finished_trials(request.run / name)
-    if isinstance(start, GlueEvaluator):
-        request.say(describe_work(start, request.seed, hand, gates, rungs, left))
-    with progress_of_trainings("sparsify") if request.progress else nullcontext():
-        weights = dense_folder(start, request.run, request.seed)
-        full = adjust(start, weights=weights, keep_recovered=True)
-        full.on("holdout").provide_models(request.seed)  # refused here, not after the search
-    return request, full
-
-
-def drawn_masks(request: SparsifyRequest, start: Judge) -> Mapping[str, Mask]:
-    """The hand-designed masks within the budget, or within the time."""
-    if request.target is not None:
-        return request.target.drawn
-    return hand_designed(*read_limits(start, request.budget, request.work))
+    request.say(describe_work(start, request.seed, hand, gates, rungs, left))
 
 
 def search_masks(request: SparsifyRequest, full: Judge) -> dict[str, Study]:
     """Name -> study of each search; the first one judges the hand-designed masks, too."""
-    drawn = None if request.target is None else request.target.drawn
     return {
         name: search(
             request.space,
@@ -119,7 +112,7 @@ def search_masks(request: SparsifyRequest, full: Judge) -> dict[str, Study]:
             strategy_options=request.options,
             seed=seed,
             budget=request.budget,
-            baselines=drawn if seed == request.seed else {},
+            baselines=None if seed == request.seed else {},
             **request.how,
         )
         for name, seed in request.searches.items()
@@ -128,24 +121,11 @@ def search_masks(request: SparsifyRequest, full: Judge) -> dict[str, Study]:
 
 def shortlist(request: SparsifyRequest, full: Judge, studies: Mapping[str, Study]) -> Shortlist:
     """The masks to judge, by rows that searches read: of hand-designed ones by halving."""
-    found, hand = choose_candidates(studies, request.judged_within)
-    searched: Mapping[str, Record | Mask] = found
-    if (target := request.target) is not None:
-        searched = {n: _fit_to_time(target, studies[n], n, each) for n, each in found.items()}
+    found, hand = choose_candidates(studies, request.limit)
     if not request.recover_steps or len(hand) < 2:
-        return Shortlist(searched, hand, {})
+        return Shortlist(found, hand, {})
     judge = partial(compare, seeds=[request.seed], split="validation", **request.how)
-    return Shortlist(searched, *halve(hand, full, judge, request.run, request.say))
-
-
-def _fit_to_time(target: Target, study: Study, name: str, found: Record) -> Record | Mask:
-    """The best mask of a search, if it meets the time, else one of a lower share that is cut out
-    of the same gates."""
-    assert found.mask is not None
-    [gates] = [r.artifacts["gates"] for r in study.records() if "gates" in r.artifacts]
-    result = DamResult.load(path_inside(study.run, gates))
-    mask = target.fit(name, found.mask, lambda share: result.mask(sparsity=1 - share, within=True))
-    return found if mask == found.mask else mask
+    return Shortlist(found, *halve(hand, full, judge, request.run, request.say))
 
 
 def judge_masks(
@@ -157,14 +137,10 @@ def judge_masks(
     told = {"seeds": request.judging_seeds, "split": "holdout", **request.how}
     told["kinds"] = dict.fromkeys(candidates.searched, "searched")
     told["kinds"] |= {each.name: "hand-designed" for each in candidates.hand[:1]}
-    if request.target is not None and candidates.hand:
-        told["against"] = candidates.hand[0].name
 
     def judge(evaluator: Judge, folder: str) -> Comparison:
         judged = compare(compared, evaluator, run=request.run / folder, **told)
-        if request.target is not None:  # masks have a time in common, and no share
-            return judged
-        return replace(judged, budgets=dict.fromkeys(candidates.searched, request.limit))
+        return replace(judged, budgets={name: request.limit for name in candidates.searched})
 
     plain = judge(adjust(full, adapt="none"), PLAIN)
     if not request.recover_steps:
