@@ -23,9 +23,13 @@ from transformers import BertConfig, BertModel
 
 from masksearch import Shape
 from masksearch.attention.attach import attach
-from masksearch.evaluators.speed_target import random_tiles
+from masksearch.contracts import generator
+from masksearch.masks.leaves import Window
+from masksearch.masks.lower import Block, block_view, by_tiles, spread_tiles
+from masksearch.masks.tables import BlockLayout
 
 TILE = (64, 16)
+DRAWN = 43  # stream of random numbers
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,20 @@ class Setting:
     words: int = 2000
     rounds: int = 9
     seconds: float = 60.0
+
+
+def random_tiles(share: float, shape: Shape, block: Block) -> BlockLayout:
+    """So many of the tiles of each head, drawn at random, and those of the diagonal."""
+    side = min(block)
+    tile = block[0] // side, block[1] // side
+    blocks = -(-shape.length // side)
+    own = by_tiles(block_view(Window(0), shape.length, side), tile).any(-1).any(-2)[0, 0]
+    order = torch.rand(shape.layers, shape.heads, own.numel(), generator=generator(DRAWN))
+    order[..., own.flatten()] = -1.0
+    most = max(int(own.sum()), round(share * own.numel()))
+    kept = torch.zeros_like(order, dtype=torch.bool)
+    kept.scatter_(-1, order.argsort(-1)[..., :most], value=True)
+    return BlockLayout(spread_tiles(kept.view(*kept.shape[:2], *own.shape), blocks, tile), side)
 
 
 def measured(setting: Setting, encoder: tuple[int, int, int, int]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from real_data import DATA, minilm, real
 from safetensors.torch import load_file
 from scipy.stats import pearsonr
 from split_evaluators import embedding
-from tiny_checkpoint import tiny_checkpoint
+from tiny_checkpoint import tiny_checkpoint, tiny_embedding
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from toy_sentences import WORDS, write_lines
 from transformers import AutoTokenizer
@@ -36,24 +36,20 @@ from masksearch.analysis.row_scores import RowScores
 from masksearch.analysis.stats import PairedDifference
 from masksearch.contracts import Evaluate, Objective, Record
 from masksearch.errors import DataError, SearchError
-from masksearch.evaluators import speed_target
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.models.checkpoints import verify
-from masksearch.sparsifier import (
-    Sparsified,
-    SparsifyRequest,
-    agreement_of,
-    beside,
-    check_folder,
+from masksearch.sparsifier.answers import agreement_of, beside, describe_loss
+from masksearch.sparsifier.files import Sparsified, check_folder, save
+from masksearch.sparsifier.request import SparsifyRequest
+from masksearch.sparsifier.stages import (
     choose_candidates,
-    describe_loss,
     halve,
     judge_masks,
     prepare,
-    save,
     search_masks,
     shortlist,
 )
+from masksearch.sparsifier.ways import Way
 from masksearch.tasks.glue.columns import Columns
 from masksearch.training.loop import follow_trainings
 
@@ -468,7 +464,7 @@ def test_the_better_half_recovers_longer_and_the_better_quarter_in_full(ends: li
         return SimpleNamespace(**(vars(made) | changes))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("masksearch.sparsifier.replace", replaced)
+        patch.setattr("masksearch.sparsifier.request.replace", replaced)
         left, kept = halve(hand, full, judge, Path("run"), lambda line: None)
     half = ends[: math.ceil(len(ends) / 2)]
     quarter = sorted(half, reverse=True)[: math.ceil(len(half) / 2)]
@@ -595,7 +591,7 @@ def test_each_stage_goes_on_from_what_it_has_left(place: Path, tmp_path: Path) -
     trained, found = [], []
     for trainings in (trained, again := []):
         with follow_trainings(lambda step, config: trainings.append(step.title)):  # noqa: B023
-            request, full = prepare(request)
+            full = prepare(request)
             studies = search_masks(request, full)
             candidates = shortlist(request, full, studies)
             comparison, plain = judge_masks(request, full, candidates)
@@ -605,7 +601,7 @@ def test_each_stage_goes_on_from_what_it_has_left(place: Path, tmp_path: Path) -
     assert found[0] == found[1]
     assert [*request.searches] == ["dam"]
     assert max(candidates.rungs) == 4
-    saved = save(request, full, studies, candidates, comparison, plain)
+    saved = save(request, full, studies, candidates.rungs, comparison, plain)
     assert saved.answer == json.loads((tmp_path / "out" / "result.json").read_text())["answer"]
     assert len(ms.saved_masks(tmp_path / "out")) == 1
     taken = json.loads((tmp_path / "out" / "result.json").read_text())["saved"]["mask"]
@@ -615,7 +611,14 @@ def test_each_stage_goes_on_from_what_it_has_left(place: Path, tmp_path: Path) -
         for each in comparison.records
     ]
     with follow_trainings(lambda step, config: again.append(step.title)):
-        save(request, full, studies, candidates, replace(comparison, records=tuple(lost)), plain)
+        save(
+            request,
+            full,
+            studies,
+            candidates.rungs,
+            replace(comparison, records=tuple(lost)),
+            plain,
+        )
     assert again == []
 
 
@@ -952,53 +955,174 @@ def test_the_tokenizer_that_was_given_is_the_one_that_is_saved(place, tmp_path):
 
 
 # -- a target of time --------------------------------------------------------------------------
-TILES = {"gates": {"structure": "block", "block": (4, 2)}, "config": GATES["config"]}
+FAST = {"rows sorted by length": 1.1, "bfloat16": 1.2, "the last layer's rule": 1.1}
+FAST |= {"[CLS] alone": 3.0, "prune": 1.0, "hand": 1.0}
 
 
 @pytest.fixture
-def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the masks that were timed: tiles of 4 x 2, each as fast as it is sparse."""
-    names: list[str] = []
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
+    """Whatever is timed, with how fast it is said to be: as the first of these, which tests add
+    to, or `FAST` says of words in its name; one layer and probed schedules by their shares."""
+    seen: list[dict[str, float]] = [{}]
 
-    def time_masks(model: Any, named: Any, batches: Any, *rest: Any) -> dict[str, list[float]]:
-        names.extend(named)
-        [size] = {len(batch["input_ids"]) for batch in batches}
-        assert size == 8
-        speeds = {name: 2 - mask.density(16) for name, mask in named.items()}
-        return {name: [each, each + 0.1, each + 0.2] for name, each in speeds.items()}
+    def fast(name: str, way: Way, longest: int) -> float:
+        if not way.plain and name[-1].isdigit() and "within" not in name:
+            return 1 / float(name.rpartition(", ")[2])
+        name = name if way.plain or name in ("prune", "[CLS] alone") else "hand"
+        known = next((v for words, v in (FAST | seen[0]).items() if words in name), None)
+        if known is not None:
+            return known
+        return 2.0 if way.layers else longest / (way.cut or longest)
 
-    monkeypatch.setattr(speed_target, "time_masks", time_masks)
-    monkeypatch.setattr(speed_target, "grain_on", lambda device: (4, 2))
-    return names
+    def time_variants(
+        model: Any, dense: Any, sides: Any, repeats: int, *rest: Any
+    ) -> dict[str, list[float]]:
+        assert repeats >= 4  # quartiles need several passes
+        assert {len(batch["input_ids"]) for batch in dense[:-1]} == {8}
+        longest = max(batch["input_ids"].shape[1] for batch in dense)
+        own = {}
+        for name, (change, batches) in sides.items():
+            way = change.__self__
+            width = max(batch["input_ids"].shape[1] for batch in batches)
+            assert width == min(longest, way.cut or longest)
+            own[name] = fast(name, way, longest)
+        seen.append(own)
+        return {name: [each, each + 0.1, each + 0.2] for name, each in own.items()}
+
+    monkeypatch.setattr("masksearch.sparsifier.ways.time_variants", time_variants)
+    monkeypatch.setattr("masksearch.sparsifier.faster.computes_in_bfloat16", lambda device: True)
+    return seen
+
+
+def faster(place: Path, out: Path, times: float, **changes: Any) -> Sparsified:
+    how: dict[str, Any] = {"strategy_options": None, "recover_steps": None, "seeds": None}
+    return sparsify(place, out, None, **how | {"faster": times} | changes)
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text("utf-8"))
+    return result
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [0, 4])
-def test_a_target_of_time_takes_the_place_of_a_budget(place, tmp_path, timed, steps):
-    how: dict[str, Any] = {"faster": 1.4, "strategy_options": TILES, "recover_steps": steps}
-    found = sparsify(place, tmp_path / "out", None, **how)
-    result = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))
-    assert result["speed"]["asked"] == 1.4
-    saved = result["saved"]["mask"]
-    low, middle, high = result["times as fast"][saved]
-    assert low >= 1.4 - 1e-6
-    said = f"{middle:.2f} times as fast (quartiles {low:.2f} to {high:.2f}; 8 rows of "
+def test_a_mask_is_taken_where_no_plain_way_meets_the_target(place, tuned, tmp_path, timed):
+    timed[0] |= {"prune": 2.8, "cut at": 1.0, "head and tail": 1.0, "hand": 2.6}
+    out = tmp_path / "out"
+    found = faster(place, out, 2.5, model=tuned)
+    result = result_of(out)
+    assert result["answer"] == found.answer
+    assert "No plain way meets 2.5 times." in found.answer
+    assert f"{result['saved']['mask']} is taken: minus dense " in found.answer
+    low, middle, high = result["speed"]["last timing"][result["saved"]["mask"]]
+    said = f"{middle:.2f} times as fast (quartiles {low:.2f} to {high:.2f}; 50 rows of 8 to 13 "
     assert said in found.answer
-    assert "pairs are not seconds" not in found.answer
-    stored = ms.load_mask(tmp_path / "out" / "mask.json")
-    assert (stored.dense(16) == found.mask.dense(16)).all()
-    kinds = {each.name: each.kind for each in found.comparison.entries.values()}
-    assert sorted(kinds.values()) == ["control", "hand-designed", "searched"]
-    assert [name for name in timed if name.endswith(", last timing")]
+    assert low >= result["speed"]["asked"] == 2.5
+    ways = {each["way"]: each for each in result["ways"]}
+    assert {"bfloat16", "rows sorted by length", "1 layer fewer", "prune"} <= ways.keys()
+    assert all(0 <= each["rows that choose"] <= 1 for each in ways.values())
+    assert [each["way"] for each in ways.values() if "rows that judge" in each] == [
+        result["saved"]["mask"]
+    ]
+    stored = ms.saved_masks(out)["self"]
+    assert stored == masks.cropped(found.mask, 16) != masks.full()
+    model, tokenizer = ms.load_pretrained(out), AutoTokenizer.from_pretrained(out)
+    texts = tokenizer([" ".join(WORDS[:7]), "ok"], return_tensors="pt", padding=True)
+    with torch.no_grad():
+        left = model(**texts).logits
+        whole = ms.attach(model, ms.saved_masks(out))(**texts).logits
+    assert torch.allclose(left, whole, atol=1e-5)
+    page = (out / "report.html").read_text("utf-8")
+    assert page.index("<svg") < page.index("<td>inputs cut at ")
+    assert "in Python" in page
     before = len(timed)
-    again = sparsify(place, tmp_path / "out", None, **how)
+    again = faster(place, out, 2.5, model=tuned)
     assert again.answer == found.answer
+    assert again.mask == found.mask
     assert again.comparison.frame().equals(found.comparison.frame())
-    (tmp_path / "out" / "result.json").unlink()
-    assert sparsify(place, tmp_path / "out", None, **how).answer == found.answer
+    (out / "result.json").unlink()
+    assert faster(place, out, 2.5, model=tuned).answer == found.answer
     assert len(timed) == before
-    with pytest.raises(DataError, match=r"was begun with budget=None, got 0\.6"):
-        sparsify(place, tmp_path / "out", 0.6)
+    with pytest.raises(DataError, match=r"was begun with faster=2\.5, got 2"):
+        faster(place, out, 2, model=tuned)
+
+
+PLAIN = {
+    "1 layer fewer": ({}, 1.9),
+    "inputs cut at": ({"1 layer": 1.0}, 1.3),
+    "head and tail": ({"1 layer": 1.0, "inputs cut": 1.0}, 1.3),
+    "rows sorted by length": (
+        {"1 layer": 1.0, "cut": 1.0, "tail": 1.0, "rows sorted by length": 1.6},
+        1.5,
+    ),
+    "bfloat16": ({"1 layer": 1.0, "cut": 1.0, "tail": 1.0, "bfloat16": 1.6}, 1.5),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_way_is_saved_where_no_mask_is_better(name, place, tuned, tmp_path, timed):
+    """As the dense model with its length or its layers; what is saved has the score that is said,
+    on rows as it is said to take them."""
+    speeds, times = PLAIN[name]
+    timed[0] |= speeds
+    out = tmp_path / "out"
+    found = faster(place, out, times, model=tuned)
+    result = result_of(out)
+    saved, way = result["saved"], result["saved"]["way"]
+    assert name in way
+    assert f"{way} is taken, and no mask" in found.answer
+    assert found.answer.endswith(f"In Python: {saved['line']}")
+    assert found.mask == masks.full() == ms.saved_masks(out)["self"]
+    assert json.loads((out / "masksearch.json").read_text("utf-8"))["way"] == way
+    assert found.answer in (out / "README.md").read_text("utf-8")
+    model, tokenizer = ms.load_pretrained(out).eval(), AutoTokenizer.from_pretrained(out)
+    assert model.config.num_hidden_layers == 2 - (name == "1 layer fewer")
+    assert model.dtype == (torch.bfloat16 if name == "bfloat16" else torch.float32)
+    most = int(re.findall(r"\d+", way)[0]) if "cut" in name or "tail" in name else 16
+    assert tokenizer.model_max_length == (most if "inputs cut" in name else 16)
+    columns = Columns(("text",), "label")
+    judge = GlueEvaluator(
+        None, place / "reviews", tasks=(columns,), weights=tuned, split="holdout", length=16
+    )
+    rows, right = judge.data("reviews").dev["reviews"], 0
+    for (text,), label in zip(rows.texts, rows.labels, strict=True):
+        ids = tokenizer(text, truncation=True).input_ids
+        if name == "head and tail" and len(ids) > most:
+            ids = ids[: most - most // 2] + ids[-(most // 2) :]
+        with torch.no_grad():
+            right += int(model(torch.tensor([ids])).logits.argmax()) == label
+    assert right / len(rows.labels) == pytest.approx(saved["score"])
+    before = len(timed)
+    assert faster(place, out, times, model=tuned).answer == found.answer
+    assert len(timed) == before
+
+
+@pytest.mark.slow
+def test_a_plain_way_is_taken_before_a_mask_that_is_no_better(place, tuned, tmp_path, timed):
+    timed[0] |= {"prune": 2.0, "hand": 2.0}
+    found = faster(place, tmp_path / "out", 1.5, model=tuned)
+    result = result_of(tmp_path / "out")
+    gap, scores = result["difference"], {}
+    assert re.search(
+        r"The best mask, .*, minus the best plain way, .*: .*, \d+ rows; ", found.answer
+    )
+    for each in result["ways"]:
+        scores |= {each["way"]: each["rows that judge"]} if "rows that judge" in each else {}
+    plain, mask = scores
+    assert gap["value"] == pytest.approx(scores[mask] - scores[plain])
+    assert result["saved"]["mask"] == (mask if gap["value"] > 0 else "dense")
+    kinds = {each.name: each.kind for each in found.comparison.entries.values()}
+    assert {"control", "searched"} <= {*kinds.values()}
+
+
+@pytest.mark.slow
+def test_a_limit_is_lowered_twice_where_masks_miss_the_target(place, tuned, tmp_path, timed):
+    timed[0] |= {"prune": 1.2, "hand": 1.3}
+    faster(place, tmp_path / "out", 1.6, model=tuned)
+    limits = sorted((tmp_path / "out" / "run" / "search").iterdir(), reverse=True)
+    assert len(limits) == 3
+    first, second, third = (float(each.name) for each in limits)
+    assert first > second > third
 
 
 @pytest.mark.parametrize(
@@ -1006,48 +1130,65 @@ def test_a_target_of_time_takes_the_place_of_a_budget(place, tmp_path, timed, st
     [
         ({"faster": 1}, "faster is how many times as fast as dense attention, above 1; got 1"),
         ({"faster": 1.3, "budget": 0.2}, "give either a budget or how much faster"),
-        ({"faster": 1.3, "strategy": "random"}, "searches whole tiles by gates"),
-        ({"faster": 1.3, "strategy_options": GATES}, "with gates.structure='block'"),
+        ({"faster": 1.3, "work": 0.2}, "give either a budget or how much faster"),
+        ({"faster": 1.3, "strategy": "dam"}, "'dam' chooses pairs, work is of tokens"),
+        ({"faster": 1.3, "recover_steps": 4}, "trains nothing under a mask, got recover_steps=4"),
     ],
 )
 def test_a_target_that_is_none_is_refused(place, tmp_path, changes, message):
-    given: dict[str, Any] = {"budget": None, "strategy_options": None} | changes
-    with pytest.raises(ValueError, match=re.escape(message)):
-        sparsify(place, tmp_path / "out", **given)
+    given: dict[str, Any] = {"budget": None, "strategy_options": None, "recover_steps": None}
+    with pytest.raises((SearchError, ValueError), match=re.escape(message)):
+        sparsify(place, tmp_path / "out", **given | changes)
+    assert not (tmp_path / "out" / "run" / "dense").exists()
+
+
+@pytest.mark.slow
+def test_an_embedding_model_is_told_that_nothing_dies(tmp_path, command):
+    pytest.importorskip("sentence_transformers", reason="the extra `embed`")
+    folder = tiny_embedding(tmp_path / "embedder", WORDS)
+    write_lines(tmp_path / "texts.txt", WORDS)
+    words = ["sparsify", folder, "--data", tmp_path / "texts.txt", "--faster", "1.5"]
+    code, _, err = command.run(*map(str, words), "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert "needs them all: nothing dies; take bfloat16, rows sorted by length" in err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_call_that_was_refused_leaves_no_timings_to_the_next(place, tuned, tmp_path, timed):
-    how: dict[str, Any] = {"model": tuned, "strategy_options": TILES, "recover_steps": 0}
+@pytest.mark.slow
+def test_a_head_that_reads_all_tokens_has_plain_ways_alone(
+    place, tuned, tmp_path, timed, monkeypatch, capsys
+):
+    monkeypatch.setattr("masksearch.models.pretrained.FIRST_ROW", ())
+    found = faster(place, tmp_path / "out", 1.5, model=tuned, progress="auto")
+    assert "none dies under a mask: plain ways alone" in capsys.readouterr().err
+    assert "The head reads all tokens: none dies under a mask." in found.answer
+    assert found.study is None
+    assert found.mask == masks.full()
+    assert "the last layer's rule" not in {e["way"] for e in result_of(tmp_path / "out")["ways"]}
+    assert faster(place, tmp_path / "out", 1.5, model=tuned).study is None
+
+
+@pytest.mark.slow
+def test_what_no_way_has_is_refused_with_what_is_to_be_had(place, tuned, tmp_path, timed):
+    timed[0] |= {"[CLS] alone": 1.3}
+    message = "5 times as fast is not to be had (50 rows of 8 to 13 tokens, 8 at once, "
     for _ in range(2):
-        with pytest.raises(ValueError, match="3 times as fast is not to be had"):
-            sparsify(place, tmp_path / "out", None, faster=3, **how)
-    assert len(timed) == 6
-    coarse = TILES | {"config": {"steps": 1}}
-    with pytest.raises(ValueError, match="steps must be at least 2, got 1"):
-        sparsify(place, tmp_path / "out", None, faster=1.4, **how | {"strategy_options": coarse})
-    assert len(timed) == 6
-    with pytest.raises(ValueError, match=r"2\.5 times as fast is not to be had"):
-        sparsify(place, tmp_path / "out", None, faster=2.5, **how)
-    assert len(timed) == 12
+        with pytest.raises(ValueError, match=re.escape(message)) as refused:
+            faster(place, tmp_path / "out", 5, model=tuned)
+    assert "; the fastest are 1 layer fewer, 2.10 (2.00 to 2.20), score " in str(refused.value)
+    with pytest.raises(DataError, match="was begun with faster=5, got 4; give a new folder"):
+        faster(place, tmp_path / "out", 4, model=tuned)
 
 
+@pytest.mark.slow
 def test_other_threads_are_timed_anew(place, tuned, tmp_path, timed, monkeypatch):
-    how: dict[str, Any] = {"model": tuned, "strategy_options": TILES, "recover_steps": 0}
+    counts = []
     for threads in (62, 63, 62):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         with pytest.raises(ValueError, match=f"{threads} threads"):
-            sparsify(place, tmp_path / "out", None, faster=3, **how)
-    assert len(timed) == 12
-
-
-def test_a_time_that_no_mask_has_is_one_line(place, tmp_path, timed, command):
-    words = words_of(place, tmp_path / "out", "--faster", "3", "--set", "time_batch=8")
-    del words[words.index("--budget") : words.index("--budget") + 2]
-    code, _, err = command.run(*words)
-    assert code == 2
-    assert "3 times as fast is not to be had at 16 tokens" in err
-    assert not (tmp_path / "out" / "run" / "dense").exists()
+            faster(place, tmp_path / "out", 5, model=tuned)
+        counts.append(len(timed))
+    assert counts[0] < counts[1] == counts[2]
 
 
 # -- a share of the work -------------------------------------------------------------------------

@@ -339,6 +339,20 @@ def test_words_benchmark_smoke(tmp_path):
     assert all(row["words over table"]["median"] > 0 for row in found["rows"])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("block", [(1, 1), (16, 16), (32, 8), (8, 32)])
+def test_random_tiles_are_whole_and_keep_the_diagonal(load, share, block):
+    shape = Shape(50, 2, 3)
+    kept = load("tiles").random_tiles(share, shape, block).dense(50)
+    assert kept.diagonal(dim1=-2, dim2=-1).all()
+    rows, columns = (torch.arange(50) // side for side in block)
+    for tile in {*zip(rows.tolist(), columns.tolist(), strict=True)}:
+        own = kept[..., rows == tile[0], :][..., columns == tile[1]].flatten(2)
+        assert (own.all(-1) == own.any(-1)).all()
+    if block == (1, 1):
+        assert kept[0, 0].sum() == max(50, round(share * 2500))
+
+
 @pytest.mark.nightly
 def test_tiles_benchmark_smoke(tmp_path):
     run(FOLDER / "tiles.py", "--smoke", "--out", str(tmp_path))

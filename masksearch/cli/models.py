@@ -272,8 +272,9 @@ class SparsifyOptions(TaskOptions):
         *(SEARCHED, "0.12, or what --faster or --work leaves", "SHARE"),
     )
     faster: float | None = option(
-        "In place of a budget: how many times as fast as dense attention the model is to be, on "
-        "development rows as they come in batches of 8 (--set time_batch=N).",
+        "In place of a budget: how many times as fast as the dense model it is to be, on "
+        "development rows as they come in batches of 8 (--set time_batch=N); plain ways are "
+        "judged beside masks, and nothing is trained under them.",
         *(SEARCHED, "no target of time", "TIMES"),
     )
     work: list[float] | None = option(
@@ -330,8 +331,8 @@ def sparsify(options: SparsifyOptions) -> None:
     from masksearch.evaluators.embedding import EmbeddingEvaluator, embeds_texts
     from masksearch.evaluators.glue import GlueEvaluator
     from masksearch.models.checkpoints import CONFIG, saved_masks
-    from masksearch.sparsifier import BUDGET, DAM, RESULT, TILES
     from masksearch.sparsifier import sparsify as sparsify_model
+    from masksearch.sparsifier.request import BUDGET, DAM, RESULT
     from masksearch.strategies.build import GATES, owners
     from masksearch.strategies.prune import NAME
     from masksearch.study.records import read_budgets
@@ -344,14 +345,13 @@ def sparsify(options: SparsifyOptions) -> None:
     embeds = embeds_texts(options.model, task := judged["tasks"][0])
     kind = EmbeddingEvaluator if embeds else GlueEvaluator
     by_prefix = split_settings(options.set or (), owners())
-    strategy = options.strategy or (NAME if options.work else GATES)
+    strategy = options.strategy or (NAME if options.work or options.faster else GATES)
     own = by_prefix.pop("", {})
     timed = {n: read_setting(n, own.pop(n), int) for n in ["time_batch"] if n in own}
     settings = timed | further_settings(kind, own)
     of_strategy = strategy_options(strategy, by_prefix)
     if strategy == GATES:  # over the settings that sparsify begins with
-        begun = DAM if options.faster is None else TILES
-        of_strategy |= {name: {**begun[name], **of_strategy[name]} for name in begun}
+        of_strategy |= {name: {**DAM[name], **of_strategy[name]} for name in DAM}
     settings |= {} if options.length is None else {"length": options.length}
     executor = build_executor(JudgeOptions(executor=options.executor, slots=options.slots))
     folder = options.out.expanduser()

@@ -185,6 +185,7 @@ def _write_model(
             "options": options,
             "adapter": base is not inner,
             **how,
+            **({"way": found.way} if isinstance(found, Findings) and found.way else {}),
             "masks": entries,
             "weights": hash_weights(aside),
             "versions": {"masksearch": VERSION, "transformers": transformers.__version__},
@@ -386,7 +387,7 @@ def save_tokenizer(
     (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
 
 
-def limit_length(folder: Path, model: nn.Module) -> None:
+def limit_length(folder: Path, model: nn.Module, most: int | None = None) -> None:
     """Has the tokenizer beside a model cut texts at the mask's length, and pad them on the right
     unless the model generates, since masks count positions from the left.
 
@@ -395,6 +396,7 @@ def limit_length(folder: Path, model: nn.Module) -> None:
     Args:
         folder: What `_write_model` wrote, with the files of a tokenizer or without.
         model: The one in the folder; of one that has several parts nothing is changed.
+        most: A length that is shorter still; None = there is none.
     """
     path = folder / "tokenizer_config.json"
     files = [*folder.glob("tokenizer*"), *folder.glob("vocab.*")]
@@ -404,7 +406,7 @@ def limit_length(folder: Path, model: nn.Module) -> None:
     written = read_json(path) if path.is_file() else {}
     settings = dict(written)
     dense = settings.pop(DENSE_LENGTH, settings.get("model_max_length")) or VERY_LARGE_INTEGER
-    longest = min(dense, mask.longest or dense)
+    longest = min(dense, mask.longest or dense, most or dense)
     if longest < dense:
         settings |= {"model_max_length": longest, DENSE_LENGTH: dense}
     elif DENSE_LENGTH in written:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from statistics import median, quantiles
 from typing import Any
 
@@ -21,16 +22,18 @@ import torch
 from torch.utils.benchmark import timer
 from transformers import DynamicCache
 
-from masksearch.attention.attach import attach, attached, detach
+from masksearch.attention.attach import attached, detach
 from masksearch.attention.explain import explain, wrapped
 from masksearch.attention.probe import opened, pretrained_models, unwrapped
 from masksearch.errors import AttachError, UnknownNameError
 from masksearch.files import wait_for_hang_up
 from masksearch.masks.checks import at_least
-from masksearch.masks.core import Mask
 from masksearch.models.checkpoints import check_positions
 from masksearch.models.pretrained import count_positions
 from masksearch.neighbours import load_part
+
+Batches = Sequence[Mapping[str, Any]]
+Change = Callable[[torch.nn.Module], torch.nn.Module]
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def measure_speed(
 
 def _race(repeats: int, say: str, tokens: int, runs: list[Any]) -> Any:
     """`Speed.times_as_fast` and `Speed.rates` of two runs, dense and masked."""
-    dense, masked = take_turns(runs, [{}], repeats, 2, say)
+    dense, masked = take_turns([[run] for run in runs], repeats, 2, say)
     return quarters(dense, masked), [tokens / median(dense), tokens / median(masked)]
 
 
@@ -131,58 +134,56 @@ def quarters(dense: Sequence[float], masked: Sequence[float]) -> list[float]:
 
 
 def take_turns(
-    runs: Sequence[Callable[..., Any]],
-    batches: Sequence[Mapping[str, Any]],
-    repeats: int,
-    warm: int = 1,
-    say: str = "",
+    runs: Sequence[Sequence[Callable[[], Any]]], repeats: int, warm: int = 1, say: str = ""
 ) -> list[list[float]]:
-    """Seconds of each run on each batch, so many times; every other turn goes backwards.
+    """Seconds of each run in each of so many turns.
 
     Args:
-        runs: They take turns; the device is synchronised.
-        batches: Their arguments.
-        repeats: Times that all runs take all batches.
-        warm: How often they do beforehand, untimed.
+        runs: Calls, in their order. In a turn all runs make their first call, then their second
+            one, and so on, every other time backwards; the device is synchronised.
+        repeats: Turns.
+        warm: How many more there are beforehand, untimed.
         say: Begins the line that says on standard error how long it takes; none = no line.
     """
     times: list[list[float]] = [[] for _ in runs]
     order = [*range(len(runs))]
     for turn in range(-warm, repeats):
-        for batch in batches:
+        spent = [0.0 for _ in runs]
+        for calls in zip_longest(*runs):
             for side in order:
-                start = timer()
-                runs[side](**batch)
-                times[side].append(timer() - start)
+                if (call := calls[side]) is not None:
+                    start = timer()
+                    call()
+                    spent[side] += timer() - start
             order.reverse()
-        if turn == -1:
-            last = sum(sum(spent[-len(batches) :]) for spent in times)
-            times = [[] for _ in runs]
-            if say:
-                print(f"{say}: about {repeats * last:.0f} s", file=sys.stderr, flush=True)
+        if turn == -1 and say:
+            print(f"{say}: about {repeats * sum(spent):.0f} s", file=sys.stderr, flush=True)
+        if turn >= 0:
+            for each, seconds in zip(times, spent, strict=True):
+                each.append(seconds)
     return times
 
 
-def time_masks(
+def time_variants(
     model: torch.nn.Module,
-    masks: Mapping[str, Mask],
-    batches: Sequence[Mapping[str, Any]],
+    batches: Batches,
+    variants: Mapping[str, tuple[Change, Batches]],
     repeats: int,
     device: torch.device,
     say: str = "",
 ) -> dict[str, list[float]]:
-    """How many times as fast a model is under each mask, beside itself without one, in a process
-    of its own: name -> lower quartile, median and upper quartile over batches and repeats.
+    """How many times as fast a model is in each variant, beside itself as it is, in a process of
+    its own: name -> lower quartile, median and upper quartile over passes through all batches.
 
     Args:
-        model: Without a mask; it stays as it is.
-        masks: Each is put on a copy that shares the weights.
-        batches: Arguments of a forward pass; tensors on the CPU.
+        model: It stays as it is.
+        batches: Arguments of its forward passes; tensors on the CPU.
+        variants: Name -> what changes a copy that shares the weights, and that one's batches.
         repeats: As of `take_turns`.
         device: Where to.
         say: As of `take_turns`.
     """
-    work = model, dict(masks), [*batches], repeats, device, say, torch.get_num_threads()
+    work = model, batches, dict(variants), repeats, device, say, torch.get_num_threads()
     paths = os.pathsep.join(filter(None, sys.path))
     made = subprocess.run(
         [sys.executable, "-c", "from masksearch.models.speed import serve; serve()"],
@@ -192,20 +193,24 @@ def time_masks(
         check=True,
     )
     dense, *others = json.loads(made.stdout.splitlines()[-1])
-    return {name: quarters(dense, own) for name, own in zip(masks, others, strict=True)}
+    return {name: quarters(dense, own) for name, own in zip(variants, others, strict=True)}
 
 
 def serve() -> None:
-    """The other end of `time_masks`: work on standard input, seconds on standard output."""
+    """The other end of `time_variants`: work on standard input, seconds on standard output."""
     threading.Thread(target=_end_unread, daemon=True).start()
-    model, masks, batches, repeats, device, say, threads = pickle.load(sys.stdin.buffer)
+    model, batches, variants, repeats, device, say, threads = pickle.load(sys.stdin.buffer)
     torch.set_num_threads(threads)
     model = model.to(device).eval()
     shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
-    sides = [model, *(attach(deepcopy(model, dict(shared)), mask) for mask in masks.values())]
-    moved = [{name: part.to(device) for name, part in batch.items()} for batch in batches]
+    sides = [(model, batches)]
+    sides += [(change(deepcopy(model, dict(shared))), own) for change, own in variants.values()]
+    runs = [
+        [partial(side, **{name: part.to(device) for name, part in each.items()}) for each in own]
+        for side, own in sides
+    ]
     with torch.inference_mode():
-        print(json.dumps(take_turns(sides, moved, repeats, say=say)))
+        print(json.dumps(take_turns(runs, repeats, say=say)))
 
 
 def _end_unread() -> None:

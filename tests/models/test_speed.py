@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from torch import nn
 import masksearch as ms
 from masksearch import masks
 from masksearch.errors import AttachError, LengthError
-from masksearch.models.speed import take_turns, time_masks
+from masksearch.models.speed import take_turns, time_variants
+from masksearch.sparsifier.ways import Way
 from masksearch_decoders import kv_bytes
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -190,13 +192,18 @@ def test_on_a_card_each_side_has_a_peak():
     assert "not measured" not in str(found)
 
 
-def test_masks_are_timed_in_a_process_of_their_own_and_the_model_stays(capfd):
+def test_variants_are_timed_in_a_process_of_their_own_and_the_model_stays(capfd):
+    """Each with batches of its own, and weights that another type does not change for others."""
     model = bert()
     before = {name: part.clone() for name, part in model.state_dict().items()}
     ids = torch.arange(2 * 16).view(2, 16) % 9
     batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
-    found = time_masks(model, {"a": masks.window(2), "b": masks.full()}, batches, 4, CPU, "both")
-    assert [*found] == ["a", "b"]
+    variants = {
+        "near": (partial(ms.attach, mask=masks.window(2)), batches),
+        "short": (Way(dtype=torch.bfloat16).on, [{"input_ids": ids[:, :4]}] * 2),
+    }
+    found = time_variants(model, batches, variants, 4, CPU, "both")
+    assert [*found] == ["near", "short"]
     assert all(0 < low <= middle <= high for low, middle, high in found.values())
     assert "both: about " in capfd.readouterr().err
     assert not ms.attached(model)
@@ -204,12 +211,9 @@ def test_masks_are_timed_in_a_process_of_their_own_and_the_model_stays(capfd):
 
 
 def test_every_other_turn_goes_backwards_and_warming_up_does_not_count():
-    seen: list[tuple[str, int]] = []
-
-    def run(name: str) -> Any:
-        return lambda at: seen.append((name, at))
-
-    times = take_turns([run("a"), run("b")], [{"at": 1}, {"at": 2}], 2)
-    once = [("a", 1), ("b", 1), ("b", 2), ("a", 2)]
+    seen: list[str] = []
+    calls = [[partial(seen.append, f"{name}{at}") for at in (1, 2)] for name in "ab"]
+    times = take_turns([*calls, [partial(seen.append, "c1")]], 2)
+    once = ["a1", "b1", "c1", "b2", "a2"]
     assert seen == once * 3
-    assert [len(each) for each in times] == [4, 4]
+    assert [len(each) for each in times] == [2, 2, 2]
