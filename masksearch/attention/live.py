@@ -476,8 +476,8 @@ def prepare(
         finally:
             for hook in hooks:
                 hook.remove()
-        if not problem:
-            return dropping
+        if not problem:  # a new one: the tried one knows the trial's tokens at its length
+            return Dropping(asked, read, layers, projections=projections)
     return Dropping(asked, problem=f"{title} computes otherwise without some tokens: {problem}")
 
 

@@ -94,7 +94,8 @@ def test_sets_of_layers_are_few_and_neighbours_leave_first(layers, fewer):
 def test_layers_that_stay_are_the_model_s_own_and_the_rule_changes_no_answer():
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
     model = BertForSequenceClassification(BertConfig(vocab_size=9, num_hidden_layers=3, **sizes))
-    head, ids = TunedHead(model.eval(), "SequenceClassification"), torch.tensor([[1, 2, 3, 4]])
+    head = TunedHead(model.eval(), "SequenceClassification")
+    ids = torch.arange(16)[None] % 9  # as many tokens as `attach` tries, which is no other mask's
     layers = [*model.bert.encoder.layer]
     with torch.no_grad():
         dense = head(ids).logits
