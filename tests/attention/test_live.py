@@ -139,6 +139,16 @@ def test_shorter_than_what_is_kept():
     assert widths(model, inputs) == [12, 12, 1]
 
 
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_texts_of_every_length(mask):
+    """That of the texts by which `attach` tries whether tokens can be left out among them."""
+    model, dropping = (ms.attach(bert(), mask, drop_tokens=drop) for drop in (False, True))
+    for length in range(1, 25):
+        inputs = {"input_ids": texts(length)["input_ids"]}
+        off = (logits(dropping, inputs) - logits(model, inputs)).abs().max()
+        assert off < 1e-12, length
+
+
 def test_without_it_nothing_is_left_out():
     model = ms.attach(bert(), MASKS["thin"])
     assert widths(model, texts()) == [TEXT, TEXT, TEXT]
