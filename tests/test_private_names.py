@@ -69,6 +69,8 @@ TORCH: Table = {
     ),
     ("torch.nn:Module", written): (("_apply", "_modules"),
         "gates/gates.py moves with its model; attention/ finds and removes gates"),
+    ("torch.cpu", attribute): (("_is_avx512_bf16_supported", "_is_amx_tile_supported"),
+        "sparsifier/faster.py tries bfloat16 where a CPU computes in it"),
     ("torch._dynamo.eval_frame:OptimizedModule", written): (("_orig_mod",),
         "attention/probe.py finds the model inside a compiled one"),
 }  # fmt: skip

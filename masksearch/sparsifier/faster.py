@@ -24,7 +24,7 @@ from masksearch.sparsifier.answers import TIMES, difference_as_json, rows_as_jso
 from masksearch.sparsifier.files import Sparsified, write_folder
 from masksearch.sparsifier.request import KEPT, TIME_BATCH, SparsifyRequest
 from masksearch.sparsifier.stages import Shortlist, choose_candidates, judge_masks, search_masks
-from masksearch.sparsifier.ways import Table, Trials, Way, layer_sets, layers_of
+from masksearch.sparsifier.ways import Measurements, Table, Way, layer_sets, layers_of
 from masksearch.training.loop import find_precision
 
 CUTS, SHORTEST = (0.75, 0.5, 0.25), 8  # of the longest row, timed first; tokens of a row, at least
@@ -44,32 +44,34 @@ def meet_target(request: SparsifyRequest, full: GlueEvaluator) -> Sparsified:
         ValueError: If nothing meets the target; says what is to be had.
     """
     batch, shown = request.settings.get(TIME_BATCH, 8), request.progress is not None
-    trials = Trials(full, request.seed, request.run / KEPT, batch, shown)
+    measured = Measurements(full, request.seed, request.run / KEPT, batch, shown)
     target, found, study = request.times_as_fast, Shortlist({}, [], {}), None
-    table = plain_ways(trials, target)
-    request.say(f"{trials.about}; times as fast as dense (quartiles), score on rows that choose:")
-    request.say(f"  dense: 1, score {trials.score(Way()):.4f}")
+    table = _plain_ways(measured, target)
+    request.say(
+        f"{measured.about}; times as fast as dense (quartiles), score on rows that choose:"
+    )
+    request.say(f"  dense: 1, score {measured.score(Way()):.4f}")
     for name, row in table.items():
         request.say(f"  {name}: {row.describe()}; {row.way.line}")
     if full.shape.read is None:
         request.say("the head reads all tokens, so none dies under a mask: plain ways alone")
     else:
-        request, found, study, searched = search_within(request, trials, target)
+        request, found, study, searched = _search_within(request, measured, target)
         table |= searched
     met = {name: row for name, row in table.items() if row.times[0] >= target}
     if not met:
         fastest = sorted(table, key=lambda name: -table[name].times[0])[:3]
         had = "; ".join(f"{name}, {table[name].describe()}" for name in fastest)
         raise ValueError(
-            f"{target:g} times as fast is not to be had ({trials.about}); the fastest are {had}; "
-            "ask for less, or begin with a smaller model"
+            f"{target:g} times as fast is not to be had ({measured.about}); the fastest are "
+            f"{had}; ask for less, or begin with a smaller model"
         )
-    return judge(request, trials, table, met, found, study)
+    return judge(request, measured, table, met, found, study)
 
 
-def plain_ways(trials: Trials, target: float) -> Table:
+def _plain_ways(measured: Measurements, target: float) -> Table:
     """The table of plain ways, with inputs cut at the length that meets the target."""
-    full, read = trials.full, trials.full.shape.read
+    full, read = measured.full, measured.full.shape.read
     rule = Way(mask=Full(), read=read) if read else Way()
     ways = {"rows sorted by length": Way(by_length=True)}
     if full.precision == "bfloat16":
@@ -78,13 +80,13 @@ def plain_ways(trials: Trials, target: float) -> Table:
         ways["bfloat16"] = Way(dtype=torch.bfloat16)
     if read:
         ways["the last layer's rule"] = rule
-    for fewer in range(1, min(3, len(layers_of(trials.head)))):
+    for fewer in range(1, min(3, len(layers_of(measured.head)))):
         sets = [replace(rule, layers=each) for each in layer_sets(full.shape.layers, fewer)]
-        ways[f"{fewer} layer{'s' * (fewer > 1)} fewer"] = max(sets, key=trials.score)
-    most = fit_cut(trials, rule, target)
+        ways[f"{fewer} layer{'s' * (fewer > 1)} fewer"] = max(sets, key=measured.score)
+    most = fit_cut(measured, rule, target)
     ways[f"inputs cut at {most} tokens"] = replace(rule, cut=most)
     ways[f"head and tail, {most} tokens"] = replace(rule, cut=most, ends=True)
-    return trials.table(ways, "plain ways")
+    return measured.table(ways, "plain ways")
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
@@ -95,14 +97,14 @@ def computes_in_bfloat16(device: torch.device) -> bool:
     return find_precision(None, device.type) == "bfloat16"
 
 
-def fit_cut(trials: Trials, rule: Way, target: float) -> int:
+def fit_cut(measured: Measurements, rule: Way, target: float) -> int:
     """The most tokens of a row at which the model meets the target, between timings of some."""
-    longest = max(trials.rows.lengths)
+    longest = max(measured.rows.lengths)
     points, most = {longest: 1.0}, longest
     sizes = {max(SHORTEST, round(longest * share)) for share in CUTS}
     for _ in range(2 + LOWER):
         cut = {f"cut at {size}": replace(rule, cut=size) for size in sorted(sizes - {*points})}
-        for name, (low, *_) in trials.times(cut, "cut inputs").items():
+        for name, (low, *_) in measured.times(cut, "cut inputs").items():
             points[cut[name].cut or 0] = 1 / low
         if most < longest and points[most] <= 1 / target:
             break
@@ -113,17 +115,17 @@ def fit_cut(trials: Trials, rule: Way, target: float) -> int:
     return most
 
 
-def search_within(
-    request: SparsifyRequest, trials: Trials, target: float
+def _search_within(
+    request: SparsifyRequest, measured: Measurements, target: float
 ) -> tuple[SparsifyRequest, Shortlist, Study | None, Table]:
     """The best masks of a work at which the target is met, by a line of time over work through
     hand-designed schedules; where the best one misses it the limit is lowered."""
-    full, shape, read = trials.full, trials.full.shape, trials.full.shape.read
+    full, shape, read = measured.full, measured.full.shape, measured.full.shape.read
     probed = {"[CLS] alone": Way(mask=Columns(1), read=read)}
     for share in WORKS:
         drawn = token_schedules(share, shape)
         probed |= {f"{n}, {share}": Way(mask=drawn[n], read=read) for n in PROBED if n in drawn}
-    times = trials.times(probed, "hand-designed schedules")
+    times = measured.times(probed, "hand-designed schedules")
     works = [work(way.mask or Full(), shape) for way in probed.values()]
     slope, begin = np.polyfit(works, [1 / low for low, *_ in times.values()], 1)
     limit, ahead = work(Full(), shape), max(0.0, 1 / target - float(begin))
@@ -149,7 +151,7 @@ def search_within(
             if each.mask is not None
         }
         kept = Shortlist(found, hand[:1], {})
-        table = trials.table(found_ways, f"masks of {limit:.1%} of the work")
+        table = measured.table(found_ways, f"masks of {limit:.1%} of the work")
         for name, row in table.items():
             request.say(f"  {name}: {row.describe()}, at most {limit:.1%} of the work")
         low = table[_best(table)].times[0]
@@ -166,18 +168,18 @@ def _best(table: Table) -> str:
 
 def judge(
     request: SparsifyRequest,
-    trials: Trials,
+    measured: Measurements,
     table: Table,
     met: Table,
     found: Shortlist,
     study: Study | None,
 ) -> Sparsified:
     """The best plain way and the best mask on rows that no choice has read; saves the better."""
-    full, target = trials.full, request.times_as_fast
+    full, target = measured.full, request.times_as_fast
     sides = [{n: r for n, r in met.items() if r.way.plain is plain} for plain in (True, False)]
     arms = {name: table[name].way for name in map(_best, filter(None, sides))}
     holdout = full.on("holdout")
-    scored = {n: trials.scores(way, holdout) for n, way in {"dense": Way(), **arms}.items()}
+    scored = {n: measured.scores(way, holdout) for n, way in {"dense": Way(), **arms}.items()}
 
     def minus(name: str, other: str) -> PairedDifference:
         (mine, one), (theirs, two) = scored[name], scored[other]
@@ -189,12 +191,12 @@ def judge(
     first, *masked = arms
     gap = minus(masked[0], first) if masked else None
     taken = masked[0] if gap is not None and gap.value > 0 else first
-    way, loss, last = arms[taken], minus(taken, "dense"), trials.times(arms, "last timing")
+    way, loss, last = arms[taken], minus(taken, "dense"), measured.times(arms, "last timing")
     low, middle, high = last[taken]
     answer = (
         f"{taken} is taken{', and no mask' * way.plain}: minus dense {loss.text(signed=True)}, "
         f"{middle:.2f} times as fast{f', misses {target:g}' * (low < target)} (quartiles "
-        f"{low:.2f} to {high:.2f}; {trials.about}). "
+        f"{low:.2f} to {high:.2f}; {measured.about}). "
     )
     if loss.value < -LARGE_LOSS:
         answer = f"The dense model is recommended: over {LARGE_LOSS:g} is lost. {answer}"
@@ -216,7 +218,7 @@ def judge(
     comparison = with_times(comparison, times)
     result = {
         "saved": saved | {"score": scored[taken][0], "line": way.line},
-        "speed": {"asked": target, "rows": trials.about, "last timing": last},
+        "speed": {"asked": target, "rows": measured.about, "last timing": last},
         "ways": [
             {"way": name, "line": row.way.line, TIMES: row.times, "rows that choose": row.score}
             | ({"rows that judge": scored[name][0]} if name in scored else {})
@@ -230,13 +232,13 @@ def judge(
     }
     mask = {each.name: each.mask for each in comparison.records}[saved["mask"]] or Full()
     return write_folder(
-        *(request, full, result, mask, trials.model(way), comparison, study),
+        *(request, full, result, mask, measured.model(way), comparison, study),
         length=full.length if way.cut is None or way.ends else way.cut,
-        section=draw_ways(table, trials.score(Way()), target),
+        section=_draw_ways(table, measured.score(Way()), target),
     )
 
 
-def draw_ways(table: Table, dense: float, target: float) -> str:
+def _draw_ways(table: Table, dense: float, target: float) -> str:
     """The part of the page: score over time, all ways as points, and their table."""
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes, drawn = figure.add_subplot(), io.StringIO()

@@ -166,7 +166,7 @@ Table = dict[str, Row]
 
 
 @dataclass(frozen=True)
-class Trials:
+class Measurements:
     """Timings and scores of ways on one dense model, each made once and kept in `time.json`, under
     a hash of all that it depends on.
 
@@ -216,7 +216,7 @@ class Trials:
         return short_hash(*parts, repr(replace(way, mask=None)), str(mask))
 
     def _keep(self, new: dict[str, Any] | None = None) -> dict[str, Any]:
-        """What the file holds, hash -> a score, or quartiles; and what is put into it."""
+        """The scores and quartiles that the file holds, by their hashes, new ones among them."""
         kept = json.loads(self.path.read_text("utf-8")) if self.path.is_file() else {}
         if new:
             write_text_in_one_move(self.path, json.dumps(kept := kept | new, indent=1) + "\n")
