@@ -22,6 +22,7 @@ DISTRIBUTION = {  # where the names differ
     "sklearn": "scikit-learn",
     "llama_cpp": "llama-cpp-python",
     "PIL": "pillow",
+    "yaml": "pyyaml",
 }
 WITHOUT_IMPORT = {  # declared though no file imports them
     "psycopg": "SQLAlchemy loads it, for postgresql://",

@@ -311,8 +311,8 @@ DOCS = {
         "was not planned |": [*APART[:10], FEWER, -FEWER, *APART[10:]],
     },
     "README.md": {
-        "| And in time, at {} tokens, on a CPU? | Not shown: of masks of tiles that meet a target "
-        "of time, DAM's keeps {} of {} telling authors, {} of {} on film reviews; the best drawn "
+        "| And in time, at {} tokens, on a CPU? | Not shown: of tiles at a target "
+        "of time DAM's keeps {} of {} telling authors, {} of {} on film reviews; the best drawn "
         "one keeps {} and {}. Sort rows by length first: a quarter {} tokens of "
         "reviews | DAM minus drawn: {} [{}, {}], {} [{}, {}] (both Holm) | "
         "[24](experiments/24_time/README.md) |": [

@@ -161,5 +161,6 @@ def test_a_failed_step_leaves_nothing_behind(cache):
             model(prompt[:, 9:10], past_key_values=kept)
         hook.remove()
         running = attending.__dict__[STATE].positions.running
-        assert vars(running) == {"last": None, "before": None, "held": {}, "seen": {}}
+        nothing = {"last": None, "before": None, "held": {}, "seen": {}, "inside": False}
+        assert vars(running) == nothing
         assert torch.equal(model(prompt, use_cache=False).logits, wanted)
