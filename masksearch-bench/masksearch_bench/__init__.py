@@ -5,11 +5,10 @@ Every name is loaded when it is first used, as those of masksearch are.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from masksearch import read_public_names
-from masksearch.errors import did_you_mean
+from masksearch.neighbours import lazy_names
 
 if TYPE_CHECKING:  # the public names, each written once: read below, and by type checkers
     from masksearch_bench.builder import TableSpec as TableSpec
@@ -29,17 +28,4 @@ if TYPE_CHECKING:  # the public names, each written once: read below, and by typ
 
 PUBLIC = read_public_names(__file__)
 __all__ = sorted(PUBLIC)
-
-
-def __getattr__(name: str) -> Any:
-    """Loads a public name when it is first used."""
-    if name not in PUBLIC:
-        hint = did_you_mean(name, PUBLIC)
-        raise AttributeError(f"module 'masksearch_bench' has no attribute {name!r}{hint}")
-    value = globals()[name] = getattr(importlib.import_module(PUBLIC[name]), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    """Every public name, loaded or not."""
-    return sorted({*globals(), *PUBLIC})
+__getattr__, __dir__ = lazy_names(globals(), PUBLIC)

@@ -231,14 +231,15 @@ class Measurements:
         """
         where = say, self.about, machine_name(), torch.__version__
         keys = {name: self._key(*where, way=way) for name, way in ways.items()}
-        if left := {name: way for name, way in ways.items() if keys[name] not in self._keep()}:
+        kept = self._keep()
+        if left := {name: way for name, way in ways.items() if keys[name] not in kept}:
             base = Way(dtype=torch.bfloat16 if self.full.precision == "bfloat16" else None)
             sides = {n: (way.on, [*way.batches(self.rows, self.batch)]) for n, way in left.items()}
             dense = [*base.batches(self.rows, self.batch)]
             how = REPEATS, self.full.torch_device, f"timing {say}" if self.shown else ""
             made = time_variants(base.on(self.head), dense, sides, *how)
-            self._keep({keys[name]: times for name, times in made.items()})
-        return {name: self._keep()[key] for name, key in keys.items()}
+            kept = self._keep({keys[name]: times for name, times in made.items()})
+        return {name: kept[key] for name, key in keys.items()}
 
     def scores(self, way: Way, full: GlueEvaluator | None = None) -> tuple[float, TaskScores]:
         """The score of a way, and all scores, on the rows that choose, or another evaluator's."""
@@ -254,9 +255,10 @@ class Measurements:
 
     def score(self, way: Way) -> float:
         """Its score on the rows that choose."""
-        if (key := self._key(way=way)) not in self._keep():
-            self._keep({key: self.scores(way)[0]})
-        return float(self._keep()[key])
+        kept = self._keep()
+        if (key := self._key(way=way)) not in kept:
+            kept = self._keep({key: self.scores(way)[0]})
+        return float(kept[key])
 
     def table(self, ways: Mapping[str, Way], say: str) -> Table:
         """The ways timed and scored; the arguments are those of `times`."""
