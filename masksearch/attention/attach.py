@@ -425,7 +425,8 @@ def _prepare_dropping(
         attach(model, mask, inputs, "sdpa", part=part.name)
         return cast(Attachment, model.__dict__[ATTACHMENT]).states.values()
 
-    return prepare(model, part, calls, asked, inputs, put_on_trial)
+    aside = any(has_own_code(call.module) for call in part.calls)
+    return prepare(model, part, calls, asked, inputs, aside, put_on_trial)
 
 
 def _states_for(

@@ -47,14 +47,8 @@ from masksearch.attention.layer import (
     SequencePositions,
     fixed,
 )
-from masksearch.attention.live import (
-    ARGUMENT,
-    LiveCall,
-    Watch,
-    cells,
-    hide_filler,
-    join,
-)
+from masksearch.attention.live import Watch
+from masksearch.attention.live_call import ARGUMENT, LiveCall, cells, hide_filler, join
 from masksearch.attention.own_code import has_adapter
 from masksearch.attention.probe import PROBE, Probe, probing_attention, probing_mask
 from masksearch.attention.tokens import carry
@@ -187,7 +181,8 @@ def _live_attention(
     if visible is not None and visible.ndim > 4:
         visible = _write_out(visible, length)
     key, value = join(module, live, call.key, call.value)
-    bias, visible = cells(live, call.bias), cells(live, visible)
+    bias = cells(live, call.bias) if live.bias is None else live.bias
+    visible = cells(live, visible)
     call = replace(call, key=key, value=value, visible=visible, bias=bias)
     return _kept_attention(module, call, hide_filler(live, cells(live, kept)), rest)
 

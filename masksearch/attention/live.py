@@ -7,7 +7,8 @@ attention and no FFN there (`masks.live_tokens`). A pass in which they are left 
                be left out, elsewhere (the encoder called by itself) all are computed
     enter      before a layer: of the states at hand those that are needed after it go on; those
                that are looked at and no more go beside them, in an argument that the layer hands
-               on to its attention (`LiveCall`), so that gradient checkpoints compute it again
+               on to its attention (`LiveCall`), so that gradient checkpoints compute it again;
+               a layer that hands nothing on has an adapter below it, which finds it (`HANDED`)
     join       in attention: keys and values of these, by the module's own projections
     cells      .. the mask's rows and columns of the tokens that are there
     leave      after a layer whose projections cannot be used (rotary keys, a norm before them):
@@ -33,7 +34,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from masksearch.attention.kernels.choose import NUMBERS, SOURCES
 from masksearch.attention.layer import LayerState, fixed, graph_function
-from masksearch.attention.own_code import has_own_code
+from masksearch.attention.live_call import ARGUMENT, HANDED, LiveCall, take
 from masksearch.attention.probe import (
     FAILURES,
     SELF,
@@ -53,7 +54,6 @@ from masksearch.masks.leaves import Columns
 from masksearch.masks.live import live_by_layer, needed_before
 from masksearch.masks.tables import PerLayer
 
-ARGUMENT = "masksearch_live"  # of a layer, which hands it on to its attention
 FIRST_ROW = (  # model types whose heads below read the first row, [CLS], as BERT's do
     *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert"),
 )
@@ -67,29 +67,6 @@ OTHERS = ("ModernBertForMultipleChoice",)  # it reads the first row that is no p
 ROUNDING = {torch.float64: 1e-9, torch.float32: 2e-5}  # share of an output; else IN_HALF
 IN_HALF = 0.05
 CPU = torch.device("cpu")
-
-
-class LiveCall(NamedTuple):
-    """The tokens of one layer's call, and the states of those that are only looked at.
-
-    Args:
-        length: Positions of the whole.
-        queries: Positions of the layer's hidden states, int64 `[rows | 1, queries]`.
-        keys: Positions of its keys, the queries' first, int64 `[rows | 1, keys]`.
-        asking: Which queries are no filler, bool `[rows, queries]`; None = all.
-        shown: Which keys are no filler, bool `[rows, keys]`; None = all.
-        others: Hidden states of the keys that do not ask, `[batch, keys - queries, width]`; None
-            where the layer is given all.
-        projections: Names, below the attention module, of what makes keys and values of them.
-    """
-
-    length: int
-    queries: Tensor
-    keys: Tensor
-    asking: Tensor | None
-    shown: Tensor | None
-    others: Tensor | None
-    projections: tuple[str, ...]
 
 
 class LayerTokens(NamedTuple):
@@ -143,61 +120,6 @@ def _unless_all(marks: Tensor) -> Tensor | None:
     return None if marks.all() else marks
 
 
-def take(values: Tensor, index: Tensor) -> Tensor:
-    """Those of a batch of rows, `[batch | 1, n, width]` -> `[batch, index, width]`, contiguous.
-
-    Args:
-        values: What is taken from.
-        index: int64 `[batch | 1, ..]`; one row of it serves the whole batch.
-    """
-    if len(index) == 1:
-        return values.index_select(1, index[0])
-    values = values.expand(len(index), *values.shape[1:])
-    first = torch.arange(len(index), device=index.device)[:, None] * values.shape[1]
-    taken = values.reshape(-1, values.shape[-1]).index_select(0, (first + index).flatten())
-    return taken.view(*index.shape, -1)
-
-
-# -- in attention ------------------------------------------------------------------------------
-def join(module: nn.Module, call: LiveCall, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values, `[batch, KV heads, n, head_dim]`, with those of the other states."""
-    if call.others is None:
-        return key, value
-    made = []
-    for name, states in zip(call.projections, (key, value), strict=True):
-        others = module.get_submodule(name)(call.others).unflatten(-1, (states.shape[1], -1))
-        made.append(torch.cat([states, others.transpose(1, 2).to(states.dtype)], 2))
-    return made[0], made[1]
-
-
-def cells(call: LiveCall, table: Tensor | None) -> Tensor | None:
-    """The rows and columns of the tokens that are there.
-
-    Args:
-        call: Who is there.
-        table: bool or float `[batch | 1, heads | 1, n, n]`; None = all, or 0.
-    """
-    if table is None:
-        return None
-    if len(call.queries) == 1:
-        return table.index_select(2, call.queries[0]).index_select(3, call.keys[0])
-    heads = table.shape[1]
-    rows = take(table.transpose(1, 2).flatten(2), call.queries)  # all heads of a query at once
-    rows = rows.view(*rows.shape[:2], heads, -1).transpose(1, 2)
-    columns = call.keys[:, None, None].expand(-1, heads, rows.shape[2], -1)
-    return rows.gather(3, columns)
-
-
-def hide_filler(call: LiveCall, kept: Tensor | None) -> Tensor | None:
-    """The kept cells, bool, without keys that fill a row; queries that do see all, never none."""
-    if call.shown is not None:
-        shown = call.shown[:, None, None]
-        kept = shown if kept is None else kept & shown
-    if kept is None or call.asking is None:
-        return kept
-    return kept | ~call.asking[:, None, :, None]
-
-
 # -- around layers -----------------------------------------------------------------------------
 class LivePass(threading.local):
     """The pass that a thread is in.
@@ -222,6 +144,7 @@ class Dropping:
         read: Leading rows of the last layer that the model's head reads.
         layers: What holds one attention module each, in order.
         states: Of these modules.
+        aside: Whether the call goes to attention beside its layer (`HANDED`), not through it.
         projections: Names, below each attention module, of what makes its keys and values of the
             states that its layer is given; empty where none can be used.
         problem: Why all tokens are computed, or empty.
@@ -231,6 +154,7 @@ class Dropping:
     read: int = 0
     layers: list[nn.Module] = field(default_factory=list)
     states: list[LayerState] = field(default_factory=list)
+    aside: bool = False
     projections: tuple[str, ...] = ()
     problem: str = ""
 
@@ -268,8 +192,10 @@ class Dropping:
         shows = getattr(config, "output_hidden_states", False) if asked is None else asked
         graph = torch._C._get_tracing_state() is not None or torch.compiler.is_exporting()
         if torch.compiler.is_compiling():  # widths that follow the tokens are of no graph
-            graph = graph or any(state.token_mask is not None for state in self.states)
-        again = torch.is_grad_enabled() and any(map(is_reentrant, self.layers))
+            follows = any(state.token_mask is not None for state in self.states)
+            graph = graph or self.aside or follows
+        calls_again = _is_checkpointed if self.aside else is_reentrant
+        again = torch.is_grad_enabled() and any(map(calls_again, self.layers))
         self.running.armed = not (shows or graph or again or Probe.calls is not None)
 
     def disarm(self, *call: Any) -> None:
@@ -338,7 +264,10 @@ class Dropping:
             *(running.length, cut.at[:, :asks], cut.at, asking, cut.shown),
             *(others, self.projections),
         )
-        named = {**named, ARGUMENT: call}
+        if self.aside:
+            HANDED.call = call
+        else:
+            named = {**named, ARGUMENT: call}
         if rotary := named.get("position_embeddings"):
             named["position_embeddings"] = tuple(take(each, call.queries) for each in rotary)
         if positional:
@@ -355,12 +284,16 @@ class Dropping:
         return output[:, : cut.asks]
 
 
+def _is_checkpointed(layer: nn.Module) -> bool:
+    """Whether a layer is computed again on the way back."""
+    known = isinstance(layer, GradientCheckpointingLayer)
+    return known and layer.training and bool(layer.gradient_checkpointing)
+
+
 def is_reentrant(layer: nn.Module) -> bool:
     """Whether a layer's checkpoints go backward by a call of their own, torch's default."""
-    if not isinstance(layer, GradientCheckpointingLayer) or not layer.training:
-        return False
     function = getattr(layer, "_gradient_checkpointing_func", None)
-    if not layer.gradient_checkpointing or not isinstance(function, partial):
+    if not _is_checkpointed(layer) or not isinstance(function, partial):
         return False
     return function.keywords.get("use_reentrant", function.func is checkpoint) is not False
 
@@ -425,6 +358,7 @@ def prepare(
     calls: Sequence[Call],
     asked: bool | int,
     inputs: Mapping[str, Any] | None,
+    aside: bool,
     put_on: Callable[[Mask], Iterable[LayerState]],
 ) -> Dropping:
     """How tokens are left out of a model, tried on a few tokens, or why all are computed.
@@ -435,6 +369,7 @@ def prepare(
         calls: Those of the probe.
         asked: As `attach` was given it.
         inputs: Keyword arguments of a forward pass; None = made-up ones.
+        aside: Whether adapters are on its attention; see `own_code`.
         put_on: Attaches a mask to that part and returns the states of its layers.
     """
     title, modules = type(model).__name__, [call.module for call in part.calls]
@@ -449,8 +384,6 @@ def prepare(
         problem = f"{title} is not one encoder"
     elif not layers or len(calls) != len(modules):
         problem = f"{title} is no list of layers that attend once each"
-    elif any(map(has_own_code, modules)):
-        problem = f"the layers of {title} hand their attention nothing about tokens left out"
     else:
         problem = ""
     if problem:
@@ -463,9 +396,9 @@ def prepare(
             example, length = example_texts(*whom), TRIAL
     thin = [max(read, length - (n + 1) * length // (len(layers) + 1)) for n in range(len(layers))]
     states = [*put_on(PerLayer(tuple(map(Columns, thin))))]
-    whole, names = _outputs(model, example), _watched(model, layers, example)
+    whole, names = _outputs(model, example), _watched(model, layers, aside, example)
     for projections in dict.fromkeys((names, ())):
-        dropping = Dropping(asked, read, layers, states, projections)
+        dropping = Dropping(asked, read, layers, states, aside, projections)
         hooks = dropping.put_on(model)
         try:
             problem = _difference(whole, _outputs(model, example))
@@ -477,7 +410,7 @@ def prepare(
             for hook in hooks:
                 hook.remove()
         if not problem:  # a new one: the tried one knows the trial's tokens at its length
-            return Dropping(asked, read, layers, projections=projections)
+            return Dropping(asked, read, layers, aside=aside, projections=projections)
     return Dropping(asked, problem=f"{title} computes otherwise without some tokens: {problem}")
 
 
@@ -491,13 +424,16 @@ def _outputs(model: nn.Module, example: Mapping[str, Any]) -> list[Tensor]:
 
 
 def _watched(
-    model: nn.Module, layers: Sequence[nn.Module], example: Mapping[str, Any]
+    model: nn.Module, layers: Sequence[nn.Module], aside: bool, example: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """Names of what makes keys and values, if they are the same in all layers; empty if not."""
     watches: list[Watch] = []
 
     def watch(layer: nn.Module, positional: Any, named: dict[str, Any]) -> Any:
         watches.append(Watch(positional[0] if positional else named["hidden_states"]))
+        if aside:
+            HANDED.call = watches[-1]
+            return None
         return positional, {**named, ARGUMENT: watches[-1]}
 
     hooks = [layer.register_forward_pre_hook(watch, with_kwargs=True) for layer in layers]

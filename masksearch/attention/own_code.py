@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from masksearch.attention.live_call import ARGUMENT, HANDED, LiveCall, cells, take
 from masksearch.errors import AttachError
 
 # What the saved configuration of such a model names as its attention. No function has that name,
@@ -33,15 +34,21 @@ ELSEWHERE = ("query_states", "encoder_hidden_states", "cache", "past_key_values"
 
 # -- adapters ----------------------------------------------------------------------------------
 def _mpnet(
-    self: Any, states: Tensor, mask: Any, position_bias: Any = None, **_: Any
+    self: Any, states: Tensor, mask: Any, position_bias: Any = None, *, live: Any, **_: Any
 ) -> tuple[Tensor]:
     """MPNet: a bias by distance, which its encoder makes for all layers."""
     query, key, value = (_by_head(self, made(states)) for made in (self.q, self.k, self.v))
-    return (self.o(_attend(self, query, key, value, mask, position_bias)),)
+    return (self.o(_attend(self, query, key, value, mask, live, position_bias)),)
 
 
 def _deberta(
-    self: Any, states: Tensor, mask: Tensor, *_: Any, relative_pos: Any, rel_embeddings: Any
+    self: Any,
+    states: Tensor,
+    mask: Any,
+    *_: Any,
+    relative_pos: Any,
+    rel_embeddings: Any,
+    live: Any,
 ) -> tuple[Tensor, None]:
     """DeBERTa: a bias by content and distance, made of scaled queries."""
     query, key, value = _by_head(self, self.in_proj(states)).chunk(3, dim=-1)
@@ -52,11 +59,17 @@ def _deberta(
     if self.relative_attention and self.pos_att_type:
         rel_embeddings = self.pos_dropout(rel_embeddings)
         bias = self.disentangled_att_bias(query, key, relative_pos, rel_embeddings, factors)
-    return _attend_in_text(self, query, key, value, mask, bias, 1.0), None
+    return _attend_in_text(self, query, key, value, mask, live, bias, 1.0), None
 
 
 def _deberta_v2(
-    self: Any, states: Tensor, mask: Tensor, *_: Any, relative_pos: Any, rel_embeddings: Any
+    self: Any,
+    states: Tensor,
+    mask: Any,
+    *_: Any,
+    relative_pos: Any,
+    rel_embeddings: Any,
+    live: Any,
 ) -> tuple[Tensor, None]:
     """DeBERTa-v2 and v3: such a bias, scaled by itself, with batch and heads as one axis."""
     linear = self.query_proj, self.key_proj, self.value_proj
@@ -65,14 +78,17 @@ def _deberta_v2(
     if self.relative_attention and factors > 1:
         rel_embeddings = self.pos_dropout(rel_embeddings)
         flat = query.flatten(0, 1), key.flatten(0, 1)
+        apart = cells(live, relative_pos[:, None]) if isinstance(live, LiveCall) else None
+        if apart is not None:
+            relative_pos = apart.expand(*query.shape[:2], -1, -1).flatten(0, 1)[None]
         bias = self.disentangled_attention_bias(*flat, relative_pos, rel_embeddings, factors)
         bias = bias.view(*query.shape[:3], -1)
     scaling = (query.shape[-1] * factors) ** -0.5
-    return _attend_in_text(self, query, key, value, mask, bias, scaling), None
+    return _attend_in_text(self, query, key, value, mask, live, bias, scaling), None
 
 
 def _bert(
-    self: Any, states: Tensor, mask: Any, sinusoidal_pos: Any = None, **_: Any
+    self: Any, states: Tensor, mask: Any, sinusoidal_pos: Any = None, *, live: Any, **_: Any
 ) -> tuple[Tensor, None]:
     """Copies of BERT's; RoFormer rotates queries and keys, and values where it is asked to."""
     linear = self.query, self.key, self.value
@@ -81,7 +97,7 @@ def _bert(
         turned = (query, key, value) if self.rotary_value else (query, key)
         query, key, *last = self.apply_rotary_position_embeddings(sinusoidal_pos, *turned)
         value = last[0] if last else value
-    return _attend(self, query, key, value, mask), None
+    return _attend(self, query, key, value, mask, live), None
 
 
 Adapter = Callable[..., tuple[Any, ...]]
@@ -108,26 +124,40 @@ def _attend(
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
+    live: Any,
     bias: Tensor | None = None,
     scaling: float | None = None,
 ) -> Tensor:
     """Has the interface compute, `[batch, n, heads * size]`; see `_masked_attention`."""
     name = module.config._attn_implementation
     compute = ALL_ATTENTION_FUNCTIONS.get_interface(name, sdpa_attention_forward)
-    how = {"dropout": module.dropout.p if module.training else 0.0, "scaling": scaling}
+    how: dict[str, Any] = {} if live is None else {ARGUMENT: live}
+    how |= {"dropout": module.dropout.p if module.training else 0.0, "scaling": scaling}
     out: Tensor = compute(module, query, key, value, mask, position_bias=bias, **how)[0]
     return out.flatten(2)
 
 
 def _attend_in_text(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, bias: Any, scaling: float
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    live: Any,
+    bias: Tensor | None,
+    scaling: float,
 ) -> Tensor:
     """The same under DeBERTa's mask, 1 or 0 `[batch, 1, n, n]`, where padding sees no key: all its
     scores are equal then, so that it weighs all keys alike."""
     visible = mask.bool()
     real = visible.any(-1, keepdim=True)
+    visible = visible | ~real
+    if isinstance(live, LiveCall):
+        real = take(real[:, 0], live.queries)[:, None]
     bias = None if bias is None else bias.masked_fill(~real, 0)
-    return _attend(module, query * real, key, value, visible | ~real, bias, scaling)
+    if isinstance(live, LiveCall):
+        live, bias = live._replace(bias=bias), None
+    return _attend(module, query * real, key, value, visible, live, bias, scaling)
 
 
 # -- on modules ----------------------------------------------------------------------------------
@@ -152,7 +182,8 @@ def _subclass(cls: type) -> type:
                     f"{cls.__name__} is called with {other[0]}, and a mask is served in the "
                     "self-attention of an encoder alone; call the model without"
                 )
-            return adapter(self, hidden_states, attention_mask, *rest, **named)
+            live, HANDED.call = HANDED.call, None
+            return adapter(self, hidden_states, attention_mask, *rest, live=live, **named)
 
         def reduce(self: Any, protocol: Any) -> Any:
             return _rebuild, (cls,), vars(self)

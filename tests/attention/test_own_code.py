@@ -63,6 +63,18 @@ def made(name: str, **more: Any) -> Any:
     return seeded(lambda: kind(kind.config_class(**SIZES | fields | more))).double()
 
 
+class Head(nn.Module):
+    """A head of one's own, which reads the first row."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        states: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
+        return states[:, 0]
+
+
 def run(model: nn.Module, real: Tensor | None = REAL) -> Tensor:
     with torch.no_grad():
         return model(input_ids=IDS, attention_mask=real).last_hidden_state
@@ -227,14 +239,49 @@ def test_weights_that_are_kept_elsewhere_are_refused():
     assert torch.equal(run(model), wanted)
 
 
-def test_all_tokens_are_computed_and_explain_says_why():
-    config = hf.DebertaV2Config(**SIZES | V3)
-    model = seeded(lambda: hf.DebertaV2ForSequenceClassification(config))
-    mask = masks.columns(2) | masks.window(0)
+# -- tokens that no one will look at again -----------------------------------------------------
+THIN = masks.per_layer([masks.full(), masks.columns(9), masks.columns(positions=[0, 3, 7])])
+WORDS = masks.per_layer(
+    [masks.full(), masks.token_columns(range(3, 35)), masks.token_columns([3, *range(7, 20)])]
+)
+NOT_LEFT_OUT = ("deberta", "deberta-v2-xlarge", "roformer", "roformer-values")
+
+
+@pytest.mark.parametrize("mask", [masks.full(), THIN, WORDS], ids=["full", "thin", "words"])
+@every
+def test_tokens_are_left_out_where_the_layers_allow_it(name, mask):
+    model = Head(made(name, num_hidden_layers=3))
+    dropping = ms.attach(copy.deepcopy(model), mask, drop_tokens=1)
+    ms.attach(model, mask)
+    for length in (TEXT, 16, 7):
+        ids, real = IDS[:, :length].clone(), REAL[:, :length].clone()
+        ids[:, 0], real[1, -3:] = 3, 0
+        with torch.no_grad():
+            whole, found = (each(ids, attention_mask=real) for each in (model, dropping))
+        assert torch.allclose(found, whole, atol=exact(name), rtol=0), length
+    told = str(ms.explain(dropping, length=TEXT))
+    assert ("All tokens are computed" in told) == (name in NOT_LEFT_OUT), told
+
+
+def test_mpnet_makes_keys_of_what_is_only_looked_at():
+    model = ms.attach(Head(made("mpnet", num_hidden_layers=3)), THIN, drop_tokens=1)
+    assert "compute 9, 3, 1" in " ".join(str(ms.explain(model, length=TEXT)).split())
+    widths: list[int] = []
+    for layer in model.encoder.encoder.layer:
+        layer.register_forward_hook(lambda _, given, out: widths.append(out[0].shape[1]))
     with torch.no_grad():
-        wanted = ms.attach(model, mask)(IDS, attention_mask=REAL).logits
-        ms.attach(model, mask, drop_tokens=True)
-        assert torch.equal(model(IDS, attention_mask=REAL).logits, wanted)
-    told = " ".join(str(ms.explain(model, length=TEXT)).split())
-    assert "the model adds a bias to the scores: SDPA with a mask" in told
-    assert "the layers of DebertaV2ForSequenceClassification hand their attention nothing" in told
+        model(IDS, attention_mask=REAL)
+    assert widths == [9, 3, 1]
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable:FutureWarning")
+def test_checkpoints_compute_all_tokens():
+    grads = []
+    for drop in (False, 1):
+        model = Head(made("deberta-v3", num_hidden_layers=3)).train()
+        model.encoder.gradient_checkpointing_enable()
+        ms.attach(model, THIN, drop_tokens=drop)
+        model(IDS, attention_mask=REAL).square().sum().backward()
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert len(grads[0]) == len(grads[1])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads, strict=True))
