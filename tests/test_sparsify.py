@@ -49,7 +49,7 @@ from masksearch.sparsifier.stages import (
     search_masks,
     shortlist,
 )
-from masksearch.sparsifier.ways import Way
+from masksearch.sparsifier.ways import Measurements, Way
 from masksearch.tasks.glue.columns import Columns
 from masksearch.training.loop import follow_trainings
 
@@ -972,7 +972,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
         known = next((v for words, v in (FAST | seen[0]).items() if words in name), None)
         if known is not None:
             return known
-        return 2.0 if way.layers else longest / (way.cut or longest)
+        layers = seen[0].get("1 layer", 2.0) if way.layers else 1.0
+        return layers * longest / (way.cut or longest)
 
     def time_variants(
         model: Any, dense: Any, sides: Any, repeats: int, *rest: Any
@@ -1034,6 +1035,7 @@ def test_a_mask_is_taken_where_no_plain_way_meets_the_target(place, tuned, tmp_p
     page = (out / "report.html").read_text("utf-8")
     assert page.index("<svg") < page.index("<td>inputs cut at ")
     assert "in Python" in page
+    assert any(name.startswith("1 layer fewer, inputs cut at ") for name in ways)
     before = len(timed)
     again = faster(place, out, 2.5, model=tuned)
     assert again.answer == found.answer
@@ -1072,6 +1074,10 @@ def test_a_plain_way_is_saved_where_no_mask_is_better(name, place, tuned, tmp_pa
     assert name in way
     assert f"{way} is taken, and no mask" in found.answer
     assert found.answer.endswith(f"In Python: {saved['line']}")
+    chosen = {each["way"]: each["rows that choose"] for each in result["ways"]}
+    free = chosen[way] >= chosen["rows sorted by length"]  # whose score is that of the dense model
+    assert free == ("no mask was searched" in found.answer)
+    assert free != (out / "run" / "search").exists()
     assert found.mask == masks.full() == ms.saved_masks(out)["self"]
     assert json.loads((out / "masksearch.json").read_text("utf-8"))["way"] == way
     assert found.answer in (out / "README.md").read_text("utf-8")
@@ -1098,8 +1104,12 @@ def test_a_plain_way_is_saved_where_no_mask_is_better(name, place, tuned, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_plain_way_is_taken_before_a_mask_that_is_no_better(place, tuned, tmp_path, timed):
+def test_a_plain_way_is_taken_before_a_mask_that_is_no_better(
+    place, tuned, tmp_path, timed, monkeypatch
+):
     timed[0] |= {"prune": 2.0, "hand": 2.0}
+    known = Measurements.score  # on this task shorter inputs lose nothing, and no mask is searched
+    monkeypatch.setattr(Measurements, "score", lambda own, way: known(own, way) - (way != Way()))
     found = faster(place, tmp_path / "out", 1.5, model=tuned)
     result = result_of(tmp_path / "out")
     gap, scores = result["difference"], {}
@@ -1117,8 +1127,9 @@ def test_a_plain_way_is_taken_before_a_mask_that_is_no_better(place, tuned, tmp_
 
 @pytest.mark.slow
 def test_a_limit_is_lowered_twice_where_masks_miss_the_target(place, tuned, tmp_path, timed):
-    timed[0] |= {"prune": 1.2, "hand": 1.3}
-    faster(place, tmp_path / "out", 1.6, model=tuned)
+    timed[0] |= {"prune": 1.2, "hand": 1.3, "1 layer": 1.0, "cut": 1.0, "tail": 1.0}
+    with pytest.raises(ValueError, match=r"1\.6 times as fast is not to be had"):
+        faster(place, tmp_path / "out", 1.6, model=tuned)
     limits = sorted((tmp_path / "out" / "run" / "search").iterdir(), reverse=True)
     assert len(limits) == 3
     first, second, third = (float(each.name) for each in limits)

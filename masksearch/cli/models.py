@@ -139,18 +139,19 @@ def attach(options: AttachOptions) -> None:
             )
 
 
-def _how_to_use(folder: Path, longest: int) -> str:
+def _how_to_use(folder: Path, longest: int, *, timed: bool = False) -> str:
     """The last words of a command that has written a model with its mask.
 
     Args:
         folder: Of the model.
         longest: Positions that model and mask have.
+        timed: Whether it was chosen by its time.
     """
     opened, length = f"ms.load_pretrained({str(folder)!r})", min(PAYS, longest)
+    clause = "" if timed else f"; pairs become seconds from about {PAYS} tokens on"
     return (
         f"  open it: {opened}; transformers alone refuses it\n"
-        f"  time it here: print(*ms.measure_speed({opened}, length={length})); pairs become "
-        f"seconds from about {PAYS} tokens on\n"
+        f"  time it here: print(*ms.measure_speed({opened}, length={length})){clause}\n"
         "  serve it: docs/inference.md (a pipeline, ONNX, a smaller cache)"
     )
 
@@ -388,6 +389,5 @@ def sparsify(options: SparsifyOptions) -> None:
             what = "work" if options.work else "budget"
             typer.echo((f"{what} {limit:g}: " if limit else "") + found.answer)
             typer.echo(f"  model and mask: {found.folder}   page: {found.folder / 'report.html'}")
-            typer.echo(
-                _how_to_use(found.folder, saved_masks(found.folder)["self"].longest or PAYS)
-            )
+            longest = saved_masks(found.folder)["self"].longest or PAYS
+            typer.echo(_how_to_use(found.folder, longest, timed=options.faster is not None))

@@ -55,6 +55,8 @@ def meet_target(request: SparsifyRequest, full: GlueEvaluator) -> Sparsified:
         request.say(f"  {name}: {row.describe()}; {row.way.line}")
     if full.shape.read is None:
         request.say("the head reads all tokens, so none dies under a mask: plain ways alone")
+    elif _is_met_free(table, measured.score(Way()), target):
+        request.say("a plain way meets the target at the dense model's score: no mask is searched")
     else:
         request, found, study, searched = _search_within(request, measured, target)
         table |= searched
@@ -86,7 +88,19 @@ def _plain_ways(measured: Measurements, target: float) -> Table:
     most = fit_cut(measured, rule, target)
     ways[f"inputs cut at {most} tokens"] = replace(rule, cut=most)
     ways[f"head and tail, {most} tokens"] = replace(rule, cut=most, ends=True)
-    return measured.table(ways, "plain ways")
+    table = measured.table(ways, "plain ways")
+    one = table.get("1 layer fewer")
+    if one is not None and one.times[0] < target:
+        most = fit_cut(measured, one.way, target)
+        both = {f"1 layer fewer, inputs cut at {most} tokens": replace(one.way, cut=most)}
+        table |= measured.table(both, "a layer fewer and inputs cut")
+    return table
+
+
+def _is_met_free(table: Table, dense: float, target: float) -> bool:
+    """Whether a plain way meets the target and, on the rows that choose, loses nothing."""
+    plain = (row for row in table.values() if row.way.plain)
+    return any(row.times[0] >= target and row.score >= dense for row in plain)
 
 
 def computes_in_bfloat16(device: torch.device) -> bool:
@@ -100,7 +114,8 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 def fit_cut(measured: Measurements, rule: Way, target: float) -> int:
     """The most tokens of a row at which the model meets the target, between timings of some."""
     longest = max(measured.rows.lengths)
-    points, most = {longest: 1.0}, longest
+    whole = measured.times({"whole inputs": rule}, "cut inputs")
+    points, most = {longest: 1 / whole["whole inputs"][0]}, longest
     sizes = {max(SHORTEST, round(longest * share)) for share in CUTS}
     for _ in range(2 + LOWER):
         cut = {f"cut at {size}": replace(rule, cut=size) for size in sorted(sizes - {*points})}
@@ -208,9 +223,12 @@ def judge(
             f"{f'the mask is shown to be {outcome}' if outcome else 'the two are not told apart'}."
         )
     else:
-        dies = full.shape.read is not None
         missing = f"No {'mask' if way.plain else 'plain way'} meets {target:g} times."
-        answer += missing if dies else "The head reads all tokens: none dies under a mask."
+        if full.shape.read is None:
+            missing = "The head reads all tokens: none dies under a mask."
+        elif _is_met_free(table, measured.score(Way()), target):
+            missing = "On rows that choose a plain way loses nothing: no mask was searched."
+        answer += missing
     saved: dict[str, Any] = {"mask": "dense", "way": taken} if way.plain else {"mask": taken}
     answer += f" In Python: {way.line}" * way.plain
     comparison, _ = judge_masks(request, full, found)

@@ -63,19 +63,20 @@ class Way:
         """The line of Python that does it to a model of transformers, or to its inputs."""
         if not self.plain:
             return "ms.attach(model, mask, drop_tokens=True)"
+        lines = []
         if self.layers is not None:
-            return f"encoder.layer = nn.ModuleList(encoder.layer[at] for at in {self.layers})"
+            lines = [f"encoder.layer = nn.ModuleList(encoder.layer[at] for at in {self.layers})"]
         if self.cut is not None and self.ends:
-            last = self.cut // 2
-            return (
-                f"ids = ids[:{self.cut - last}] + ids[-{last}:] if len(ids) > {self.cut} else ids"
-            )
-        if self.cut is not None:
-            return f"tokenizer(texts, truncation=True, max_length={self.cut})"
+            head, tail = self.cut - self.cut // 2, self.cut // 2
+            cut = f"ids[:{head}] + ids[-{tail}:] if len(ids) > {self.cut} else ids"
+            lines.append(f"ids = {cut}")
+        elif self.cut is not None:
+            lines.append(f"tokenizer(texts, truncation=True, max_length={self.cut})")
         if self.by_length:
-            return "texts.sort(key=lambda text: len(tokenizer(text).input_ids))"
-        rule = "ms.attach(model, ms.masks.full(), drop_tokens=True)"
-        return rule if self.dtype is None else f"model.to({self.dtype})"
+            lines.append("texts.sort(key=lambda text: len(tokenizer(text).input_ids))")
+        if self.dtype is not None:
+            lines.append(f"model.to({self.dtype})")
+        return "; ".join(lines) or "ms.attach(model, ms.masks.full(), drop_tokens=True)"
 
     def on(self, model: Any) -> Any:
         """The model, a copy that may share weights, with the change in force."""
