@@ -99,11 +99,10 @@ CLAIMS = [
     ),
     Claim(
         "docs/does_search_pay.md",
-        "| a trained decoder, bytes of its cache, and text like novels | one wider window in "
-        "every layer; `allocate` begins there | searched full layers lose {} [{}, {}] nats a "
-        "token {} at 25 % of SmolLM2's cache; after distillation no difference is shown "
-        "([10](../experiments/10_smollm2/README.md)).",
-        behind,
+        "| a decoder whose cache must shrink, text like novels | q8_0 first; then one wide window "
+        "in every layer | one model; searched layers lose {} nats a token {} | "
+        "[17](../experiments/17_served/README.md), [10](../experiments/10_smollm2/README.md) |",
+        [tuple(behind[:3]), tuple(behind[:3])],
     ),
     Claim(
         "docs/full_or_local.md",

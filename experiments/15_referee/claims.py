@@ -363,24 +363,6 @@ GUIDED = {
     ),
 }
 CLAIMS += sentences(GUIDE, GUIDED)
-AHEAD = [-SHOWN.loc[(task, arm), "value"] for task in PAIRS for arm in ("greedy", "tpe")]
-EFFECTS = minus_dam(STS, "fisher_rounds")
-assert EFFECTS[2] < 0 < contrast(QNLI, "dam", "fisher_rounds")[2]  # "on STS-B alone"
-CLAIMS.append(
-    Claim(
-        "docs/does_search_pay.md",
-        "Within {} % of STS-B's pairs DAM keeps {} where dense attention has {}, "
-        "TPE over heads {}. DAM is {} of greedy rounds and TPE over heads on two tasks, of "
-        "effects on STS-B alone. Greedy rounds scored a mask on {} rows, TPE on {}, DAM and "
-        "effects on {} "
-        "([15](../experiments/15_referee/README.md)) |",
-        [
-            *(100 * THIRD, *KEPT[:3], min(*AHEAD, -EFFECTS[0])),
-            *(TABLES["AMENDED"]["arms"][arm]["rows"] for arm in ("greedy", "tpe")),
-            PLAN["rows"]["select"],
-        ],
-    )
-)
 SWEEP = TABLES["chosen_areas"](AMENDED / "sweep.csv", STS)
 CLAIMS.append(
     Claim(

@@ -288,19 +288,9 @@ DOCS = {
         ],
     },
     "docs/does_search_pay.md": {
-        "| a fine-tuned encoder that is to be {} times as fast at {} tokens, and no further "
-        "training | first rows sorted by length; then `sparsify --faster 1.3`, which judges plain "
-        "ways and masks under which tokens die, not these tiles | sorted, film reviews are {} "
-        "times {} tokens, counted, at no loss. No difference of masks is shown, on one thread of "
-        "a CPU in float32, rows as they come: "
-        "DAM minus the best drawn tiles is, by Holm's intervals, {} [{}, {}] on {} models that "
-        "tell authors apart, and {} [{}, {}] on {} that judge film reviews. On all {} of the "
-        "first, where one drawn mask is {} times as fast, the difference is {} [{}, {}], which "
-        "was not planned; DAM minus TPE over bands of tiles, {} and {} masks, is {} [{}, {}] and "
-        "{} [{}, {}] on two models each" + LINK: [
-            *(*APART[:2], FEWER, -FEWER, *APART[2:], TRIALS[AUTHOR], TRIALS[REVIEWS]),
-            *(*SAMPLED[0], *SAMPLED[1]),
-        ],
+        "| long inputs of many lengths, and a wish for speed | rows sorted by length: {} times {} "
+        "tokens of film reviews | one model; of equally fast masks no difference was shown | "
+        "[24](../experiments/24_time/README.md) |": [FEWER, -FEWER],
     },
     "experiments/README.md": {
         "not shown by the planned tests: of masks {} times as fast at {} tokens, on one thread of "
