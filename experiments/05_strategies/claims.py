@@ -37,6 +37,11 @@ CLAIMS = [
         "{} trials | [05](../experiments/05_strategies/README.md) |",
         [summary.trials.max()],
     ),
+    Claim(
+        "experiments/README.md",
+        "none is told from it at up to {} trials",
+        [summary.trials.max()],
+    ),
     Claim(HERE, "holds {} different masks", [len(table)]),
     Claim(HERE, "{} of them reach a score above .7", [(table.score > 0.7).sum()]),
     Claim(HERE, "evolution at 80: {} +- {})", [best["minus random"], best["half interval.1"]]),

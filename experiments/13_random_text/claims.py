@@ -55,12 +55,6 @@ CLAIMS = [
     *rows(HERE, by_mask, after="### Test loss"),
     *rows(HERE, differences, after="### Primary comparison"),
     Claim(
-        "experiments/README.md",
-        "Does random search find as good a mask as TPE and DAM did in 01? | TPE's is {} and DAM's "
-        "{} nats {} than the mean of three random searches on test text",
-        [*(-gap.mean() for gap in gaps.values()), min(-gap.mean() for gap in gaps.values())],
-    ),
-    Claim(
         HERE,
         "three random ones have p {} for TPE and {} for DAM",
         [one_search(other) for other in FOUND],

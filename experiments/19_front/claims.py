@@ -208,16 +208,8 @@ PAGE = {
     "tells nothing: dense {}, these {} to {}": MRPC,
 }
 ALL_PAGES = {
-    "in the mean over four budgets {} {} the published {}, by {} [{}, {}] of STS-B's correlation, "
-    "and random search, which had a narrower space, by {} [{}, {}] (adjusted p {} by permutation, "
-    "{} by Welch's test); TPE's masks are not told from either.": [
-        *("DAM", "beats" if BEAT == "beat" else "?", "families", *FAMILIES["mean"][:3]),
-        *(*gain, p, WELCH),
-    ],
-    "Hand-designed masks keep {}: DAM minus those that search rows prefer, whole heads among them "
-    "(listed after they had been judged), is {} [{}, {}]; {} full heads a layer, judged last, "
-    "keep {} with {} %, where the best of fifteen searches keeps {} with {} %": [
-        *(-BEHIND_ALL["dam"][0], *BEHIND_ALL["dam"], 2, *TWO_FULL),
+    "hand-designed masks keep {}, by {} in the mean over {} budgets": [
+        *(*2 * [tuple(-BEHIND_ALL["dam"][at] for at in (0, 2, 1))], len(BUDGETS)),
     ],
 }
 FIRST_PAGE = {
