@@ -265,8 +265,8 @@ NO_CLAIM = [  # headings, settings that the plan says in words, what was not run
     (HERE, "The planned mean mixes budgets whose spreads differ more than tenfold; a test for "
      "each would have been the better plan."),
     (HERE, "One task, one checkpoint, [CLS]'s read-out, pairs of sentences of 28 tokens."),
-    (HERE, "hand-designed masks were chosen by recovered scores, and published families were not "
-     "judged; experiment 22 judges all."),
+    (HERE, "hand-designed masks were chosen by recovered scores, and families from papers were "
+     "not judged; experiment 22 judges all."),
     (HERE, "they chose DAM's settings in experiments 11, 12, 15 and 19."),
     (HERE, "more budgets, searches and schedules, transfer, a second task."),
     (HERE, "has the planned test in full, random keys, an optimistic bound and the pilot."),
