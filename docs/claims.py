@@ -272,6 +272,9 @@ CLAIMS += sentences(
     {
         'Whichever you take, run `"random"` with as many tokens, judge hand-designed masks of the '
         "budget (`masksearch compare RUN --budget 0.3`), and repeat the search": [],
+        "| a mean-pooling head, an embedder, or a decoder of short texts | no mask for speed: "
+        "every token is computed all the same | read | "
+        "[why](attention.md#tokens-that-no-one-will-look-at-again) |": [],
     },
 )
 ADAPTING, PARTS = "docs/adapting.md", {2: "half", 4: "quarter"}
@@ -374,9 +377,15 @@ NO_CLAIM = [
             "Apache-2.0.",
         )
     ),
-    (
-        "docs/does_search_pay.md",
-        "Each search is one number then, the mean over its budgets; five a side allow a [test]",
+    *(
+        ("docs/does_search_pay.md", words)
+        for words in (  # what its words mean
+            "of encoders it is 12 % where a row names none. Fewer pairs are not less time.",
+            "*Hand-designed* masks are those that people write: windows, whole heads, patterns of "
+            "papers. [DAM](dam.md) learns a mask by gradients, TPE and random search [try masks",
+            "| you have | take | how sure | read more |",
+            "Five searches a side allow a [test]",
+        )
     ),
     (ENGINES, f"windows of | {RELEASES}"),  # releases, from the table of engines
     (ENGINES, "llama-cpp-python 0.3.36 has it"),

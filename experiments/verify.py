@@ -26,6 +26,9 @@ well. Its value is the difference whose sign it has, subject minus reference (fo
 
     Claim("README.md", "TPE's mask loses {} nats {} than star", [abs(d), d])  # less: d < 0
 
+Where a page prints no interval, the claim has it: a value may be `(value, low, high)`. The
+estimate must lie in it, and a comparative needs its sign at both ends.
+
 Names of arms, superlatives and verbs (ARMS, RANKS) stand in the template, or as a `{}` whose value
 is the word. Listed is whatever no claim covers: these words in sentences with a claimed number (in
 ADVICE, in all paragraphs that name an experiment), and on every page numbers with a decimal
@@ -53,6 +56,7 @@ PAGES = ["README.md", "docs/*.md", "experiments/README.md", "experiments/*/READM
 PAGES += ["benchmarks/README.md"]
 SOURCES = ["experiments/*/claims.py", "benchmarks/claims.py", "docs/claims.py"]
 WORDS = "no one two three four five six seven eight nine ten eleven twelve".split()
+Value = float | str | tuple[float, float, float]  # the last: an estimate, the ends of its interval
 NUMBER = r"(?<![\d.])[-+]?(?:\d[\d,]*\d|\d)?(?:\.\d+)?(?<=\d)(?:e-?\d+)?"
 HIGHER = "ahead above more better higher larger greater longer faster".split()
 LOWER = "behind below less fewer worse lower smaller shorter slower".split()
@@ -97,7 +101,7 @@ class Claim:
 
     page: str
     sentence: str
-    values: Sequence[float | str]
+    values: Sequence[Value]
     after: str = ""  # the sentence is looked for between this text and the next heading
     source: str = ""  # the folder that the section has to name; filled in by `read`
 
@@ -105,12 +109,12 @@ class Claim:
         return f"{self.page}: {' '.join(self.sentence.split())}"
 
 
-def rows(page: str, cells: Mapping[str, Sequence[float | str]], after: str = "") -> list[Claim]:
+def rows(page: str, cells: Mapping[str, Sequence[Value]], after: str = "") -> list[Claim]:
     """One claim for each row of a table: its first cell, and the numbers in the others."""
     return [Claim(page, f"| {cell} |...", values, after) for cell, values in cells.items()]
 
 
-def sentences(page: str, said: Mapping[str, Sequence[float | str]]) -> list[Claim]:
+def sentences(page: str, said: Mapping[str, Sequence[Value]]) -> list[Claim]:
     """One claim for each sentence of a page."""
     return [Claim(page, sentence, values) for sentence, values in said.items()]
 
@@ -169,8 +173,15 @@ def numbers(place: re.Match[str]) -> Iterator[tuple[int, str]]:
             yield from ((at + each.start(), each[0]) for each in re.finditer(NUMBER, found))
 
 
-def agrees(printed: str, value: float | str) -> bool:
-    """Whether a printed number is the value, to its last digit; a comparative has its sign."""
+def agrees(printed: str, value: Value) -> bool:
+    """Whether a printed number is the value, to its last digit; a comparative has its sign, of an
+    estimate with an interval at both ends ("no better": at one)."""
+    if isinstance(value, tuple):
+        value, low, high = value
+        if re.fullmatch(SIDES, printed):
+            shown = any if " " in printed.strip() else all
+            return shown(agrees(printed, end) for end in (low, high))
+        return low <= value <= high and agrees(printed, value)
     if isinstance(value, str):
         return " ".join(printed.lower().split()) == value.lower()
     if re.fullmatch(SIDES, printed):
@@ -195,7 +206,7 @@ def problems(claim: Claim, text: str) -> list[str]:
         return [f"{claim}: {len(printed)} numbers on the page, {len(claim.values)} computed"]
     wrong = [
         f"{claim}: {number} on the page, computed "
-        + (value if isinstance(value, str) else f"{value:.6g}")
+        + (str(value) if isinstance(value, str | tuple) else f"{value:.6g}")
         for number, value in zip(printed, claim.values, strict=True)
         if not agrees(number, value)
     ]

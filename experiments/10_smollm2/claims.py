@@ -99,11 +99,10 @@ CLAIMS = [
     ),
     Claim(
         "docs/does_search_pay.md",
-        "| a trained decoder, bytes of its cache, and text like novels | one wider window in "
-        "every layer; `allocate` begins there | searched full layers lose {} [{}, {}] nats a "
-        "token {} at 25 % of SmolLM2's cache; after distillation no difference is shown "
-        "([10](../experiments/10_smollm2/README.md)).",
-        behind,
+        "| a decoder whose cache must shrink, text like novels | q8_0 first; then one wide window "
+        "in every layer | one model; searched layers lose {} nats a token {} | "
+        "[17](../experiments/17_served/README.md), [10](../experiments/10_smollm2/README.md) |",
+        [tuple(behind[:3]), tuple(behind[:3])],
     ),
     Claim(
         "docs/full_or_local.md",
@@ -118,16 +117,8 @@ CLAIMS = [
     ),
     Claim(
         "experiments/README.md",
-        "at all {} budgets of cache bytes one wider window in every layer loses {} on unseen "
-        "novels. With {} full layers of 30 the searched ones lose {} [{}, {}] nats a token {} "
-        "than that window, and {} [{}, {}] {} than the best of five hand-designed sets of full "
-        "layers",
-        [every, window.high, PRIMARY, *behind, *gain],
-    ),
-    Claim(
-        "experiments/README.md",
-        "the two are not told apart: window minus searched {} [{}, {}]",
-        apart_values,
+        "one wider window in every layer loses {} nats a token {} than the searched layers",
+        [tuple(behind[:3]), tuple(-each for each in (behind[0], *behind[2:0:-1]))],
     ),
     Claim(HERE, "(window minus searched {} [{}, {}])", apart_values),
     Claim(HERE, "and {} of the window's: there", [left(trained)]),

@@ -46,9 +46,10 @@ reached = whole.set_index("method").evaluations
 spans = [reached[name] for name in
          ("allocate greedy addition", "allocate greedy removal, 3 tries")]  # fmt: skip
 ends = [float(end) for each in spans for end in (each.min(), each.max())]
-text = "by addition in {} to {} masks in the median, by removal with three tries in {} to {}"
-CLAIMS.append(Claim("experiments/README.md", text, ends))
 most = whole[whole.method == "allocate greedy removal, 3 tries"].reached
+least = min(whole[whole.method == "allocate greedy addition"].reached.min(), most.min())
+text = "greedy allocation, on at least {} of 10 checkpoints at each size"
+CLAIMS.append(Claim("experiments/README.md", text, [least]))
 text = "three tries, removal finds it on {}, {}, {} and {} of them, as many, in {} to {} masks"
 CLAIMS.append(Claim(HERE, text, [*most, *ends[2:]]))
 windows = pd.read_csv(FOLDER / "results" / "one_window.csv")

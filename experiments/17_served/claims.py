@@ -151,12 +151,6 @@ CLAIMS += [
     Claim(HERE, "minus one window is {} [{}, {}] nats a token, and", MORE),
     Claim(HERE, "from position 2,048 on {} [{}, {}].", MORE_FAR),
     Claim(
-        "docs/does_search_pay.md",
-        "At 8,192 positions a searched layer beside a narrower window loses {} [{}, {}] {} "
-        "([17](../experiments/17_served/README.md)) |",
-        [*MORE, MORE[0]],
-    ),
-    Claim(
         "docs/full_or_local.md",
         "on novels that window loses {} than searched full layers",
         [-MORE[1]],

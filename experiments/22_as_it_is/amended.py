@@ -145,7 +145,7 @@ def draw(axes: Axes, lines: Mapping[Model, list[Line]], task: str) -> None:
     shown = {
         "dam": (style.ORANGE, "^", "DAM"),
         "effects": (style.GREEN, "p", "first-order effects"),
-        "same token": (style.INK, "D", "drawn: the same token, [CLS], a window"),
+        "same token": (style.INK, "D", "hand-designed: the same token, [CLS], a window"),
     }
     for arm, (colour, marker, name) in shown.items():
         cells = [[*judged(lines, task, arm, budget).values()] for budget in BUDGETS]

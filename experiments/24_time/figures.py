@@ -15,12 +15,12 @@ from matplotlib.axes import Axes
 
 from masksearch.report import style
 
-NAMES = {"dam": "DAM", "tpe": "TPE", "drawn": "drawn tiles"}
+NAMES = {"dam": "DAM", "tpe": "TPE", "drawn": "hand-designed tiles"}
 STYLES = style.styles_of(NAMES) | {"drawn": (style.INK, "D")}
 
 
 def draw(axes: Axes, found: pd.DataFrame, task: str) -> None:
-    """A line of DAM's masks and one of each family of drawn ones; large marks are the masks that
+    """A line of DAM's masks and one of each hand-designed family; large marks are the masks that
     were chosen at the target, with quartiles of their speed."""
     for arm, title in NAMES.items():
         own, (colour, marker) = found[found["arm"] == arm], STYLES[arm]
