@@ -1,4 +1,5 @@
-"""README.md: its commands and snippets run as printed, from the wheel, in an empty folder.
+"""README.md, and the decoder's first jobs in docs/decoder.md: commands and snippets run as printed,
+from the wheel, in an empty folder.
 
 What installs runs in a fresh clone, where there is a network. What takes hours is read and not
 run: tests/test_docs.py checks that its options exist.
@@ -23,7 +24,10 @@ from masksearch_decoders.plan import Plan
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(bash|python|text|bibtex)\n(.*?)```", TEXT, re.S)
+DECODER = (ROOT / "docs" / "decoder.md").read_text(encoding="utf-8")
+SMALL = DECODER.partition("## Try it on small data")[2].partition("\n## ")[0]  # a decoder's jobs
+BLOCK = re.compile(r"```(bash|python|text|bibtex)\n(.*?)```", re.S)
+BLOCKS = [*BLOCK.findall(TEXT), *BLOCK.findall(SMALL)]
 LIMIT = 300  # seconds of one command; alone on 2 cores the longest takes one minute
 INSTALLS = 3600  # ... that installs, and then runs the demonstration or the tests
 
@@ -76,7 +80,8 @@ def test_two_commands_lead_from_a_clone_to_the_page_and_green_tests(tmp_path, mo
     for command in others:
         run(tmp_path / folder, command, INSTALLS)
     assert (tmp_path / folder / "runs" / "demo" / "report.html").stat().st_size > 100_000
-    own, alone = commands(block("bash", "constraints.txt"))
+    [alone] = commands(block("bash", "git+"))
+    [own] = re.findall(r"`(pip install -c [^`]+)`", TEXT)
     python = tmp_path / folder / ".venv" / "bin" / "python"
     run(tmp_path / folder, own.replace("pip install", f"{python} -m pip install --dry-run"), 900)
     assert f"git+{address}" in alone
@@ -110,8 +115,7 @@ def test_the_jobs_give_the_verdict_that_is_shown(folder):
     rounds otherwise. What is lost to dense attention is near the margin, and another seed's words
     may end before it."""
     run(folder, "masksearch demo --data data")
-    [search] = commands(block("bash", "masksearch search"))
-    [compare] = commands(block("bash", "masksearch compare"))
+    search, compare, attach, allocate = commands(block("bash", "masksearch search --strategy"))
     shown = block("text", "dam >= 0.8: ").strip()
     for seed in (1, 2, 0):  # the last one is the run of the next job
         name = f"runs/try{seed or ''}"
@@ -123,15 +127,11 @@ def test_the_jobs_give_the_verdict_that_is_shown(folder):
         figures = [re.findall(r"\d+\.\d+", text) for text in (line, words)]
         rounded = [[float(number) for number in each[: len(figures[1])]] for each in figures]
         assert rounded[0] == pytest.approx(rounded[1], abs=0.2)
-    run(folder, commands(block("bash", "masksearch attach"))[0])
+    run(folder, attach)
     [saved] = ms.saved_masks(folder / "sparse-llama").values()
     assert saved == ms.open_study(folder / "runs/try").best(sparsity=0.8).mask
     assert ms.load_pretrained(folder / "sparse-llama")
-    out, err = run(folder, commands(block("bash", "masksearch sparsify"))[0])
-    assert "sparsify: SST-2: 2 classes: " in err
-    assert "budget 0.12: dam is " in out  # the only choice, or taken
-    assert ms.load_pretrained(folder / "sparse-bert")
-    out, _ = run(folder, commands(block("bash", "masksearch allocate"))[0])
+    out, _ = run(folder, allocate)
     assert re.search(r"budget 0\.25: window\(\d+\) in all 2 units", out)  # as the page says
     served = AutoModelForCausalLM.from_pretrained(folder / "served")
     plan = Plan.load(folder / "runs/allocate/plan.json")
@@ -141,27 +141,39 @@ def test_the_jobs_give_the_verdict_that_is_shown(folder):
     assert losses["served"] < losses["dense"] + 0.1  # it keeps what the text follows from
 
 
+@pytest.mark.nightly
+def test_an_encoder_gets_its_mask_and_is_used(folder):
+    demo, sparsify = commands(block("bash", "masksearch demo"))
+    run(folder, demo)
+    out, err = run(folder, sparsify)
+    assert "sparsify: SST-2: 2 classes: " in err
+    assert "budget 0.12: dam is " in out  # the only choice, or taken
+    (folder / "use.py").write_text(block("python", "pipeline("), encoding="utf-8")
+    out, _ = run(folder, "python use.py")
+    assert re.search(r"\[\{'label': '\w+', 'score': [\d.]+\}\]", out)
+
+
 def test_every_block_runs_or_says_why_not():
     run_here = (
         "git clone",
-        "constraints.txt",
+        "git+",
         "PlantedEvaluator",
         "runs/try",
-        "masksearch sparsify",
-        "masksearch allocate",
+        "masksearch demo",
+        "pipeline(",
         "window(1)",
         ": better ",
     )
-    read_only = ("@software",)
+    read_only = ("@software", "my-bert/")  # of one's own data: the options are those of the demo
     for _, body in BLOCKS:
         assert any(part in body for part in run_here + read_only), body
 
 
 def test_a_newcomer_reads_it_in_minutes():
-    """At most 1,000 words beside code, and five findings."""
-    assert len(re.sub(r"```.*?```", "", TEXT, flags=re.S).split()) <= 1000
-    found = TEXT.split("## What has been found")[1].split("\n## ")[0]
-    assert 2 < found.count("\n|") <= 2 + 5  # a question a row
+    """At most 700 words beside code, and no interval: these stand where its links lead."""
+    words = re.sub(r"```.*?```", "", TEXT, flags=re.S)
+    assert len(words.split()) <= 700
+    assert not re.search(r"\[-?[\d.]+, [\d.]+\]", words)
     assert {*re.findall(r"version(?: = {|-)([\d.]+?)[}-]", TEXT)} == {ms.__version__}
 
 

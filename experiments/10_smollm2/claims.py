@@ -87,17 +87,6 @@ CLAIMS = [
         [results.stages[stage].nll["dense"] for stage in ("windows", "judged")],
     ),
     Claim(
-        "README.md",
-        ". On novels one wider window in every layer {} searched full layers |",
-        ["beats" if window.high < 0 else "loses"],
-    ),
-    Claim(
-        "README.md",
-        "; searched layers minus window, at a quarter of its cache: {} [{}, {}] | "
-        "[20](experiments/20_long/README.md), [10](experiments/10_smollm2/README.md) |",
-        behind[:3],
-    ),
-    Claim(
         "docs/does_search_pay.md",
         "| a decoder whose cache must shrink, text like novels | q8_0 first; then one wide window "
         "in every layer | one model; searched layers lose {} nats a token {} | "

@@ -212,14 +212,6 @@ ALL_PAGES = {
         *(*2 * [tuple(-BEHIND_ALL["dam"][at] for at in (0, 2, 1))], len(BUDGETS)),
     ],
 }
-FIRST_PAGE = {
-    ". From a raw checkpoint two full heads a layer keep {} than DAM's within {} % |": [
-        -BEHIND["DAM - full heads"][2],
-        30,
-    ],
-    "; minus the two heads: {} [{}, {}] | [21](experiments/21_recovered/README.md), "
-    "[19](experiments/19_front/README.md) |": BEHIND["DAM - full heads"][:3],
-}
 assert BEHIND["TPE - full heads"][2] > 0 < BEHIND["random - full heads"][2]  # "not shown"
 low, lower, *_, highest = sorted(
     scores[(scores["arm"] == "random") & (scores["budget"] == 0.5)]["score"]
@@ -245,6 +237,5 @@ CLAIMS = [
     *rows(HERE, EACH_WAY),
     *sentences(HERE, PAGE),
     *sentences("experiments/README.md", ALL_PAGES),
-    *sentences("README.md", FIRST_PAGE),
     *sentences("docs/does_search_pay.md", ADVICE),
 ]  # fmt: skip

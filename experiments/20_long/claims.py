@@ -133,18 +133,6 @@ CLAIMS += sentences(
 )
 CLAIMS += [
     Claim(
-        "README.md",
-        "| And for a decoder? | For distant look-ups `allocate`, searching on the tasks that "
-        "judge, finds the layers that need full attention: at equal bytes SmolLM2's answers lose "
-        "{} than under one window; that {} of them are right whole is not shown.",
-        [LESS["narrow"][0] * -1, "more"],
-    ),
-    Claim(
-        "README.md",
-        "| `allocate` minus window, nats a token, one search: {} [{}, {}];",
-        apart("smollm2", 0.25, "narrow"),
-    ),
-    Claim(
         "docs/does_search_pay.md",
         "| the same, and answers that stand far back | `allocate --tasks` | one model; of right "
         "answers no difference was shown | [20](../experiments/20_long/README.md) |",

@@ -413,6 +413,10 @@ DOCS = {
         f"{'' if SIGNS[0] > 0 else 'not '}for sentences, "
         f"{'' if SIGNS[1] > 0 else 'not '}for paragraphs |": [ours.MARGIN],
     },
+    "README.md": {
+        "| no labels | the same, learnt from [your model's own answers](experiments/23_no_labels/"
+        "README.md) |": [],
+    },
     "docs/does_search_pay.md": {
         "| the same, without labels | DAM, which learns the model's own answers | tested: within "
         "{} of DAM that learns labels | " + LINK: [ours.MARGIN],
@@ -420,19 +424,6 @@ DOCS = {
         "model, one data set | " + LINK: [],
         "| an embedding model that finds paragraphs | the widest window that fits, with the "
         "special tokens | tested, on one model | " + LINK: [],
-    },
-    "README.md": {
-        "| And without labels? | A classifier's own answers replace them, within a margin of {}. "
-        "On an embedding model DAM is {} in SQuAD's retrieval, {} on STS-B's pairs, untested; "
-        "with texts as long as paragraphs no difference is shown | answers minus labels: {} "
-        "[{}, {}]; DAM minus drawn: {} [{}, {}] (Holm) at {}/{} % of the pairs, {} [{}, {}] at "
-        "{}/{} %, {} [{}, {}] at {}/{} % | [23](experiments/23_no_labels/README.md) "
-        "|": [
-            *(ours.MARGIN, *SIGNS[::-1], *MEAN[1][:3]),
-            *(*RETRIEVAL[1], *shares("squad", BUDGETS[1])),
-            *(*LEAD, shares("sts-b", SMALL)[0], 100 * SHARE),
-            *(*AS_LONG, *shares(LONG, BUDGETS[1])),
-        ],
     },
 }
 NO_CLAIM = [

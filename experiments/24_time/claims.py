@@ -290,16 +290,6 @@ DOCS = {
     "experiments/README.md": {
         "not shown; rows sorted by length are {} times {} tokens at no loss |": [FEWER, -FEWER],
     },
-    "README.md": {
-        "| And in time, at {} tokens, on a CPU? | Not shown: of tiles at a target "
-        "of time DAM's keeps {} of {} telling authors, {} of {} on film reviews; the best drawn "
-        "one keeps {} and {}. Sort rows by length first: a quarter {} tokens of "
-        "reviews | DAM minus drawn: {} [{}, {}], {} [{}, {}] (both Holm) | "
-        "[24](experiments/24_time/README.md) |": [
-            *(LENGTH, *THREE[1::-1], *FILMS[1::-1], THREE[2], FILMS[3], -FEWER),
-            *(*BOTH_GAPS[0], *BOTH_GAPS[1]),
-        ],
-    },
 }
 assert round(4 - 4 / FEWER) == 1  # "a quarter"
 CLAIMS = [

@@ -1,4 +1,4 @@
-"""What a layer's attention is handed where tokens are left out; see `live`."""
+"""The argument that a layer's attention gets where tokens are left out; see `live`."""
 
 from __future__ import annotations
 
