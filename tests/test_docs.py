@@ -203,7 +203,7 @@ OURS = {
 }
 
 
-@pytest.mark.parametrize("name", ["gallery", "commands", "api"])
+@pytest.mark.parametrize("name", ["gallery", "commands", "api", "masks_to_take"])
 def test_written_pages_are_those_of_today(name, tmp_path):
     runpy.run_path(str(DOCS / "programs" / f"write_{name}.py"))["main"](tmp_path)
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):

@@ -510,7 +510,15 @@ ADAPTING = {
         *(100 * BUDGETS[1], *LOSES, -min(worst_pair(task) for task in TASKS)),
     ],
 }
+TAKEN = {  # files of masks; what they keep on the model that was searched, and on others
+    f"[{line.file}](../experiments/22_as_it_is/results/masks/{line.file})": [
+        *(line.length, line.share, line.score, line.dense),
+        *((line.score_of_others, line.dense_of_others) if line.others else ()),
+    ]
+    for line in pd.read_csv(RESULTS / "masks.csv").itertuples()
+}
 CLAIMS = [
+    *rows("docs/masks_to_take.md", TAKEN),
     *rows(HERE, SCORES, after="## Scores with intervals"),
     *rows(HERE, TESTED, after="## Primary"),
     *rows(HERE, LOST, after="## Against dense attention"),

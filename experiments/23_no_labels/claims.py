@@ -439,8 +439,22 @@ NO_CLAIM = [
     (HERE, "draws the nearby offsets from now on (\"offsets by head\")."),
     (HERE, "| | DAM | as it was | offsets | share | DAM - as it was | DAM - offsets | ahead |"),
 ]  # fmt: skip
+PART_TITLES = {
+    "sts-b": "pairs of sentences, STS-B (Spearman)",
+    "squad": "retrieval of paragraphs, SQuAD (nDCG)",
+    LONG: "the same, learnt from long texts",
+}
 CLAIMS = [
     *sentences(HERE, PAGE),
+    *sentences(
+        "docs/masks_to_take.md",
+        {
+            f"| [{file}](../experiments/23_no_labels/results/masks/{file}) | {PART_TITLES[of]} | "
+            + f"{arm.replace('dam', 'DAM')} |"
+            + 4 * " {} |": TAKEN[file]
+            for file, of, arm in taken[["of", "arm"]].itertuples()
+        },
+    ),
     *rows(HERE, LEARNED, "## (a) Answers in place of labels"),
     *rows(HERE, TABLE, "## Scores of (b)"),
     *rows(HERE, DEALT, WITHOUT),

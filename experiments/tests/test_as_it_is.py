@@ -228,6 +228,24 @@ def made_up_pairs(tmp_path):
     tiny_checkpoint(tmp_path / "checkpoint", WORDS)
 
 
+def test_masks_to_take_are_those_of_the_lines(tmp_path, monkeypatch):
+    take = load_script("22_as_it_is/take.py")
+    kept, written = take.FOLDER, pd.read_csv(take.RESULTS / "masks.csv").set_index("file")
+    monkeypatch.setattr(take, "FOLDER", tmp_path)
+    rows = {
+        file: take.take({at: each for at, each in lines.items() if at[0] == task}, task, budget)
+        for task in ("STS-B", "QQP")
+        for lines in [take.all_lines(take.TASKS[task])]
+        for budget, file in ((0.2, f"{task}_20.json"), (0.12, f"{task}_12.json"))
+    }
+    for file, row in rows.items():
+        assert (tmp_path / file).read_text("utf-8") == (kept / file).read_text("utf-8")
+        for name, value in written.loc[file].dropna().items():
+            assert value == (
+                row[name] if isinstance(value, str) else pytest.approx(row[name], abs=6e-6)
+            )
+
+
 @pytest.mark.nightly
 def test_as_it_is_smoke(tmp_path):
     made_up_pairs(tmp_path)
