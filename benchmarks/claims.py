@@ -247,9 +247,9 @@ CLAIMS = [
     Claim(HERE, "at most {} for one mask, {} for a mask of all that leave", [1.1, 0.7]),
     Claim(
         "docs/does_search_pay.md",
-        "| an encoder classifier, batches of short inputs, a wish for speed | "
-        "[`sparsify --faster`](adapting.md#one-command), which drops tokens that no later query "
-        "needs | one model: the last layer's rule, exact and free, gains {} times | "
+        "| a classifier of short texts that must take less time | "
+        "[`sparsify --faster`](adapting.md#one-command), which skips tokens that no later query "
+        "needs | one checkpoint: its exact part alone gains {} times | "
         "[how](attention.md#tokens-that-no-one-will-look-at-again), "
         "[which](masks.md#which-tokens-a-model-still-needs), [times](../benchmarks/README.md"
         "#tokens-that-are-left-out-python-benchmarksdead_tokenspy) |",

@@ -239,8 +239,8 @@ assert round(1 / (1 - ms.masks.work(ms.masks.full(), SIX))) == 7  # "a seventh"
 CLAIMS += sentences(
     FRONT,
     {
-        "and a seventh of the work of {} layers is gone |": [SIX.layers],
-        "[{} model classes](docs/supported_models.md) of transformers attach exactly": [ATTACHED],
+        "[CLS] alone, which saves a seventh of {} layers' work": [SIX.layers],
+        "[{} model classes](docs/supported_models.md) of transformers take a mask": [ATTACHED],
     },
 )
 CLAIMS += sentences(
@@ -255,7 +255,7 @@ CLAIMS += sentences(
         'Whichever you take, run `"random"` with as many tokens, judge hand-designed masks of the '
         "budget (`masksearch compare RUN --budget 0.3`), and repeat the search": [],
         "| a mean-pooling head, an embedder, or a decoder of short texts | no mask for speed: "
-        "every token is computed all the same | read | "
+        "every token is computed all the same | by design | "
         "[why](attention.md#tokens-that-no-one-will-look-at-again) |": [],
     },
 )
@@ -335,23 +335,25 @@ NO_CLAIM = [
     *(
         (FRONT, words)
         for words in (  # what the program is, and advice
-            "learn whether it beats hand-designed ones, and put it on your model.",
-            "masksearch proposes masks by DAM (the differentiable attention mask of [SparseBERT]",
-            "by [Optuna](https://optuna.org)'s samplers or at random, and judges them on your data, "
-            "beside hand-designed masks and the plainest ways to do less.",
-            "| one that is to be faster, on inputs of any length | `sparsify --faster`: bfloat16, "
-            "shorter inputs, fewer layers, and [masks under which tokens die]"
-            "(docs/masks.md#which-tokens-a-model-still-needs), timed on your machine; it takes what "
-            "keeps most |",
-            "first an 8-bit cache, at [no measured loss](docs/decoder.md)",
-            "with an environment in `.venv` (2.8 GB);",
-            "times as fast as now, here: bfloat16, shorter inputs, fewer layers and masks, and what "
-            "loses least |",
-            "no weight is trained under a mask, in minutes; else, with a share of pairs, [an hour "
-            "and more](docs/adapting.md#one-command) |",
-            "most tokens of a row (128); the found mask serves no more |",
-            "It says what is lost, and whether the mask is shown to beat a hand-designed one.",
-            "compare](docs/comparing.md) what was found with hand-designed masks, on unseen rows |",
+            "compare it with hand-designed ones, and put it on your Hugging Face model.",
+            "masksearch searches it as an architecture: by DAM, the differentiable attention "
+            "mask of "
+            "[SparseBERT](https://arxiv.org/abs/2102.12871), by [Optuna](https://optuna.org)'s "
+            "samplers, or at random. Hand-designed masks and plain ways to compute less are "
+            "judged "
+            "beside it.",
+            "| the same, and it must be faster | `sparsify --faster`: it times bfloat16, shorter "
+            "inputs, fewer layers and [masks that let later layers skip tokens]"
+            "(docs/masks.md#which-tokens-a-model-still-needs) here, and keeps what loses least |",
+            "| an embedding model, or a head that averages all tokens | masks of fewer pairs, "
+            "[but no "
+            "speed](docs/does_search_pay.md) |",
+            "[advice](docs/decoder.md): an 8-bit cache, then one window; `allocate` where answers "
+            "stand far back |",
+            "times as fast as now, in batches of 8; what nothing meets is refused |",
+            "tokens of a row, at most (128); the mask works up to that length |",
+            "It prints what is lost, with an interval, and what won.",
+            "a search's masks with hand-designed ones, on unseen rows |",
             "(https://arxiv.org/abs/2102.12871) for DAM.",
         )
     ),

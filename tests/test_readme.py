@@ -1,5 +1,5 @@
-"""README.md, and the decoder's first jobs in docs/decoder.md: commands and snippets run as printed,
-from the wheel, in an empty folder.
+"""README.md, and the first jobs of a decoder in docs/decoder.md: commands and snippets run as
+printed, from the wheel, in an empty folder.
 
 What installs runs in a fresh clone, where there is a network. What takes hours is read and not
 run: tests/test_docs.py checks that its options exist.
@@ -147,7 +147,7 @@ def test_an_encoder_gets_its_mask_and_is_used(folder):
     run(folder, demo)
     out, err = run(folder, sparsify)
     assert "sparsify: SST-2: 2 classes: " in err
-    assert "budget 0.12: dam is " in out  # the only choice, or taken
+    assert "work 0.5: prune is " in out  # the only choice, or taken
     (folder / "use.py").write_text(block("python", "pipeline("), encoding="utf-8")
     out, _ = run(folder, "python use.py")
     assert re.search(r"\[\{'label': '\w+', 'score': [\d.]+\}\]", out)

@@ -1219,7 +1219,7 @@ def test_a_share_of_the_work_takes_the_place_of_a_budget(place, tmp_path, comman
     assert sum(record.role == "baseline" for record in scored) >= 3
     assert all(record.measures["work"] <= 0.5 * (1 + 1e-9) for record in scored)
     [taken] = [row for row in result["masks"] if row["mask"] == result["saved"]["mask"]]
-    assert f"leaves {taken['work']:.1%} of the work; pairs are not seconds." in result["answer"]
+    assert f"leaves {taken['work']:.1%} of the work." in result["answer"]
     model, tokenizer = ms.load_pretrained(out), AutoTokenizer.from_pretrained(out)
     texts = tokenizer([" ".join(WORDS[:7]), "ok"], return_tensors="pt", padding=True)
     how = "are left out, each row's own|no one looks at the others again"

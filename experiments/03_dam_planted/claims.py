@@ -96,7 +96,7 @@ CLAIMS = [
     Claim(HERE, "The planted edges are {} of the table", [perfect.true_density.iloc[0]]),
     Claim(
         "experiments/README.md",
-        "it finds every one by default in {} of {} runs",
+        "it finds all edges in {} of {} runs",
         [((perfect.auroc == 1) & (perfect.precision == 1)).sum(), len(perfect)],
     ),
     Claim(

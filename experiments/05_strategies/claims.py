@@ -33,8 +33,8 @@ CLAIMS = [
     ),
     Claim(
         "docs/does_search_pay.md",
-        "| a small space with many good masks | random search | one model: no difference at up to "
-        "{} trials | [05](../experiments/05_strategies/README.md) |",
+        "| a small space with many good masks | random search | one synthetic task: no "
+        "difference at up to {} trials | [05](../experiments/05_strategies/README.md) |",
         [summary.trials.max()],
     ),
     Claim(

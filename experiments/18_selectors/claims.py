@@ -250,8 +250,8 @@ CLAIMS.append(
 CLAIMS.append(
     Claim(
         "docs/does_search_pay.md",
-        "| a small decoder, few of whose heads must see everything | `allocate`, which adds one "
-        "head at a time | tested on made-up recall: as exhaustive search in {} of {} | "
+        "| a small decoder in which few heads must see everything | `allocate`, which adds one "
+        "head at a time | tested on synthetic recall: as exhaustive search in {} of {} | "
         "[18](../experiments/18_selectors/README.md) |",
         [COUNTED[GREEDY][9], 40],
     )

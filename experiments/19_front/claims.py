@@ -220,12 +220,16 @@ APART = highest - low > abs(figure("score at 0.5", "dam - tpe")[0])  # one strat
 PAGE["At 50 % two of the five random searches keep {} and {}."] = [low, lower]
 LINK = "[19](../experiments/19_front/README.md) |"
 ADVICE = {
-    "| a raw checkpoint that trains under its mask, from {} % | {} hand-designed full heads in "
-    "each layer | read: named when all else was known; one model | " + LINK: [TWO_FULL[1], 2],
-    "| the same at {} % | no mask: fine-tune it dense first | one model | "
+    "| a pre-trained checkpoint that learns its task under the mask, from {} % | {} "
+    "hand-designed full heads in "
+    "each layer | afterwards, when all results were known; one checkpoint | " + LINK: [
+        TWO_FULL[1],
+        2,
+    ],
+    "| the same at {} % | no mask: fine-tune it dense first | one checkpoint | "
     + LINK.replace(" |", ", [21](../experiments/21_recovered/README.md) |"): [12],
     f"and repeat the search: one search says {'little' if APART else 'enough'}.": [],
-    "| the same at half of the pairs | {} such heads in each layer, or TPE | one model | "
+    "| the same at half of the pairs | {} full heads in each layer, or TPE | one checkpoint | "
     + LINK: [5],
 }
 CLAIMS = [

@@ -134,9 +134,9 @@ CLAIMS += sentences(
 CLAIMS += [
     Claim(
         "docs/does_search_pay.md",
-        "| the same, and answers that stand far back | `allocate --tasks` | one model; of right "
-        "answers no difference was shown | [20](../experiments/20_long/README.md) |",
-        [],
+        "| the same, and answers that stand far back | `allocate --tasks` | one checkpoint: "
+        "answers lose {} nats a token {} | [20](../experiments/20_long/README.md) |",
+        [tuple(LESS["levels"][:3]), tuple(apart("smollm2", 0.25))],
     ),
     Claim(
         "docs/decoder.md",

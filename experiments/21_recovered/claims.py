@@ -183,14 +183,14 @@ MOST = max(  # of all hand-designed masks of 12 % that were judged as they are
     if name in ours.by_score(ours.judged(own, "none", "test"), 0.12)
 )
 FIRST_PAGE = {
-    "| a model that trains on under its mask | at {} % of the pairs hand-designed masks [are {}]"
-    "(experiments/21_recovered/README.md) |": [
+    "| a model that trains on under its mask | with {} % of the pairs hand-designed masks were "
+    "[{}](experiments/21_recovered/README.md); over two budgets no difference was shown |": [
         *(20, tuple(-minus("hand, longer", 0.2)[at] for at in (0, 2, 1))),
     ],
 }
 ALL_PAGES = {
-    "not shown over both budgets; at {} % hand-designed masks are {} by {} |": [
-        *(20, *2 * [tuple(-minus("hand, longer", 0.2)[at] for at in (0, 2, 1))]),
+    "not shown over both budgets; at {} % hand-designed masks, trained {}, are {} by {} |": [
+        *(20, LONGER, *2 * [tuple(-minus("hand, longer", 0.2)[at] for at in (0, 2, 1))]),
     ],
 }
 LINK = "[21](../experiments/21_recovered/README.md) |"
@@ -226,14 +226,16 @@ DEPENDS = FEWER.low > 0 > minus("hand, longer", 0.2)[2] and longer_ahead[0.2] > 
 BEFORE = re.search(r"alone, (\w+) any score that it governs", PLAN_TEXT)[1]
 PAGE[f"[plan.toml](plan.toml) was committed {BEFORE} the first score that it governs."] = []
 ADVICE = {
-    f"It {'depends' if DEPENDS else 'does not depend'} on what can be trained, and at which "
-    "budget.": [],
+    f"As for sparsity it {'depends' if DEPENDS else 'does not depend'} on what can be trained, "
+    "and at "
+    "which budget.": [],
     "| an encoder that trains on under its mask, at {} % | hand-designed full heads in some "
-    "layers, with {} training | one model; over both budgets no difference was shown | " + LINK: [
+    "layers, with {} training | one checkpoint; over both budgets no difference was shown | "
+    + LINK: [
         *(20, LONGER),
     ],
-    "| the same at {} % | DAM: training under hand-designed masks starts on some models alone | "
-    "one model; over both budgets no difference was shown | " + LINK: [12],
+    "| the same at {} % | DAM: under hand-designed masks training takes off only on some models "
+    "| one checkpoint; over both budgets no difference was shown | " + LINK: [12],
 }
 CLAIMS = [
     *rows(HERE, {title: SCORES[title] for title in SCORES if title not in LEFT}, "## Scores"),

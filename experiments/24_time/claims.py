@@ -283,8 +283,8 @@ DOCS = {
         ],
     },
     "docs/does_search_pay.md": {
-        "| long inputs of many lengths, and a wish for speed | rows sorted by length: {} times {} "
-        "tokens of film reviews | one model; of equally fast masks no difference was shown | "
+        "| long texts of many lengths, in batches | rows sorted by length: {} times {} tokens "
+        "of film reviews | counted; of equally fast masks no difference was shown | "
         "[24](../experiments/24_time/README.md) |": [FEWER, -FEWER],
     },
     "experiments/README.md": {

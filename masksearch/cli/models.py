@@ -139,16 +139,16 @@ def attach(options: AttachOptions) -> None:
             )
 
 
-def _how_to_use(folder: Path, longest: int, *, timed: bool = False) -> str:
+def _how_to_use(folder: Path, longest: int, *, skips: bool = False) -> str:
     """The last words of a command that has written a model with its mask.
 
     Args:
         folder: Of the model.
         longest: Positions that model and mask have.
-        timed: Whether it was chosen by its time.
+        skips: Whether its time is that of tokens that it skips, not of pairs.
     """
     opened, length = f"ms.load_pretrained({str(folder)!r})", min(PAYS, longest)
-    clause = "" if timed else f"; pairs become seconds from about {PAYS} tokens on"
+    clause = "" if skips else f"; pairs become seconds from about {PAYS} tokens on"
     return (
         f"  open it: {opened}; transformers alone refuses it\n"
         f"  time it here: print(*ms.measure_speed({opened}, length={length})){clause}\n"
@@ -390,4 +390,6 @@ def sparsify(options: SparsifyOptions) -> None:
             typer.echo((f"{what} {limit:g}: " if limit else "") + found.answer)
             typer.echo(f"  model and mask: {found.folder}   page: {found.folder / 'report.html'}")
             longest = saved_masks(found.folder)["self"].longest or PAYS
-            typer.echo(_how_to_use(found.folder, longest, timed=options.faster is not None))
+            typer.echo(
+                _how_to_use(found.folder, longest, skips=bool(options.faster or options.work))
+            )

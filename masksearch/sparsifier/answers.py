@@ -50,9 +50,8 @@ def facts_of(
         facts |= {"hand-designed by steps": scores, "masks as they are": rows_as_json(plain)}
         facts |= {"ahead by seed": advice.by_seed}
         facts |= {"minus dense as it is": difference_as_json(untrained)}
-    work = f" and leaves {taken.work:.1%} of the work" if request.work else ""
-    kept = f"It keeps {1 - taken.sparsity:.1%} of the non-padding query-key pairs{work}"
-    parts.append(f"{kept}; pairs are not seconds.")
+    last = f" and leaves {taken.work:.1%} of the work" if request.work else "; pairs are no time"
+    parts.append(f"It keeps {1 - taken.sparsity:.1%} of the non-padding query-key pairs{last}.")
     return {"answer": " ".join(parts), **facts}
 
 
