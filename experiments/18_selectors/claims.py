@@ -235,7 +235,7 @@ CLAIMS += sentences(
 CLAIMS.append(
     Claim(
         "experiments/README.md",
-        "greedy rounds, on made-up recall as exhaustive search in {} of {} cells; on text one "
+        "greedy rounds, on made-up recall as exhaustive search in {} of {} cases; on text one "
         "window |",
         [COUNTED[GREEDY][9], 40],
     )
