@@ -64,7 +64,7 @@ KINDS = {  # of mutants: what is changed
     "interval": rf"\[{verify.NUMBER},\s{verify.NUMBER}\]",  # for one of another line
     "arm or task": rf"{verify.ARMS}|STS-B|QNLI|SmolLM2",
 }
-PLAIN = [(verify.ADVICE[1], "interval")]  # intervals stand on the pages that its rows link
+PLAIN = [(page, "interval") for page in verify.ADVICE]  # these stand on the pages that rows link
 OTHERS = {"nats": "points", "%": "layers", "STS-B": "QNLI", "QNLI": "STS-B", "-": ""}
 
 
