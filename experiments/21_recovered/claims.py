@@ -184,7 +184,7 @@ MOST = max(  # of all hand-designed masks of 12 % that were judged as they are
 )
 FIRST_PAGE = {
     "| a model that trains on under its mask | with {} % of the pairs hand-designed masks were "
-    "[{}](experiments/21_recovered/README.md); over two budgets no difference was shown |": [
+    "[{}](experiments/21_recovered/README.md); over both budgets no difference was shown |": [
         *(20, tuple(-minus("hand, longer", 0.2)[at] for at in (0, 2, 1))),
     ],
 }
