@@ -175,6 +175,17 @@ def test_equal_masks_are_not_trained_twice(tmp_path):
     assert all("reused_from" in record.artifacts for record in reused)
 
 
+@pytest.mark.nightly
+def test_different_expressions_of_one_mask_are_one_mask(tmp_path):
+    def twice(trial: BaseTrial) -> masks.Mask:
+        if trial.suggest_categorical("form", ["a", "b"]) == "a":
+            return masks.window(2)
+        return masks.window(2) | masks.window(1)
+
+    study = ms.search(twice, ToyEvaluator(), run=tmp_path / "run", trials=8, strategy="random")
+    assert Counter(r.status for r in study.records()) == {"done": 1, "reused": 200}
+
+
 @pytest.mark.slow
 def test_masks_that_differ_beyond_the_shape_are_not_one(tmp_path):
     class Longer(ToyEvaluator):
