@@ -3,7 +3,6 @@
 import math
 import re
 import tracemalloc
-from dataclasses import replace
 
 import pytest
 import torch
@@ -140,18 +139,6 @@ def test_effective_density_counts_the_pairs_of_every_sequence(sized, data):
     assert effective_density(mask, shape) == pytest.approx(kept / counted)
 
 
-@pytest.mark.slow
-@given(sized_trees(), st.data())
-def test_rows_that_are_not_read_change_no_effective_density(sized, data):
-    length, mask = sized
-    shape = replace(data.draw(shapes(length)), read=data.draw(st.integers(1, length)))
-    table = mask.dense(length, LAYERS, HEADS)
-    own = effective_density(mask, shape)
-    table[-1, :, shape.read :] = data.draw(st.booleans())
-    assert effective_density(masks.table(table), shape) == own
-    assert effective_density(masks.full(), shape) == 1
-
-
 def test_what_is_read_is_checked_and_stored_where_it_is_said():
     assert Shape(**Shape(8, 2, 2, read=1).to_dict()) == Shape(8, 2, 2, read=1)
     assert "read" not in Shape(8, 2, 2).to_dict()
@@ -160,17 +147,6 @@ def test_what_is_read_is_checked_and_stored_where_it_is_said():
             Shape(8, 2, 2, read=read)
     with pytest.raises(LayerCountError):
         effective_density(masks.per_layer([masks.star()] * 3), Shape(8, 2, 2, read=1))
-
-
-@given(sized_trees(), st.data())
-@pytest.mark.slow
-def test_effective_sparsity_is_the_tables_without_padding_or_causality(sized, data):
-    length, mask = sized[0], sized[1] | masks.window(0)
-    sequences = data.draw(st.integers(1, 9))
-    for lengths in (None, {length: sequences}):
-        shape = Shape(length, LAYERS, HEADS, lengths=lengths)
-        found = measures(mask, shape, block=2)
-        assert found["effective_sparsity"] == found["sparsity"] == mask.sparsity(length)
 
 
 @pytest.mark.slow
