@@ -149,6 +149,17 @@ def test_what_is_read_is_checked_and_stored_where_it_is_said():
         effective_density(masks.per_layer([masks.star()] * 3), Shape(8, 2, 2, read=1))
 
 
+@given(sized_trees(), st.data())
+@pytest.mark.slow
+def test_effective_sparsity_is_the_tables_without_padding_or_causality(sized, data):
+    length, mask = sized[0], sized[1] | masks.window(0)
+    sequences = data.draw(st.integers(1, 9))
+    for lengths in (None, {length: sequences}):
+        shape = Shape(length, LAYERS, HEADS, lengths=lengths)
+        found = measures(mask, shape, block=2)
+        assert found["effective_sparsity"] == found["sparsity"] == mask.sparsity(length)
+
+
 @pytest.mark.slow
 @given(sized_trees())
 def test_density_of_a_decoder_counts_what_it_can_use(sized):
