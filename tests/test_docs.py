@@ -47,24 +47,6 @@ def test_links_hold():
     assert not broken
 
 
-def test_no_page_is_hollow():
-    """What GitHub shows of a page is the page: nothing is included that only the site has."""
-    fronts = [ROOT / "README.md", DOCS / "README.md"]
-    linked = {
-        (front.parent / target).resolve()
-        for front in fronts
-        for target, _ in LINK.findall(TEXTS[front])
-    }
-    pages = {path for path in linked if path.suffix == ".md"} | {*DOCS.glob("*.md")}
-    hollow = []
-    for page in sorted(pages):
-        text = page.read_text(encoding="utf-8")
-        words = re.sub(r"^(`{3,}|:{3,})\{.*?^\1", "", text, flags=re.M | re.S).split()
-        hollow += [page.name] if len(words) < 60 or "{include}" in text else []
-    assert len(pages) > 25
-    assert not hollow
-
-
 def test_every_page_has_a_place():
     """A page that no table of contents names ends `make docs` with an error."""
     tables = re.findall(r"```\{toctree\}\n(.*?)```", "".join(map(TEXTS.get, PAGES)), re.S)

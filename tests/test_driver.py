@@ -308,9 +308,7 @@ def test_baselines_come_first_and_on_top(tmp_path):
 def test_best_is_what_the_strategy_proposed(tmp_path):
     arguments = dict(run=tmp_path / "run", baselines={"best": masks.window(3)})
     study = ms.search(space, ToyEvaluator(), trials=0, **arguments)
-    with pytest.raises(
-        ms.errors.SearchError, match=r"only baselines have finished \(1\), nothing that"
-    ):
+    with pytest.raises(ms.errors.SearchError, match=r"only baselines .* \(1\), nothing that"):
         study.best()
     assert study.best(baselines=True).name == "best"
 
@@ -729,9 +727,7 @@ def test_failed_runs_of_a_comparison_are_tried_again(tmp_path):
 
 @pytest.mark.slow
 def test_a_failure_leaves_its_traceback_in_the_trials_folder(tmp_path):
-    with pytest.raises(
-        ms.errors.SearchError, match=r"trial 0: RuntimeError in .*toy\.py, line \d+: the"
-    ):
+    with pytest.raises(ms.errors.SearchError, match=r"0: RuntimeError .*toy\.py, line \d+: the"):
         ms.search(space, ToyEvaluator(fails=True), run=tmp_path / "run", trials=2)
     text = (tmp_path / "run" / "trials" / "0" / "traceback.txt").read_text()
     assert text.startswith("Traceback")

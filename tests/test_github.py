@@ -79,14 +79,6 @@ def test_every_python_that_the_package_admits_is_run():
     assert set(named) <= run
 
 
-def test_forms_ask_for_what_an_answer_needs():
-    assert [form.stem for form in FORMS] == ["bug", "claim", "mask", "selector"]
-    for form in FORMS:
-        fields = yaml.safe_load(form.read_text(encoding="utf-8"))["body"]
-        assert len({field["id"] for field in fields}) == len(fields) <= 4
-        assert any(field.get("validations", {}).get("required") for field in fields)
-
-
 def test_markers_alone_choose_what_continuous_integration_runs():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "not nightly" in script

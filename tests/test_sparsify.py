@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from scipy.stats import pearsonr
 from split_evaluators import embedding
 from tiny_checkpoint import tiny_checkpoint, tiny_embedding
+from tiny_encoders import sizes
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from toy_sentences import WORDS, write_lines
 from transformers import AutoTokenizer
@@ -53,14 +54,8 @@ from masksearch.sparsifier.ways import Measurements, Way
 from masksearch.tasks.glue.columns import Columns
 from masksearch.training.loop import follow_trainings
 
-QUICK = {
-    "epochs": 4,
-    "finetune_lr": 3e-3,
-    "finetune_batch": 8,
-    "gates_batch": 8,
-    "length": 16,
-    "device": "cpu",
-}
+QUICK = {"epochs": 4, "finetune_lr": 3e-3, "finetune_batch": 8, "gates_batch": 8}
+QUICK |= {"length": 16, "device": "cpu"}
 GATES = {"gates": {"structure": "free"}, "config": {"steps": 40, "gate_lr": 0.3}}
 
 
@@ -101,6 +96,25 @@ def words_of(place: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the command asks `sparsify` for, which is interrupted at once."""
+    told = dict[str, Any]()
+
+    def remember(*_: object, **named: Any) -> None:
+        told.update(named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("masksearch.sparsifier.sparsify", remember)
+    return told
+
+
+def judge_of(data: Path, task: Any, weights: Path, length: int = 16) -> GlueEvaluator:
+    how: dict[str, Any] = {"adapt": "none", "split": "holdout", "rows": None, "dev_rows": None}
+    how |= {"length": length, "device": "cpu"}
+    return GlueEvaluator(None, data, tasks=(task,), weights=weights, **how)
+
+
 def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(place, tmp_path):
     found = sparsify(place, tmp_path / "out")
     result = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))
@@ -112,17 +126,8 @@ def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(place, t
     model = ms.load_pretrained(found.folder)
     assert type(model).__name__ == "BertForSequenceClassification"
     assert [*model.config.id2label.values()] == ["bad", "good", "so so"]
-    judge = GlueEvaluator(
-        None,
-        place,
-        tasks=(Columns(("text",), "label").read(place / "reviews"),),
-        weights=found.folder / "run" / "dense",
-        adapt="none",
-        split="holdout",
-        length=16,
-        rows=None,
-        dev_rows=None,
-    )
+    task = Columns(("text",), "label").read(place / "reviews")
+    judge = judge_of(place, task, found.folder / "run" / "dense")
     rows, right = judge.tokens().dev["reviews"], 0
     for at in range(len(rows)):
         batch = judge.inputs(rows, [at])
@@ -216,17 +221,7 @@ def test_one_set_of_options_names_a_table_of_ones_own_for_every_job(place, tmp_p
     jobs = (
         ["check", space, *table],
         ["search", space, "--trials", "2", "--seed", "1", "--run", run, *table],
-        [
-            "compare",
-            f"{run}#0",
-            "--controls",
-            "dense",
-            "--seeds",
-            "1",
-            "--run",
-            f"{run}-2",
-            *table,
-        ],
+        ["compare", f"{run}#0", *"--controls dense --seeds 1 --run".split(), f"{run}-2", *table],
     )
     for job in jobs:
         out, err = command(*job)
@@ -253,52 +248,37 @@ def test_columns_are_one_task(place):
         GlueEvaluator(None, place / "reviews", tasks=(own, "SST-2"), weights=place / "checkpoint")
 
 
-READ = ["--data", "D", "--text", "text", "--label", "label"]
+READ = "--data D --text text --label label --set"
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--data", "D", "--glue", "G"], "give --glue FOLDER --tasks NAME, or --data FOLDER"),
-        (
-            ["--data", "D", "--text", "text", "--length", "16"],
-            "has no head that classifies; name the labels' column (--label)",
-        ),
-        (
-            ["--data", "M", "--text", "text", "--label", "label"],
-            "MODEL comes first, then --data FOLDER; ",
-        ),
-        (
-            ["--data", "D", "--text", "text", "--label", "stars"],
-            "line 1: no column stars; reviews needs",
-        ),
-        (["--glue", "D", "--tasks", "STS"], "STS-B"),
-        (["--glue", "D", "--tasks", "STS-B", "--label", "x"], "--label needs --data FOLDER"),
-        (["--glue", "D"], "give --glue FOLDER --tasks NAME, or --data FOLDER"),
-        (["--tasks", "STS-B"], "--tasks needs --glue FOLDER"),
-        ([*READ, "--set", "epoch=1"], "epochs"),
-        ([*READ, "--set", "dam.step=40"], "unknown setting of dam 'step'; did you mean 'steps'"),
-        ([*READ, "--set", "damm.steps=4"], "unknown prefix of --set 'damm'; did you mean 'dam'"),
-        (
-            [*READ, "--set", "prune.rows=3"],
-            "--set prune.rows belongs to strategy prune; the strategy is 'dam'",
-        ),
-        *(
-            (
-                [*READ, "--set", each],
-                f"--set {each.partition('=')[0]} belongs to masksearch search; here --set takes "
-                "NAME=VALUE, ",
-            )
-            for each in ("units.levels=[]", "halving.factor=3")
-        ),
+        ("--data D --glue G", "give --glue FOLDER --tasks NAME, or --data FOLDER"),
+        ("--data D --text text --length 16", "that classifies; name the labels' column (--label)"),
+        ("--data M --text text --label label", "MODEL comes first, then --data FOLDER; "),
+        ("--data D --text text --label stars", "line 1: no column stars; reviews needs"),
+        ("--glue D --tasks STS", "STS-B"),
+        ("--glue D --tasks STS-B --label x", "--label needs --data FOLDER"),
+        ("--glue D", "give --glue FOLDER --tasks NAME, or --data FOLDER"),
+        ("--tasks STS-B", "--tasks needs --glue FOLDER"),
+        (f"{READ} epoch=1", "epochs"),
+        (f"{READ} dam.step=40", "unknown setting of dam 'step'; did you mean 'steps'"),
+        (f"{READ} damm.steps=4", "unknown prefix of --set 'damm'; did you mean 'dam'"),
+        (f"{READ} prune.rows=3", "prune.rows belongs to strategy prune; the strategy is 'dam'"),
+        (f"{READ} units.levels=[]", "--set units.levels belongs to masksearch search; here --set"),
+        (f"{READ} halving.factor=3", "here --set takes NAME=VALUE, "),
     ],
 )
 def test_mistakes_are_one_line(place, tmp_path, given, message, command):
     places = {"D": str(place / "reviews"), "M": str(place / "checkpoint")}
-    words = [places.get(word, word) for word in given]
+    words = [places.get(word, word) for word in given.split()]
     words = ["--budget", "0.5", "--out", str(tmp_path / "out"), *words]
     assert message in command.refused("sparsify", place / "checkpoint", *words)
     assert not (tmp_path / "out").exists()
+
+
+FREE, TOEPLITZ = ({"gates": {"structure": name}} for name in ("free", "toeplitz"))
 
 
 @pytest.mark.parametrize(
@@ -309,78 +289,44 @@ def test_mistakes_are_one_line(place, tmp_path, given, message, command):
         (
             "dam.steps=40 dam.densities=[.2] rows=9",
             {"rows": 9},
-            {
-                "gates": {"structure": "free"},
-                "config": {"steps": 40, "gate_lr": 0.1},
-                "densities": (0.2,),
-            },
+            FREE | {"config": {"steps": 40, "gate_lr": 0.1}, "densities": (0.2,)},
         ),
         (
             "dam.structure=toeplitz dam.density=.3 dam.gate_lr=.5",
             {},
-            {
-                "gates": {"structure": "toeplitz"},
-                "config": {"steps": 150, "gate_lr": 0.5, "density": 0.3},
-            },
+            TOEPLITZ | {"config": {"steps": 150, "gate_lr": 0.5, "density": 0.3}},
         ),
         ("prune.rounds=5 --strategy=prune", {}, {"rounds": 5}),
     ],
 )
-def test_settings_reach_the_strategy(
-    place, tmp_path, command, monkeypatch, given, settings, options
-):
-    told = {}
-
-    def remember(*_: object, **named: Any) -> None:
-        told.update(named)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("masksearch.sparsifier.sparsify", remember)
+def test_settings_reach_the_strategy(place, tmp_path, command, asked, given, settings, options):
     words = words_of(place, tmp_path / "out")
     words = [word for word in words if not word.startswith("--set=")]
     words += [word if "--" in word else f"--set={word}" for word in given.split()]
     assert command.run(*words)[0] == 130
-    assert told["settings"] == {**settings, "length": 16}
-    assert told["strategy_options"] == options
+    assert asked["settings"] == {**settings, "length": 16}
+    assert asked["strategy_options"] == options
 
 
-def test_an_interrupt_says_how_to_go_on(place, tmp_path, command, monkeypatch):
-    def interrupted(*_: object, **named: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("masksearch.sparsifier.sparsify", interrupted)
+@pytest.mark.usefixtures("asked")
+def test_an_interrupt_says_how_to_go_on(place, tmp_path, command):
     said = "stopped; what was finished is kept. The same command goes on\n"
     assert command.run(*words_of(place, tmp_path / "out")) == (130, "", said)
 
 
-@pytest.mark.slow
-def test_a_budget_below_the_diagonal_and_a_foreign_folder_are_refused(place, tmp_path):
-    with pytest.raises(ValueError, match="a budget is at least what the diagonal costs"):
-        sparsify(place, tmp_path / "out", 0.01)
-    assert not (tmp_path / "out").exists()
-    coarse = {"gates": {"structure": "block", "block": 16}, "config": {"steps": 40}}
-    with pytest.raises(ValueError, match=r"a mask of density 0\.6 has rows without a key"):
-        sparsify(place, tmp_path / "out", strategy_options=coarse)
-    assert not (tmp_path / "out").exists()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.tex").write_text("mine")
+def test_a_foreign_folder_is_refused(place, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(DataError, match="holds something else already; give a new folder"):
-        sparsify(place, tmp_path / "full")
+        sparsify(place, tmp_path)
 
 
 @pytest.mark.slow
 def test_judging_rows_that_cannot_judge_are_refused_before_the_search(place, tmp_path):
     for part, count in (("train", 181), ("dev", 5)):
         rows = (place / "reviews" / f"{part}.csv").read_text("utf-8").splitlines()
-        write_lines(tmp_path / "few" / f"{part}.csv", rows[:count])
-    with pytest.raises(DataError, match=r"few: rows that judge \(split='holdout'\) are 1 \("):
-        ms.sparsify(
-            *(place / "checkpoint", tmp_path / "few", 0.6),
-            out=tmp_path / "out",
-            task=Columns(("text",), "label"),
-            settings=QUICK,
-            progress=None,
-        )
+        write_lines(tmp_path / "reviews" / f"{part}.csv", rows[:count])
+    with pytest.raises(DataError, match=r"reviews: rows that judge \(split='holdout'\) are 1 \("):
+        sparsify(tmp_path, tmp_path / "out", model=place / "checkpoint")
     assert not (tmp_path / "out" / "run" / "search").exists()
 
 
@@ -441,9 +387,7 @@ def test_of_a_kind_that_has_not_learned_in_a_few_steps_the_best_is_compared_too(
     assert [*found] == ["dam"]
     assert [each.name for each in drawn] == ["b", "a"]  # of equal masks one
     study.records = lambda: hand
-    with pytest.raises(
-        SearchError, match=r"no mask within 0\.2 of the pairs has learned anything"
-    ):
+    with pytest.raises(SearchError, match=r"no mask within 0\.2 .* has learned anything"):
         choose_candidates({"dam": study}, 0.2)
 
 
@@ -526,20 +470,36 @@ def test_without_recovery_masks_are_judged_and_saved_as_they_are(place, tmp_path
     assert not written
 
 
+COARSE = {"gates": {"structure": "block", "block": 16}, "config": {"steps": 40}}
+OPEN: dict[str, Any] = {"budget": None, "strategy_options": None, "recover_steps": None}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"recover_steps": -1}, "recover_steps is a whole number from 0 on, got -1"),
         ({"seeds": 0}, "seeds is a whole number from 1 on, got 0"),
         ({"trials": -5}, "trials is a whole number from 1 on, got -5"),
-        (
-            {"settings": {"recover_steps": 8}},
-            r"give sparsify recover_steps itself \(--recover-steps;",
-        ),
+        ({"trials": 0}, "trials is a whole number from 1 on, got 0"),
+        ({"settings": {"recover_steps": 8}}, "give sparsify recover_steps itself ("),
+        ({"settings": {"adapt": "none"}}, "adapt='none' is no further setting"),
+        ({"settings": {"time_batch": 0}}, "time_batch must be a whole number >= 1, got 0"),
+        ({"task": None}, "task=None is for an embedding model, and "),
+        ({"budget": 0.01}, "a budget is at least what the diagonal costs"),
+        ({"strategy_options": COARSE}, "a mask of density 0.6 has rows without a key"),
+        (OPEN | {"faster": 1}, "how many times as fast as dense attention, above 1; got 1"),
+        (OPEN | {"faster": 1.3, "budget": 0.2}, "give either a budget or how much faster"),
+        (OPEN | {"faster": 1.3, "work": 0.2}, "give either a budget or how much faster"),
+        (OPEN | {"faster": 1.3, "strategy": "dam"}, "'dam' chooses pairs, work is of tokens"),
+        (OPEN | {"faster": 2, "recover_steps": 4}, "nothing under a mask, got recover_steps=4"),
+        (OPEN | {"work": 0.5, "budget": 0.2}, "or work, got budget=0.2 and work=0.5"),
+        (OPEN | {"work": 0.5, "faster": 2, "strategy": "dam"}, "got budget=None, work=0.5 and "),
+        (OPEN | {"work": 1.5}, "budgets are shares in (0, 1] of what full attention costs, as"),
+        (OPEN | {"work": 0.5, "strategy": "dam"}, "'dam' chooses pairs, work is of tokens"),
     ],
 )
-def test_numbers_that_are_none_are_refused(place, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
+def test_a_request_that_is_none_is_refused(place, tmp_path, changes, message):
+    with pytest.raises((SearchError, ValueError), match=re.escape(message)):
         sparsify(place, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
 
@@ -556,18 +516,7 @@ def test_minilm_keeps_the_printed_score_on_sts_b(tmp_path: Path) -> None:
     )
     print(found.answer)
     result = json.loads((out / "result.json").read_text("utf-8"))
-    judge = GlueEvaluator(
-        None,
-        DATA / "glue",
-        tasks=("STS-B",),
-        weights=out / "run" / "dense",
-        adapt="none",
-        split="holdout",
-        rows=None,
-        dev_rows=None,
-        length=64,
-        device="cpu",
-    )
+    judge = judge_of(DATA / "glue", "STS-B", out / "run" / "dense", length=64)
     rows, model = judge.tokens().dev["STS-B"], ms.load_pretrained(out)
     labels, scores = list[float](), list[float]()
     for at in range(len(rows)):
@@ -620,25 +569,6 @@ def test_each_stage_goes_on_from_what_it_has_left(place: Path, tmp_path: Path) -
             plain,
         )
     assert again == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"trials": 0}, "trials is a whole number from 1 on, got 0"),
-        ({"recover_steps": -1}, "recover_steps is a whole number from 0 on, got -1"),
-        ({"settings": {"adapt": "none"}}, "adapt='none' is no further setting"),
-        ({"settings": {"time_batch": 0}}, "time_batch must be a whole number >= 1, got 0"),
-    ],
-)
-def test_a_request_is_refused_before_anything_is_read(changes, message):
-    usual = {"trials": None, "seeds": None, "recover_steps": 0, "settings": {}}
-    with pytest.raises(ValueError, match=message):
-        SparsifyRequest(
-            *("m", "d", 0.5, "RTE", Path("out"), "dam", None),
-            *{"trials": None, "seed": 0, **usual, **changes}.values(),
-            *(None, None),
-        )
 
 
 # -- an embedding model ------------------------------------------------------------------------
@@ -727,42 +657,28 @@ def test_a_killed_search_of_an_embedding_model_goes_on(embedder, tmp_path, monke
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (
-            ["--recover-steps", "4"],
-            "no weight of an embedding model is trained, got recover_steps=4",
-        ),
-        (["--set", "epochs=3"], "EmbeddingEvaluator has no setting 'epochs'"),
-        (["--set", "rows=3", "--set", "columns=one"], "EmbeddingEvaluator has no setting 'column"),
+        ("--recover-steps 4", "no weight of an embedding model is trained, got recover_steps=4"),
+        ("--set epochs=3", "EmbeddingEvaluator has no setting 'epochs'"),
+        ("--set rows=3 --set columns=one", "EmbeddingEvaluator has no setting 'column"),
     ],
 )
 def test_settings_of_trainings_are_none_of_an_embedding_model(
     embedder, tmp_path, command, given, message
 ):
-    assert message in command.refused(*words_to_embed(embedder, tmp_path / "out", *given))
+    words = words_to_embed(embedder, tmp_path / "out", *given.split())
+    assert message in command.refused(*words)
     assert not (tmp_path / "out").exists()
 
 
-def test_texts_alone_are_for_an_embedding_model(place, tmp_path):
-    with pytest.raises(ValueError, match=r"task=None is for an embedding model, and .* is none"):
-        ms.sparsify(place / "checkpoint", place / "reviews", 0.5, out=tmp_path / "out")
-
-
 def test_several_budgets_share_no_cache_where_nothing_is_trained(
-    embedder, tmp_path, command, monkeypatch
+    embedder, tmp_path, command, asked
 ):
-    told = list[dict[str, Any]]()
-
-    def remember(*_: object, **named: Any) -> None:
-        told.append(named)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("masksearch.sparsifier.sparsify", remember)
     words = words_to_embed(embedder, tmp_path / "out", "--budget", "0.8")
     assert command.run(*words)[0] == 130
-    assert told[0]["settings"] == {"gates_batch": 4, "device": "cpu", "length": 16}
-    assert told[0]["task"] == COLUMNS
-    assert told[0]["out"] == tmp_path / "out" / "0.5"
-    assert "recover_steps" not in told[0]
+    assert asked["settings"] == {"gates_batch": 4, "device": "cpu", "length": 16}
+    assert asked["task"] == COLUMNS
+    assert asked["out"] == tmp_path / "out" / "0.5"
+    assert "recover_steps" not in asked
 
 
 # -- a checkpoint that is fed what its own tokenizer makes ------------------------------------
@@ -776,18 +692,9 @@ def tuned_roberta(folder: Path, rows: list[tuple[str, str, int]]) -> Path:
         tokenizer_object=plain, cls_token="<s>", sep_token="</s>", pad_token="<pad>"
     )
     torch.manual_seed(0)
-    config = transformers.RobertaConfig(
-        vocab_size=len(names),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=40,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        pad_token_id=1,
-        initializer_range=0.2,
-    )
+    small = sizes(len(names), 32, 2, 2, 64, 40, pad_token_id=1, initializer_range=0.2)
+    off = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = transformers.RobertaConfig(**small, **off)
     model = transformers.RobertaForSequenceClassification(config)
     steps, draw = torch.optim.AdamW(model.parameters(), 3e-3), random.Random(1)
     for _ in range(250):
@@ -817,10 +724,7 @@ def test_the_saved_model_and_its_tokenizer_give_the_score_that_was_said(tmp_path
     found = ms.sparsify(
         tuned, tmp_path / "pairs", 0.4, task=columns, recover_steps=0, out=out, **how
     )
-    judge = GlueEvaluator(
-        None, tmp_path / "pairs", tasks=(columns,), weights=tuned, split="holdout", length=16
-    )
-    judged = judge.data("pairs").dev["pairs"]
+    judged = judge_of(tmp_path / "pairs", columns, tuned).data("pairs").dev["pairs"]
     model = ms.load_pretrained(out).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     one, two = ([*texts] for texts in zip(*judged.texts, strict=True))
@@ -1086,10 +990,7 @@ def test_a_plain_way_is_saved_where_no_mask_is_better(name, place, tuned, tmp_pa
     assert model.dtype == (torch.bfloat16 if name == "bfloat16" else torch.float32)
     most = int(re.findall(r"\d+", way)[0]) if "cut" in name or "tail" in name else 16
     assert tokenizer.model_max_length == (most if "inputs cut" in name else 16)
-    columns = Columns(("text",), "label")
-    judge = GlueEvaluator(
-        None, place / "reviews", tasks=(columns,), weights=tuned, split="holdout", length=16
-    )
+    judge = judge_of(place / "reviews", Columns(("text",), "label"), tuned)
     rows, right = judge.data("reviews").dev["reviews"], 0
     for (text,), label in zip(rows.texts, rows.labels, strict=True):
         ids = tokenizer(text, truncation=True).input_ids
@@ -1136,23 +1037,6 @@ def test_a_limit_is_lowered_twice_where_masks_miss_the_target(place, tuned, tmp_
     assert first > second > third
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"faster": 1}, "faster is how many times as fast as dense attention, above 1; got 1"),
-        ({"faster": 1.3, "budget": 0.2}, "give either a budget or how much faster"),
-        ({"faster": 1.3, "work": 0.2}, "give either a budget or how much faster"),
-        ({"faster": 1.3, "strategy": "dam"}, "'dam' chooses pairs, work is of tokens"),
-        ({"faster": 1.3, "recover_steps": 4}, "trains nothing under a mask, got recover_steps=4"),
-    ],
-)
-def test_a_target_that_is_none_is_refused(place, tmp_path, changes, message):
-    given: dict[str, Any] = {"budget": None, "strategy_options": None, "recover_steps": None}
-    with pytest.raises((SearchError, ValueError), match=re.escape(message)):
-        sparsify(place, tmp_path / "out", **given | changes)
-    assert not (tmp_path / "out" / "run" / "dense").exists()
-
-
 @pytest.mark.slow
 def test_an_embedding_model_is_told_that_nothing_dies(tmp_path, command):
     pytest.importorskip("sentence_transformers", reason="the extra `embed`")
@@ -1180,26 +1064,25 @@ def test_a_head_that_reads_all_tokens_has_plain_ways_alone(
 
 
 @pytest.mark.slow
-def test_what_no_way_has_is_refused_with_what_is_to_be_had(place, tuned, tmp_path, timed):
+def test_what_no_way_has_is_refused_with_what_is_to_be_had(
+    place, tuned, tmp_path, timed, monkeypatch
+):
+    """Timed once for a number of threads."""
     timed[0] |= {"[CLS] alone": 1.3}
-    message = "5 times as fast is not to be had (50 rows of 8 to 13 tokens, 8 at once, "
-    for _ in range(2):
-        with pytest.raises(ValueError, match=re.escape(message)) as refused:
-            faster(place, tmp_path / "out", 5, model=tuned)
-    assert "; the fastest are 1 layer fewer, 2.10 (2.00 to 2.20), score " in str(refused.value)
-    with pytest.raises(DataError, match="was begun with faster=5, got 4; give a new folder"):
-        faster(place, tmp_path / "out", 4, model=tuned)
-
-
-@pytest.mark.slow
-def test_other_threads_are_timed_anew(place, tuned, tmp_path, timed, monkeypatch):
-    counts = []
+    message, counts = (
+        "5 times as fast is not to be had (50 rows of 8 to 13 tokens, 8 at once, ",
+        [],
+    )
     for threads in (62, 63, 62):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        with pytest.raises(ValueError, match=f"{threads} threads"):
+        with pytest.raises(ValueError, match=re.escape(message)) as refused:
             faster(place, tmp_path / "out", 5, model=tuned)
+        assert f"{threads} threads" in str(refused.value)
+        assert "; the fastest are 1 layer fewer, 2.10 (2.00 to 2.20), score " in str(refused.value)
         counts.append(len(timed))
     assert counts[0] < counts[1] == counts[2]
+    with pytest.raises(DataError, match="was begun with faster=5, got 4; give a new folder"):
+        faster(place, tmp_path / "out", 4, model=tuned)
 
 
 # -- a share of the work -------------------------------------------------------------------------
@@ -1228,25 +1111,3 @@ def test_a_share_of_the_work_takes_the_place_of_a_budget(place, tmp_path, comman
         left = model(**texts).logits
         whole = ms.attach(model, ms.saved_masks(out))(**texts).logits
     assert torch.allclose(left, whole, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"work": 0.5, "budget": 0.2},
-            "give either a budget or work, got budget=0.2 and work=0.5",
-        ),
-        (
-            {"work": 0.5, "faster": 1.3, "strategy": "dam"},
-            "how much faster, got budget=None, work=0.5 and faster",
-        ),
-        ({"work": 1.5}, "budgets are shares in (0, 1] of what full attention costs, as 0.3; got"),
-        ({"work": 0.5, "strategy": "dam"}, "strategy 'dam' chooses pairs, work is of tokens"),
-    ],
-)
-def test_a_share_of_the_work_that_is_none_is_refused(place, tmp_path, changes, message):
-    given: dict[str, Any] = {"budget": None, "strategy_options": None} | changes
-    with pytest.raises((SearchError, ValueError), match=re.escape(message)):
-        sparsify(place, tmp_path / "out", **given)
-    assert not (tmp_path / "out" / "result.json").exists()

@@ -250,9 +250,7 @@ def test_an_edit_of_nested_code_without_source_is_seen(start):
 def test_code_that_cannot_be_known_again_is_refused():
     function = sourceless("def f(t):\n    return 'here'")
     function.__code__ = function.__code__.replace(co_consts=(None, object()))
-    with pytest.raises(
-        MaskSearchError, match=r"holds a object, which is not known .* FILE\.py:NAME"
-    ):
+    with pytest.raises(MaskSearchError, match=r"holds a object, which is .* FILE\.py:NAME"):
         definition_hashes(function)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from tiny_encoders import sizes
 
 
 def tiny_checkpoint(
@@ -19,16 +20,8 @@ def tiny_checkpoint(
     from transformers import BertConfig, BertForMaskedLM
 
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    config = BertConfig(
-        vocab_size=len(special) + len(words),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=48,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-    )
+    off = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    config = BertConfig(**sizes(len(special) + len(words), 32, 2, 2, 64, 48), **off)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         BertForMaskedLM(config).save_pretrained(folder)

@@ -70,9 +70,7 @@ class Caller(nn.Module):
 def test_a_wrapper_of_another_library_is_opened_by_whom_knows_it(monkeypatch):
     """What acts before a forward pass acts in the wrapper, too: hooks on the model see nothing."""
     whole, inner = Caller(BERT.made()), BERT.made()
-    with pytest.raises(
-        AttachError, match=r"ms\.attach\(model\.get_submodule\(\"steps\.0\.model\"\)"
-    ):
+    with pytest.raises(AttachError, match=r"attach\(model\.get_submodule\(\"steps\.0\.model\"\)"):
         attach(whole, NARROW)
     opener = lambda model: model.steps[0].model if isinstance(model, Caller) else None  # noqa: E731
     monkeypatch.setattr("masksearch.attention.probe.OPENERS", [opener])

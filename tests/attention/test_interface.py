@@ -293,9 +293,7 @@ def test_compiled_models_take_several_lengths_and_detach():
 def test_errors_of_lowering_keep_their_message_while_compiling():
     at = ARCHITECTURES["bert"]
     model = attach(at.made(), masks.table(torch.ones(9, 9) > 0))
-    with pytest.raises(
-        RuntimeError, match=r"LengthError: .*a table of 9 positions serves .* asked for 17"
-    ):
+    with pytest.raises(RuntimeError, match=r"LengthError: .*table of 9 positions .* asked for 17"):
         torch.compile(model, fullgraph=True, backend="eager")(**at.inputs())
 
 

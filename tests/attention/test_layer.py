@@ -148,9 +148,7 @@ def test_random_keys_of_cross_attention_last_as_long_as_the_encoder():
     attach(model, masks.random_keys(3) | masks.global_tokens(1), part="cross")
     within = scores(model, new=8)
     assert torch.allclose(within, scores(model, new=8, use_cache=False), atol=1e-4)
-    with pytest.raises(
-        AttachError, match="the decoder has outgrown the 9 keys of the encoder; at"
-    ):
+    with pytest.raises(AttachError, match="the decoder has outgrown the 9 keys of the encoder"):
         scores(model, new=12)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from tiny_encoders import seeded
+from tiny_encoders import seeded, sizes
 from torch import Tensor, nn
 
 import masksearch as ms
@@ -16,20 +16,9 @@ from masksearch.attention import own_code
 from masksearch.errors import AttachError
 from tests.attention.own_attention import masked_by_hand
 
-SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 32,
-    "max_position_embeddings": 40,
-    "initializer_range": 0.3,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "pad_token_id": 1,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-}
+SIZES = sizes(50, 32, 2, 4, 32, 40, initializer_range=0.3, pad_token_id=1)
+SIZES |= {"bos_token_id": 0, "eos_token_id": 2}
+SIZES |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 PLACES = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 V3 = PLACES | {"position_buckets": 6, "share_att_key": True, "norm_rel_ebd": "layer_norm"}
 MODELS: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -123,9 +123,7 @@ def test_towers_by_name():
     at = ARCHITECTURES["clip-text"]
     model, given = at.made(), at.inputs(3)
     before = model(**given)
-    with pytest.raises(
-        AttachError, match=r"CLIPModel has several kinds of .*text_model.*vision_m"
-    ):
+    with pytest.raises(AttachError, match=r"CLIPModel has several kinds .*text_model.*vision_m"):
         attach(model, masks.star())
     attach(model, masks.star(), part="vision_model")
     found = model(**given)
@@ -179,9 +177,7 @@ def test_bert_as_a_decoder_with_cross_attention():
 
 
 def test_inputs_of_equal_lengths_hide_the_cross_attention():
-    with pytest.raises(
-        AttachError, match=r"encoder and decoder inputs of equal length.*different"
-    ):
+    with pytest.raises(AttachError, match=r"inputs of equal length.*different"):
         attach(bert_decoder(), masks.star(), inputs=texts(6, 6), part="cross")
 
 

@@ -119,15 +119,6 @@ def test_options_say_what_the_docstring_says():
     assert options["seed"].help.endswith("[default: 0]")
 
 
-def test_commands_are_listed_in_the_order_of_use(command):
-    out, _ = command()
-    places = [out.index(f"\n  {name} ") for name in ("demo", "search", "status", "report")]
-    assert places == sorted(places)
-    assert out.count(":\n") >= 5  # options, and commands by job
-    shown = re.findall(r"^  \$ masksearch (\S+)", out, re.M)
-    assert shown == ["demo", "search", "compare", "attach"]  # an example of each job
-
-
 @pytest.mark.slow
 def test_version_is_quick_and_names_what_matters():
     code = """

@@ -47,6 +47,12 @@ def test_report_says_what_a_mask_is(command, tmp_path):
     assert "sparsity 0.86" in out
     assert "empty rows 0" in out
     assert png.read_bytes()[:4] == b"\x89PNG"
+    facts = json.loads(command("report", "star", "--length", 128, "--json")[0])
+    assert facts["sparsity"] == pytest.approx(0.9613, abs=1e-4)
+    assert facts["shape"] == [1, 1, 128, 128]
+    out, _ = command("report", "shifts([-1])", "--length", 8)
+    assert "empty rows 1" in out
+    assert "cannot be attached" in out
 
 
 def test_a_full_disk_is_said_with_the_remedy(command, tmp_path):
@@ -56,13 +62,6 @@ def test_a_full_disk_is_said_with_the_remedy(command, tmp_path):
     assert err.startswith("error: disk full: ")
     assert err.endswith("; free space and repeat the command\n")
     assert not list(tmp_path.iterdir())
-
-
-def test_report_as_json(command):
-    out, _ = command("report", "star", "--length", 128, "--json")
-    facts = json.loads(out)
-    assert facts["sparsity"] == pytest.approx(0.9613, abs=1e-4)
-    assert facts["shape"] == [1, 1, 128, 128]
 
 
 @pytest.mark.parametrize(
@@ -113,12 +112,6 @@ def test_masks_of_units_are_repeatable(command, tmp_path, local):
     words = [word for each in local for word in ("--local", each)]
     space = command.called("search", *words, "--unit", "layer", "--run", tmp_path)["space"]
     assert (space.unit, space.levels) == ("layer", tuple(map(ms.masks.parse, [*local, "full()"])))
-
-
-def test_report_counts_empty_rows(command):
-    out, _ = command("report", "shifts([-1])", "--length", 8)
-    assert "empty rows 1" in out
-    assert "cannot be attached" in out
 
 
 @pytest.mark.slow

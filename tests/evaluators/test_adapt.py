@@ -458,9 +458,7 @@ def test_a_fine_tuned_folder_is_taken_as_it_is(data: Path, tmp_path: Path) -> No
     assert {part.p for part in modules if isinstance(part, torch.nn.Dropout)} == {0.0}
 
 
-def test_a_vocabulary_without_mask_is_the_checkpoints_own_where_no_word_is_masked(
-    data: Path, tmp_path: Path
-) -> None:
+def test_a_vocabulary_without_mask_is_the_checkpoints_own_where_no_word_is_masked(data, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(data / "checkpoint", bare)
     listed = (bare / "vocab.txt").read_text()
@@ -485,9 +483,7 @@ def test_classes_that_stand_the_other_way_round_are_matched_by_their_names(data,
     judge = evaluator(data, tmp_path / "cache", weights=turned)
     assert judged(judge, tmp_path / "a", masks.full())[0]["SST-2"] > 0.8
     judge = evaluator(data, tmp_path / "cache", weights=turn_head(place, "pos", "neg"))
-    with pytest.raises(
-        SearchError, match=r"turn its classes, id2label .*: {\"0\": \"1\", \"1\": \"0\"}"
-    ):
+    with pytest.raises(SearchError, match=r"turn its classes, .*: {\"0\": \"1\", \"1\": \"0\"}"):
         judged(judge, tmp_path / "b", masks.full())
     for name, first in TURNED.items():
         task = TASKS[name]
@@ -533,25 +529,6 @@ def test_what_reaches_no_output_is_not_counted(data: Path, tmp_path: Path) -> No
     assert torch.equal(rows, torch.eye(shape.length, dtype=torch.bool)[1:].expand_as(rows))
     assert judge.settings()["read"] == 1  # sparsities of other protocols do not mix with these
     assert "read" not in replace(judge, split="all").settings()
-
-
-@pytest.mark.slow
-def test_a_fine_tuned_folder_that_does_not_fit_is_refused(data: Path, tmp_path: Path) -> None:
-    three = tuned(data, tmp_path / "three", num_labels=3)
-    with pytest.raises(DataError, match="head of 3 outputs, and the task 2"):
-        judged(evaluator(data, tmp_path, weights=three), tmp_path / "a")
-    two = evaluator(data, tmp_path, weights=three, tasks=("SST-2", "RTE"))
-    with pytest.raises(DataError, match="one model of one task"):
-        judged(two, tmp_path / "a")
-    config = (data / "checkpoint" / "config.json").read_text()
-    for head, said in (
-        ("SequenceClassification", "its head is missing"),
-        ("QuestionAnswering", r"points at answers .* this task needs a classifier"),
-    ):
-        bare = shutil.copytree(data / "checkpoint", tmp_path / head)
-        (bare / "config.json").write_text(config.replace("MaskedLM", head))
-        with pytest.raises(DataError, match=said):
-            judged(evaluator(data, tmp_path, weights=bare), tmp_path / "a")
 
 
 # -- the other tasks -----------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from masksearch import masks
 from masksearch.analysis.row_scores import RowScores
 from masksearch.errors import DataError, LengthError
 from masksearch.evaluators.embedding import compare_dense, correlate, find_texts
-from masksearch.files import read_once
 from masksearch.masks.measure import effective_density
 from masksearch.models.embedding import open_embedding
 from masksearch.tasks.splits import in_holdout
@@ -58,9 +57,7 @@ def values(evaluator: ms.EmbeddingEvaluator, mask: ms.Mask, folder: Path) -> dic
 @pytest.mark.parametrize(
     ("pooling", "prompted"), [("mean", True), ("cls", True), ("max", True), ("mean", False)]
 )
-def test_embeddings_are_those_of_the_library(
-    place: Path, tmp_path: Path, pooling: str, prompted: bool
-) -> None:
+def test_embeddings_are_those_of_the_library(place, tmp_path, pooling, prompted):
     model = tiny_embedding(tmp_path / "model", WORDS, pooling=pooling, prompts={"p": "ban "})
     settings = model / "1_Pooling" / "config.json"
     stored = json.loads(settings.read_text("utf-8")) | {"include_prompt": prompted}
@@ -103,9 +100,7 @@ def test_correlations_of_rows_are_scipys_and_0_where_one_is_constant() -> None:
     assert correlate(torch.zeros(1, 5), torch.arange(5.0)[None]).tolist() == [0.0]
 
 
-def test_dense_attention_keeps_every_rank_and_random_pairs_are_of_two_texts(
-    place: Path, tmp_path: Path
-) -> None:
+def test_dense_attention_keeps_every_rank_and_random_pairs_are_of_two_texts(place, tmp_path):
     evaluator = judge(place)
     found = values(evaluator, masks.full(), tmp_path)
     assert found["spearman"] == pytest.approx(1.0)
@@ -203,16 +198,6 @@ def test_what_cannot_be_judged_is_said(place: Path, tmp_path: Path) -> None:
     (plain / "modules.json").write_text("[]")
     with pytest.raises(DataError, match=r"plain"):
         _ = judge(place, weights=plain).protocol
-
-
-def test_another_pooling_is_another_protocol(place: Path, tmp_path: Path) -> None:
-    found = set()
-    for pooling in ("mean", "max"):
-        tiny_embedding(tmp_path / pooling, WORDS, pooling=pooling)
-        found.add(judge(place, weights=tmp_path / pooling).protocol)
-    assert len(found) == 2
-    read_once.cache_clear()
-    assert judge(place, weights=tmp_path / "max").protocol in found
 
 
 def test_a_search_that_was_killed_goes_on(place: Path, tmp_path: Path) -> None:

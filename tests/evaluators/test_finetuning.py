@@ -52,21 +52,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluator(data: Path, **settings: Any) -> GlueEvaluator:
-    small = {
-        "tasks": ("SST-2", "STS-B"),
-        "steps": 3,
-        "reports": 2,
-        "size": "nano",
-        "length": 32,
-        "vocabulary": 120,
-        "batch": 4,
-        "epochs": 1,
-        "finetune_batch": 8,
-        "cache": data / "cache",
-        "held_out_sequences": 4,
-        "device": "cpu",
-        "checkpoint_seconds": 0.0,
-    }
+    small: dict[str, Any] = {"tasks": ("SST-2", "STS-B"), "steps": 3, "reports": 2, "size": "nano"}
+    small |= {"length": 32, "vocabulary": 120, "batch": 4, "epochs": 1, "finetune_batch": 8}
+    small |= {"cache": data / "cache", "held_out_sequences": 4, "device": "cpu"}
+    small |= {"checkpoint_seconds": 0.0}
     corpus = settings.pop("corpus", data / "text.txt")
     return GlueEvaluator(corpus, data / "glue", **(small | settings))
 
@@ -183,19 +172,9 @@ def test_what_does_not_fit_is_refused_before_training(data: Path, tmp_path: Path
 @pytest.mark.nightly
 @real
 def test_minilm_learns_sst2_in_a_few_steps(tmp_path: Path) -> None:
-    judge = GlueEvaluator(
-        None,
-        DATA / "glue",
-        weights=minilm(),
-        tasks=("SST-2",),
-        rows=480,
-        dev_rows=200,
-        epochs=1,
-        finetune_lr=2e-4,
-        finetune_batch=16,
-        length=64,
-        device="cpu",
-    )
+    how: dict[str, Any] = {"rows": 480, "dev_rows": 200, "length": 64, "device": "cpu"}
+    how |= {"epochs": 1, "finetune_lr": 2e-4, "finetune_batch": 16}
+    judge = GlueEvaluator(None, DATA / "glue", weights=minilm(), tasks=("SST-2",), **how)
     (report,) = judge(masks.full(), seed=0, workdir=tmp_path)
     assert report.step == 30
     assert report.values["SST-2"] > report.values["SST-2/majority"] + 0.15

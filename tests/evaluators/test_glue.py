@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,19 +104,9 @@ def test_a_tokenizer_that_has_changed_is_read_again(data, tmp_path):
 
 
 def evaluator(data: Path, **settings: object) -> GlueEvaluator:
-    small = {
-        "tasks": ("SST-2",),
-        "steps": 4,
-        "reports": 2,
-        "size": "nano",
-        "length": 48,
-        "vocabulary": 120,
-        "batch": 8,
-        "epochs": 1,
-        "cache": data / "cache",
-        "held_out_sequences": 8,
-        "device": "cpu",
-    }
+    small: dict[str, object] = {"tasks": ("SST-2",), "steps": 4, "reports": 2, "size": "nano"}
+    small |= {"length": 48, "vocabulary": 120, "batch": 8, "epochs": 1}
+    small |= {"cache": data / "cache", "held_out_sequences": 8, "device": "cpu"}
     return GlueEvaluator(data / "text.txt", data / "glue", **(small | settings))  # type: ignore[arg-type]
 
 
@@ -234,20 +225,11 @@ def test_a_task_of_ones_own_beside_a_known_one(data: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 @real
 def test_all_nine_tasks_on_real_rows(tmp_path: Path) -> None:
-    place = DATA
-    names = (place / "bert-vocab" / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    names = (DATA / "bert-vocab" / "vocab.txt").read_text(encoding="utf-8").splitlines()
     words = [name for name in names if not (name[0] == "[" and name[-1] == "]" and len(name) > 2)]
-    judge = GlueEvaluator(
-        None,
-        place / "glue",
-        weights=tiny_checkpoint(tmp_path / "checkpoint", words),
-        tasks=tuple(TASKS),
-        rows=32,
-        dev_rows=32,
-        epochs=1,
-        length=48,
-        device="cpu",
-    )
+    weights = tiny_checkpoint(tmp_path / "checkpoint", words)
+    how: dict[str, Any] = {"rows": 32, "dev_rows": 32, "epochs": 1, "length": 48, "device": "cpu"}
+    judge = GlueEvaluator(None, DATA / "glue", weights=weights, tasks=tuple(TASKS), **how)
     (report,) = judge(masks.star(), seed=0, workdir=tmp_path)
     assert report.step == 9
     found = glue_score(report.values)
@@ -342,12 +324,7 @@ HALF = r"or split='all' \(--set split=all\)$"
     [
         (TWO, [1] * 12, "validation", rf"are 12 \(2 classes: a 0, b 12\): .* labels, {HALF}"),
         (TWO, [1], "holdout", rf"rows that judge \(split='holdout'\) are 1 .* {HALF}"),
-        (
-            TWO,
-            [0, 0],
-            "all",
-            r"own: rows that judge \(split='all'\) are 2 .* rows, of several labels$",
-        ),
+        (TWO, [0, 0], "all", r"own: rows that judge \(split='all'\) are 2 .* of several labels$"),
         (TWO, [0, 0], "test", r"rows that judge \(split='test'\) are 2 .* of several labels$"),
         (TWO, [0, 1], "holdout", r"are 2 \(2 classes: a 1, b 1\): even right answers do not beat"),
         (SCORED, [2.5] * 9, "validation", r"are 9 \(regression, 9 rows, scores 2.5 to 2.5\)"),

@@ -45,16 +45,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def evaluator(corpus: Path, **settings: object) -> MlmEvaluator:
-    small = {
-        "steps": 10,
-        "size": "nano",
-        "length": 16,
-        "vocabulary": 200,
-        "batch": 8,
-        "cache": corpus.parent / "cache",
-        "held_out_sequences": 32,
-        "device": "cpu",
-    }
+    small = {"steps": 10, "size": "nano", "length": 16, "vocabulary": 200, "batch": 8}
+    small |= {"cache": corpus.parent / "cache", "held_out_sequences": 32, "device": "cpu"}
     return MlmEvaluator(corpus, **(small | settings))  # type: ignore[arg-type]
 
 
@@ -209,9 +201,7 @@ def test_preset_is_the_published_run(corpus: Path) -> None:
     assert (judge.size, judge.initializer_range) == ("base", 0.02)
     assert (judge.pretraining, judge.dropout, judge.vocabulary) == ("mlm+next", 0.1, 30_522)
     assert MlmEvaluator.preset("sparsebert", corpus, steps=5, batch=2).steps == 5
-    with pytest.raises(
-        UnknownNameError, match="unknown preset 'sparse'; did you mean 'sparsebert'"
-    ):
+    with pytest.raises(UnknownNameError, match=r"unknown preset 'sparse'; .* 'sparsebert'"):
         MlmEvaluator.preset("sparse", corpus)
 
 
@@ -293,20 +283,6 @@ def test_every_mask_of_a_worker_is_compiled(corpus, tmp_path, monkeypatch):
             graphs.append(counter.frame_count)
     assert graphs[0] > 0
     assert graphs[1] == 2 * graphs[0]
-
-
-@real
-@pytest.mark.nightly
-@pytest.mark.parametrize("pretraining", ["mlm", "mlm+next", "mlm+order"])
-@pytest.mark.parametrize("whole_words", [False, True])
-def test_real_text(pretraining, whole_words, tmp_path):
-    small = {"steps": 4, "size": "nano", "batch": 8, "held_out_sequences": 16}
-    judge = MlmEvaluator(
-        DATA / "wikitext-2", pretraining=pretraining, whole_words=whole_words, **small
-    )
-    *_, last = judge(masks.star(), seed=0, workdir=tmp_path / "work")
-    assert all(map(math.isfinite, last.values.values()))
-    assert ("pair_accuracy" in last.values) == (pretraining != "mlm")
 
 
 @real

@@ -280,16 +280,6 @@ def test_a_fine_tuned_regression_is_learnt_from_in_the_deviation_of_its_rows(dat
     assert len(names) == 2  # whose labels alone are alike
 
 
-@pytest.mark.nightly
-def test_scores_are_equal_in_every_unit(data, tmp_path):
-    scores = []
-    for number, unit in enumerate([(0.0, 1.0), *UNITS]):
-        judge = in_unit(data, tmp_path / str(number), *unit, adapt="none", epochs=6)
-        scores.append(judged(judge, tmp_path / f"work{number}", masks.full())[0]["own"])
-    assert scores[0] > 0.7
-    assert scores == pytest.approx([scores[0]] * len(scores), abs=0.01)
-
-
 # -- several tasks' models as one ---------------------------------------------------------------
 INPUTS = {
     "input_ids": torch.arange(2, 14).reshape(2, 6),

@@ -459,9 +459,7 @@ def test_a_ray_that_does_not_start_in_time_says_so_and_the_remedy(monkeypatch, t
     monkeypatch.delenv("RAY_worker_niceness", raising=False)
     if niceness is not None:
         monkeypatch.setenv("RAY_worker_niceness", niceness)
-    with pytest.raises(
-        SearchError, match=r"did not start .* timed out .* --slots 2 without --exec"
-    ):
+    with pytest.raises(SearchError, match=r"did not start .* --slots 2 without --exec"):
         Run(tmp_path, ToyEvaluator())
     assert seen == [niceness or "0"]
     assert os.environ.get("RAY_worker_niceness") == niceness

@@ -422,9 +422,7 @@ def test_too_sparse_for_tiles_is_refused_by_their_size():
     ):
         run.mask(sparsity=0.9)
     config = DamConfig(density=0.1)
-    with pytest.raises(
-        ValueError, match=r"tiles of 4 x 2 keeps one, so density is at least about 0\.1666"
-    ):
+    with pytest.raises(ValueError, match=r"of 4 x 2 keeps one, so .* at least about 0\.1666"):
         dam(model(), list(batches(1)), Gates("block", block=(4, 2), length=12, heads=2), config)
 
 

@@ -3,7 +3,6 @@
 import math
 import re
 import tracemalloc
-from dataclasses import replace
 
 import pytest
 import torch
@@ -138,18 +137,6 @@ def test_effective_density_counts_the_pairs_of_every_sequence(sized, data):
                 served = own.count((query, key)) / sequences
                 assert weights[layer, 0, query, key].item() == pytest.approx(served)
     assert effective_density(mask, shape) == pytest.approx(kept / counted)
-
-
-@pytest.mark.slow
-@given(sized_trees(), st.data())
-def test_rows_that_are_not_read_change_no_effective_density(sized, data):
-    length, mask = sized
-    shape = replace(data.draw(shapes(length)), read=data.draw(st.integers(1, length)))
-    table = mask.dense(length, LAYERS, HEADS)
-    own = effective_density(mask, shape)
-    table[-1, :, shape.read :] = data.draw(st.booleans())
-    assert effective_density(masks.table(table), shape) == own
-    assert effective_density(masks.full(), shape) == 1
 
 
 def test_what_is_read_is_checked_and_stored_where_it_is_said():

@@ -100,10 +100,7 @@ def test_a_short_text_is_the_mask_or_refused_as_cut(mask, width):
         ("cropped(fixed(), at=128)", masks.cropped(masks.fixed(), 128)),
         ("per_head([2 x full(), star])", masks.per_head([*[masks.full()] * 2, masks.star()])),
         ("per_head([full()] * 2 + [star])", masks.per_head([*[masks.full()] * 2, masks.star()])),
-        (
-            "per_layer([2\nx (star() | full())])",
-            masks.per_layer([masks.star() | masks.full()] * 2),
-        ),
+        ("per_layer([2\nx (star | full())])", masks.per_layer([masks.star() | masks.full()] * 2)),
         (
             "per_layer([2 x per_head([3 x ~star])])",
             masks.per_layer([masks.per_head([~masks.star()] * 3)] * 2),

@@ -77,15 +77,6 @@ def test_all_of_a_dense_model_is_one(texts, read):
     assert 0 < work(masks.window(0), shape_of(texts, read)) <= 1
 
 
-@pytest.mark.slow
-@settings(max_examples=40)
-@given(trees(LENGTH), trees(LENGTH), TEXTS, st.integers(1, LENGTH))
-def test_more_keys_are_no_less_work(mask, more, texts, read):
-    shape = shape_of(texts, read)
-    assert work(mask, shape) <= work(mask | more, shape) <= work(masks.full(), shape)
-    assert work(mask, shape) <= work(mask, replace(shape, read=None)) == 1
-
-
 def test_padding_is_no_work_and_texts_count_by_their_tokens():
     late = masks.per_layer([masks.full(), masks.columns(2)])
     shape = Shape(64, 2, 1, read=1, **SIZES)

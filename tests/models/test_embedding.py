@@ -88,9 +88,7 @@ def test_a_saved_model_embeds_as_before(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_decoder_that_embeds_pads_on_the_right_beside_a_mask(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_decoder_that_embeds_pads_on_the_right_beside_a_mask(folder, tmp_path):
     parts = library.sentence_transformer.modules
     start, out = tmp_path / "start", tmp_path / "out"
     with torch.random.fork_rng(devices=[]):
@@ -293,9 +291,7 @@ def test_a_module_of_another_library_is_refused(folder: Path, tmp_path: Path) ->
         open_embedding(tmp_path / "strange")
 
 
-def test_without_the_library_its_extra_is_named(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_library_its_extra_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(DataError, match=r"needs the package sentence-transformers: .*\[embed\]"):
         open_embedding(folder)

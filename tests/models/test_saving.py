@@ -5,11 +5,9 @@ import gc
 import hashlib
 import json
 import pickle
-import re
 import shutil
 import struct
 from collections.abc import Iterator
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ import torch
 import transformers as hf
 from architectures import ARCHITECTURES, EVERY
 from mask_trees import HEADS, LAYERS
-from other_process import python
 from record_fixtures import files_of_at_most
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -127,9 +124,7 @@ def test_transformers_does_not_open_the_model_without_its_mask(folder):
     expected = output(attach(bert(), MIXED))
     assert json.loads((folder / "config.json").read_text())["attn_implementation"] == "masksearch"
     plain = hf.AutoModel.from_pretrained(folder).eval()
-    with pytest.raises(
-        AttachError, match=rf"open it by ms\.load_pretrained\('{folder}'\), or give"
-    ):
+    with pytest.raises(AttachError, match=rf"by ms\.load_pretrained\('{folder}'\), or give"):
         output(plain)
     with pytest.raises(AttachError, match="opened it without"):
         output(hf.AutoModelForMaskedLM.from_pretrained(folder))
@@ -152,9 +147,7 @@ def test_a_model_of_its_own_attention_is_never_opened_dense_in_silence(tmp_path,
     model.save_pretrained(tmp_path / "theirs")  # transformers' own call
     for folder in (tmp_path / "ours", tmp_path / "theirs"):
         for kind in (hf.AutoModel, hf.AutoModelForMaskedLM, type(model)):
-            with pytest.raises(
-                ValueError, match=r'"masksearch\.load_pretrained"` is not supported'
-            ):
+            with pytest.raises(ValueError, match=r'search\.load_pretrained"` is not supported'):
                 kind.from_pretrained(folder)
     again = load_pretrained(tmp_path / "ours")
     assert torch.equal(each.run(again, given), each.run(model, given))
@@ -165,30 +158,11 @@ def test_a_model_of_its_own_attention_is_never_opened_dense_in_silence(tmp_path,
     assert torch.equal(each.run(dense, given), each.run(model, given))
 
 
-@pytest.mark.slow
-def test_no_such_model_is_opened_by_transformers_alone(tmp_path):
-    for each in OWN:
-        save_pretrained(attach(each.made(), STAR), tmp_path / each.name)
-    read = (
-        "import sys, transformers\n"
-        "for folder in sys.argv[1:]:\n"
-        "    try:\n"
-        "        transformers.AutoModel.from_pretrained(folder)\n"
-        "    except ValueError as error:\n"
-        "        print('masksearch' in sys.modules, error)"
-    )
-    done = python("-c", read, *(tmp_path / each.name for each in OWN))
-    said = re.findall('^False .*"masksearch.load_pretrained"` is not supp', done.stdout, re.M)
-    assert len(said) == len(OWN), done
-
-
 def test_a_tower_with_a_mask_is_not_opened_alone(tmp_path):
     each = ARCHITECTURES["clip-text"]
     save_pretrained(attach(each.made(), STAR, part=each.part), tmp_path)
     text = hf.CLIPTextModel.from_pretrained(tmp_path)
-    with pytest.raises(
-        AttachError, match="CLIPAttention belongs to a model that was saved with a"
-    ):
+    with pytest.raises(AttachError, match="CLIPAttention belongs to a model that was saved with"):
         output(text)
     images = hf.CLIPVisionModel.from_pretrained(tmp_path)
     assert images.config._attn_implementation == "sdpa"
@@ -321,11 +295,8 @@ def test_a_head_of_another_size_is_drawn_anew(tmp_path):
 
 
 @pytest.mark.slow
-def test_sharded_weights_are_read_and_replaced(folder, monkeypatch):
-    small = partialmethod(hf.BertModel.save_pretrained, max_shard_size="2KB")
-    with monkeypatch.context() as patched:
-        patched.setattr(hf.BertModel, "save_pretrained", small)
-        save_pretrained(attach(bert(), MIXED), folder)
+def test_sharded_weights_are_read_and_replaced(folder):
+    save_pretrained(attach(bert(), MIXED), folder, max_shard_size="2KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
     assert "model.safetensors" not in names(folder)
     assert torch.equal(output(load_pretrained(folder)), output(attach(bert(), MIXED)))
@@ -730,14 +701,3 @@ def test_a_kernel_that_the_configuration_names_is_not_fetched(folder, key):
     model = load_pretrained(folder)
     assert torch.equal(output(model), output(attach(bert(), MIXED)))
     assert detach(model).config._attn_implementation == "sdpa"
-
-
-def test_weights_are_saved_in_files_of_the_size_asked_for(tmp_path):
-    model = attach(bert(), STAR)
-    save_pretrained(model, tmp_path / "one")
-    save_pretrained(model, tmp_path / "many", max_shard_size="2KB")
-    assert len([*(tmp_path / "one").glob("model*.safetensors")]) == 1
-    assert len([*(tmp_path / "many").glob("model*.safetensors")]) > 1
-    one, many = (load_pretrained(tmp_path / name).state_dict() for name in ("one", "many"))
-    assert one.keys() == many.keys()
-    assert all(torch.equal(one[name], many[name]) for name in one)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_encoders import sizes
 from transformers import BertConfig, BertForSequenceClassification
 
 import masksearch as ms
@@ -14,16 +15,8 @@ PAD = 0
 
 @pytest.fixture(scope="module", params=[3, 1])
 def model(request) -> BertForSequenceClassification:
-    config = BertConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=8,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=16,
-        max_position_embeddings=16,
-        num_labels=request.param,
-        initializer_range=0.5,
-    )
+    small = sizes(VOCABULARY, 8, LAYERS, HEADS, 16, 16, initializer_range=0.5)
+    config = BertConfig(**small, num_labels=request.param)
     torch.manual_seed(0)
     return BertForSequenceClassification(config).eval()
 

@@ -161,12 +161,6 @@ def test_reports_of_running_trials_are_shown_until_they_end():
         assert "runs:" not in drawn(watcher)
 
 
-def test_bar_fits_a_narrow_terminal():
-    lines = shown(True, [], RECORDS, width=40).splitlines()
-    assert any("5/6" in line for line in lines)
-    assert any("front 2  best loss 1.0000 at sparsit" in line for line in lines)
-
-
 class Closed(io.StringIO):
     """Standard error that nobody reads any more."""
 

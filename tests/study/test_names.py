@@ -145,9 +145,7 @@ def test_renamed_folder_of_a_shared_storage_finds_its_study(tmp_path):
     assert len(ms.Study(tmp_path / "c", storage).records()) == 4  # the folder says which study
     assert len(ms.Study(tmp_path / "b", storage).records()) == 3
     other = f"sqlite:///{tmp_path / 'other.db'}"
-    with pytest.raises(
-        ms.errors.SearchError, match=r"belongs to the study 'a', which .* does not hold"
-    ):
+    with pytest.raises(ms.errors.SearchError, match=r"belongs to the study 'a', .* not hold"):
         search(tmp_path / "c", storage=other)
 
 
@@ -163,9 +161,7 @@ def test_two_studies_are_listed_and_one_can_be_chosen(tmp_path):
     run = tmp_path / "first"
     two_studies(run)
     for opened in (lambda: ms.Study(run), lambda: search(run)):
-        with pytest.raises(
-            ms.errors.SearchError, match=r"2 studies: 'first' \(3 trials\), 'renamed' \(0"
-        ):
+        with pytest.raises(ms.errors.SearchError, match=r"2 studies: 'first' \(3 .*'renamed' \(0"):
             opened()
     with pytest.raises(ms.errors.SearchError) as refused:
         ms.Study(run)

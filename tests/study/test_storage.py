@@ -47,9 +47,7 @@ time.sleep(600)
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])
 def test_missing_driver_names_the_command_and_hides_the_password(tmp_path, monkeypatch, scheme):
     monkeypatch.setitem(sys.modules, "psycopg", None)  # so that importing it fails
-    with pytest.raises(
-        SearchError, match=r'lacks a driver: pip install .*\[postgresql\]"'
-    ) as said:
+    with pytest.raises(SearchError, match=r'lacks a driver: .*\[postgresql\]"') as said:
         StudyStore(tmp_path, f"{scheme}://ann:p%40ss:w@127.0.0.1:1/db?password=b&sslmode=off")
     shown = f"{scheme}://ann:***@127.0.0.1:1/db?password=***&sslmode=off"
     assert str(said.value).startswith(shown)
@@ -399,7 +397,6 @@ def test_a_refused_search_leaves_no_study_where_others_lie(request, tmp_path, ki
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_drivers_that_find_a_new_database_make_its_tables_once(server, tmp_path):
     psycopg = pytest.importorskip("psycopg")
     with psycopg.connect(server.url(), autocommit=True) as session:
@@ -416,9 +413,7 @@ def test_drivers_that_find_a_new_database_make_its_tables_once(server, tmp_path)
 
 
 def test_postgresql_says_what_is_wrong(server, tmp_path):
-    with pytest.raises(
-        SearchError, match=r"password authentication failed .*; check the user"
-    ) as e:
+    with pytest.raises(SearchError, match=r"password authentication .*; check the user") as e:
         StudyStore(tmp_path / "run", server.url(password="wr0ng"), write=False)
     assert "wr0ng" not in str(e.value)
     assert e.value.__suppress_context__, "a traceback would show the address"

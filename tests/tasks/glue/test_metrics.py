@@ -272,9 +272,7 @@ def test_conventions_choose_among_two_metrics() -> None:
 
 
 def test_what_is_no_score_is_named() -> None:
-    with pytest.raises(
-        ValueError, match="no GLUE column in WNLI, glue; the average is one of MNLI"
-    ):
+    with pytest.raises(ValueError, match=r"no GLUE column in WNLI, glue; .* is one of MNLI"):
         glue_score({"WNLI": 0.5, "glue": 0.5})
     with pytest.raises(ValueError, match="CoLA is nan"):
         glue_score({"CoLA": math.nan})

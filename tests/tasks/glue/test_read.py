@@ -209,9 +209,7 @@ def test_torn_lines_of_qqp_are_left_out_with_a_warning(tmp_path: Path) -> None:
     whole = ["0\t1\t2\ta\tb\t1", "4\t5\t6\tc\td\t0"]
     write(tmp_path / "QQP", "train.tsv", header, whole[0], *torn, whole[1])
     write(tmp_path / "QQP", "dev.tsv", header, *whole)
-    with pytest.warns(
-        UserWarning, match=r"2 lines with too few fields are left out \(line 3, 4\)"
-    ):
+    with pytest.warns(UserWarning, match=r"2 lines with too few fields .* out \(line 3, 4\)"):
         data = load_glue(tmp_path, "QQP")
     assert data.train == data.dev["QQP"]
     write(tmp_path / "QQP", "train.tsv", header, *(torn * 9), whole[0])
@@ -371,16 +369,8 @@ def test_labels_that_are_mistakes_are_named_by_their_line(tmp_path, train, dev, 
     [
         ("yes no", "yes maybe", "own: no training row has the label 'maybe'; spell alike what is"),
         ("yes no Yes", "no", "own: 'yes' and 'Yes' are two classes; spell alike what is one cl"),
-        (
-            "yes no yes\u200b",
-            "no",
-            r"and 'yes\\u200b' are two classes \(in one alone: U\+200B\); s",
-        ),
-        (
-            "\u2764\ufe0f no \u2764",
-            "no",
-            r"are two classes \(in one alone: U\+FE0F\); spell alike",
-        ),
+        ("yes no yes\u200b", "no", r"'yes\\u200b' are two classes \(in one alone: U\+200B\); s"),
+        ("\u2764\ufe0f no \u2764", "no", r"two classes \(in one alone: U\+FE0F\); spell alike"),
         (
             "caf\xe9 no cafe\u0301",
             "no",
@@ -466,24 +456,21 @@ def test_development_rows_that_were_trained_on_are_counted(tmp_path_factory, tra
         ] * bool(shared)
 
 
+DEV = {"dev_tsv": "text\tlabel\na\t1\n"}
+
+
 @pytest.mark.parametrize(
     ("files", "message"),
     [
         ({}, r"own holds no dev\.tsv or dev\.csv or .*; put the development set of own there"),
-        ({"dev_tsv": "text\tlabel\na\t1\n"}, r"no file .*own/train\.tsv \(or \.csv\); put the tr"),
+        (DEV, r"no file .*own/train\.tsv \(or \.csv\); put the tr"),
         (
-            {"train_tsv": "texts\tlabel\na\t1\n", "dev_tsv": "texts\tlabel\na\t1\n"},
-            r"train\.tsv, line 1: no column text; did you mean 'texts'\?; own needs the",
+            DEV | {"train_tsv": "texts\tlabel\na\t1\n"},
+            "no column text; did you mean 'texts'",
         ),
-        (
-            {"train_tsv": "text\tlabel\na\t1\nb\t\n", "dev_tsv": "text\tlabel\na\t1\n"},
-            r"train\.tsv, line 3: no label",
-        ),
-        (
-            {"train_tsv": "text\tlabel\na\t1\n", "dev_tsv": "text\tlabel\na\t1\n"},
-            "own: all rows have the label '1'",
-        ),
-        ({"train_tsv": "text\tlabel\n", "dev_tsv": "text\tlabel\na\t1\n"}, r"train\.tsv is empty"),
+        (DEV | {"train_tsv": "text\tlabel\na\t1\nb\t\n"}, r"train\.tsv, line 3: no label"),
+        (DEV | {"train_tsv": "text\tlabel\na\t1\n"}, "own: all rows have the label '1'"),
+        (DEV | {"train_tsv": "text\tlabel\n"}, r"train\.tsv is empty"),
     ],
 )
 def test_what_is_missing_is_named_with_the_file(tmp_path, files, message):

@@ -24,19 +24,7 @@ from masksearch.tasks.text.rows import (
 from masksearch.tasks.text.tokenizer import Vocabulary, read_vocabulary
 
 NAMES = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-WORDS = [
-    "red",
-    "blue",
-    "green",
-    "Red",
-    "\u2581red",
-    "\u2581blue",
-    "\u2581",
-    "r",
-    "e",
-    "d",
-    "<new>",
-]
+WORDS = "red blue green Red \u2581red \u2581blue \u2581 r e d <new>".split()
 PAIR, TWO_ENDS = "<s> $A </s> $B:1 </s>:1", "<s> $A </s> </s> $B </s>"
 SPECIAL = {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "unk": "<unk>", "mask": "<mask>"}
 TYPED = ["input_ids", "token_type_ids", "attention_mask"]
@@ -125,9 +113,7 @@ def rows_of(batch: Batch) -> list[dict[str, list[int]]]:
 @pytest.mark.parametrize("name", FORMS)
 @settings(max_examples=25, deadline=None)
 @given(pairs=st.lists(st.tuples(texts, texts), min_size=1, max_size=5), length=st.integers(8, 20))
-def test_rows_are_what_the_tokenizer_makes(
-    folders: dict[str, Path], name: str, pairs: list[tuple[str, str]], length: int
-) -> None:
+def test_rows_are_what_the_tokenizer_makes(folders, name, pairs, length):
     theirs = AutoTokenizer.from_pretrained(folders[name])
     source = read_tokenizer(folders[name], length)
     assert isinstance(source, CheckpointTokenizer)
@@ -157,9 +143,7 @@ def test_a_row_is_joined_as_the_tokenizer_joins_it(folders: dict[str, Path], nam
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_protocols_change_where_rows_are_not_as_they_were(
-    folders: dict[str, Path], name: str
-) -> None:
+def test_protocols_change_where_rows_are_not_as_they_were(folders, name):
     """As they were: BERT's layout, each text without its own special tokens."""
     source, row = read_tokenizer(folders[name], 8), ("red red blue green red green green",)
     same = name in ("as BERT's", "left padding", "added tokens", "lower case", "Unigram")
@@ -188,9 +172,7 @@ def test_other_inputs_than_ids_and_types_are_refused(tmp_path: Path) -> None:
         ("STS-B", 128, []),
     ],
 )
-def test_rows_of_glue_that_differ_from_those_before(
-    task: str, length: int, numbers: list[int]
-) -> None:
+def test_rows_of_glue_that_differ_from_those_before(task, length, numbers):
     """Pairs of which both texts are cut: their odd token is the longer text's, and was the first
     one's. All others of the first 3,000 have the ids that BERT's layout gives."""
     source = read_tokenizer(minilm(), length)
