@@ -377,7 +377,7 @@ PAGE |= {
         FAR[of] for of in sorted(FAR)
     ],
     "[amendment.toml](amendment.toml), committed before its first score, judges both, and QQP, "
-    "which no arm had read, on models that have learned.": [],
+    "which no arm had read.": [],
 }
 REUSED = {  # only where it was run on all models
     cell(*at): [
