@@ -225,16 +225,24 @@ class Comparison(ComparedMasks):
         about = store.told(), store.objectives(), facts
         return cls.of(*about, run=store.run, shape=store.shape(), storage=storage)
 
-    def report(self, path: Path | str) -> Path:
+    def report(self, path: Path | str | None = None) -> Path:
         """Writes the comparison as one self-contained HTML page.
+
+        Args:
+            path: Of the page; None = `report.html` in the run folder.
 
         Returns:
             The page's path; beside it are its figures (PNG, PDF, SVG) and tables (CSV, LaTeX): of
             `report.html` in `figures/` and `tables/`, of `a.html` in `a_figures/`, `a_tables/`.
+
+        Raises:
+            ValueError: If there is neither a path nor a run folder.
         """
         from masksearch.report.collect import write_comparison
 
-        return write_comparison(self, path)
+        if path is None and self.run is None:
+            raise ValueError("this comparison has no run folder; give a path: report('page.html')")
+        return write_comparison(self, path or Path(self.run or "") / "report.html")
 
     def latex(self, columns: Sequence[str] = ()) -> str:
         r"""The comparison as a LaTeX table (needs `\usepackage{booktabs}`).

@@ -34,7 +34,10 @@ def test_a_run_folder_may_be_named_from_the_home_folder(tmp_path, monkeypatch):
     each = {"a": masks.full(), "b": masks.window(2)}
     compared = ms.compare(each, ToyEvaluator(), run="~/compared", progress=None)
     assert ms.Comparison.open("~/compared").entries.keys() == compared.entries.keys()
-    ms.Comparison.open("~/compared").report(tmp_path / "page.html")
+    assert ms.Comparison.open("~/compared").report() == home / "compared" / "report.html"
+    assert (home / "compared" / "report.html").is_file()
+    with pytest.raises(ValueError, match="has no run folder; give a path"):
+        replace(compared, run=None).report()
     assert {path.name for path in home.iterdir()} >= {"run", "compared"}
     assert not list(here.iterdir())
 

@@ -113,6 +113,28 @@ def searched(tmp_path: Path) -> Callable[[float], ms.Study]:
     return make
 
 
+@pytest.mark.parametrize(("reach", "told"), [(0, []), (9, [5])])
+def test_nothing_is_said_to_be_learned_before_the_strategy_has_spoken(tmp_path, reach, told):
+    hand = {f"hand {wide}": masks.window(wide) for wide in range(4, 8)}  # none of which learns
+    said: list[int] = []
+    done = []
+
+    def space(trial: Any) -> ms.Mask:
+        return masks.window(trial.suggest_int("reach", reach, reach))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda text, *_: (
+            said.append(len(done)) if "nothing learned" in str(text) else None
+        )
+        warnings.simplefilter("always")
+        how: dict[str, Any] = {"strategy": "random", "progress": None, "baselines": hand}
+        ms.search(
+            space, Judge(0.7), run=tmp_path / "run", trials=1, listeners=[done.append], **how
+        )
+    assert len(done) == 5
+    assert said == told
+
+
 @pytest.mark.slow
 def test_a_search_that_learned_nothing_says_so_everywhere(searched, capsys):
     study = searched(2.0)

@@ -815,6 +815,28 @@ def test_a_folder_that_was_begun_by_a_version_before_goes_on(place, tmp_path):
         check_folder(SparsifyRequest(*[*given[:3], Columns(("title",), "label"), *given[4:]]))
 
 
+def test_seconds_are_wall_time_and_a_call_that_goes_on_adds_its_own(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    monkeypatch.setattr(SparsifyRequest, "about", {"model": "my-bert"})
+    given = ["my-bert", "reviews", 0.6, Columns(("text",), "label"), tmp_path, "dam"]
+    given += [None, None, 0, None, 0, {}, None, None]
+    first = SparsifyRequest(*given, started=100.0)
+    now = 130.0
+    first.note_spent()  # refused before anything was written: it leaves no file
+    assert not first.noted
+    (tmp_path / "run").mkdir()
+    first.note(SimpleNamespace(protocol="p"))
+    assert first.spent() == 30.0
+    first.note_spent()
+    now = 1000.0  # between the two calls nothing runs
+    second = SparsifyRequest(*given, started=1000.0)
+    second.note(SimpleNamespace(protocol="p"))
+    now = 1005.0
+    assert replace(second, work=0.5).spent() == 35.0
+    assert second.noted["protocol"] == "p"
+
+
 @pytest.mark.slow
 def test_a_call_on_other_rows_is_refused(place, tuned, tmp_path):
     request = SparsifyRequest(

@@ -21,12 +21,14 @@ HEAD = """# The command line
 
 *Written by a program, docs/programs/write_commands.py, from the help of the commands.*
 
-All that `masksearch COMMAND --help` prints, on one page. A mistake is one line on standard error
-and exit code 2. `--json`, where a command has it, prints JSON on standard output.
+All that `masksearch COMMAND --help` prints, or `--help-all` where a command has it, on one page.
+A mistake is one line on standard error and exit code 2. `--json`, where a command has it, prints
+JSON on standard output.
 
 `masksearch --load FILE.py COMMAND ..` makes masks of your own known to any command.
-`masksearch --version` prints what a report of a mistake should say. The last three commands are
-those of the [tables with a known optimum](maskbench.md).
+`masksearch --version` prints what a report of a mistake should say, and
+`masksearch --install-completion` has the Tab key complete commands and options. The last three
+commands are those of the [tables with a known optimum](maskbench.md).
 """
 
 

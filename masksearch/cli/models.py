@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from masksearch.masks import Mask
     from masksearch.models.card import Account
 
+FIRST = ("model", "data", "text", "label", "budget", "recover_steps", "length", "out")
 ATTACHED = "Which mask, on which model"
 PLAN = "masksearch-plan"  # kind of a file
 LONGEST = 4096  # positions that are explained where nothing is said
@@ -307,7 +308,7 @@ class SparsifyOptions(TaskOptions):
     as_json: Json = False
 
 
-@takes({"": "masksearch.sparsifier:sparsify"}, config=True)
+@takes({"": "masksearch.sparsifier:sparsify"}, config=True, first=FIRST)
 def sparsify(options: SparsifyOptions) -> None:
     """Fine-tune an encoder, search a sparse mask for it by its task, recover it, and save both.
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, wraps
 from importlib import util
@@ -311,7 +311,7 @@ NAMED = (ast.ClassDef, ast.FunctionDef)
 
 
 def takes(
-    paths: Mapping[str, str] = {}, *, config: bool = False
+    paths: Mapping[str, str] = {}, *, config: bool = False, first: Sequence[str] = ()
 ) -> Callable[[Callable[[Options], None]], Callable[..., None]]:
     """Makes a command of a function of options, which are a dataclass: its fields, those of the
     class itself first.
@@ -321,6 +321,8 @@ def takes(
             arguments that are `described`. The first that documents one says what it is; others
             add their default where it differs.
         config: Whether a file may give options, `--config`.
+        first: Names of those that `--help` shows, `--help-all` then shows all; () = there is
+            `--help` alone.
     """
     uses = {when: read_arguments(path) for when, path in paths.items()}
 
@@ -340,9 +342,9 @@ def takes(
     def decorate(command: Callable[[Options], None]) -> Callable[..., None]:
         kind: Any = next(iter(get_type_hints(command).values()))
         hints = get_type_hints(kind, include_extras=True)
-        first = kind.__annotations__  # of the class itself
+        inner = kind.__annotations__  # of the class itself
         parameters = [CONFIG] if config else []
-        for each in sorted(fields(kind), key=lambda each: each.name not in first):
+        for each in sorted(fields(kind), key=lambda each: each.name not in inner):
             hint, shown = hints[each.name], each.metadata.get("option")
             if (group := each.metadata.get("group")) is not None:
                 shown = declare_described(each.name, group, get_args(hint)[0])
@@ -354,13 +356,16 @@ def takes(
                     annotation=hint if shown is None else Annotated[hint, shown],
                 )
             )
+        parameters += [HELP_ALL] if first else []
 
         @wraps(command)
         def run(**values: Any) -> None:
-            values.pop(CONFIG.name, None)
+            for each in (CONFIG, HELP_ALL):
+                values.pop(each.name, None)
             paths = {n: v.expanduser() for n, v in values.items() if isinstance(v, Path)}
             command(kind(**values | paths))
 
+        run.first = first  # type: ignore[attr-defined]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         return run
@@ -398,22 +403,30 @@ def _read_config(ctx: typer.Context, path: Path | None) -> None:
     ctx.default_map = {name: value for name, value in given.items() if value is not None}
 
 
-CONFIG = inspect.Parameter(
-    "config",
-    inspect.Parameter.KEYWORD_ONLY,
-    default=None,
-    annotation=Annotated[
-        Path | None,
-        typer.Option(
-            help="Options from a file, YAML or the command.json of a run; those given here win.  "
-            "[default: none]",
-            rich_help_panel=OUTPUT,
-            metavar="FILE",
-            callback=_read_config,
-            is_eager=True,
-        ),
-    ],
+def _print_all(ctx: typer.Context, asked: bool) -> None:
+    """Prints the help of every option."""
+    if asked and not ctx.resilient_parsing:
+        ctx.meta[WHOLE] = True
+        typer.echo(ctx.get_help())
+        raise typer.Exit
+
+
+def _read_first(name: str, kind: Any, default: object, does: Any, shown: Any) -> inspect.Parameter:
+    """An option that does something before others are read."""
+    shown.callback, shown.is_eager = does, True
+    hint = Annotated[kind, shown]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
+    )
+
+
+FROM_FILE = "Options from a file, YAML or the command.json of a run; those given here win."
+CONFIG = _read_first(
+    *("config", Path | None, None, _read_config), declare(FROM_FILE, OUTPUT, "none", "FILE")
 )
+EVERY = declare("Show every option and exit.", OUTPUT, name="--help-all")
+HELP_ALL = _read_first("help_all", bool, False, _print_all, EVERY)
+WHOLE = "masksearch.help_all"  # in a context: its help has every option
 EXAMPLES = "Examples:\n"
 LAST = "Output"  # the group that stands last, with --help
 WIDEST = {"max_content_width": 120}  # characters, on a terminal that has as many
@@ -429,9 +442,13 @@ class CommandWithExamples(TyperCommand):
             formatter.write_text(inspect.cleandoc(self.help or "").partition(EXAMPLES)[0].strip())
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """The options by group, in the order in which they are declared."""
+        """The options by group, in the order in which they are declared; where the command has a
+        short help, those of it unless all are asked for."""
+        first = () if WHOLE in ctx.meta else getattr(self.callback, "first", ())
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
+            if first and parameter.name not in (*first, HELP_ALL.name, "help"):
+                continue
             record = parameter.get_help_record(ctx)
             if record is None:  # a hidden option
                 continue
@@ -481,7 +498,6 @@ def new_program(name: str, kind: type[CommandsInGroups] = CommandsInGroups) -> t
         cls=kind,
         context_settings=WIDEST,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )

@@ -153,6 +153,7 @@ class CompareOptions(JudgeOptions):
 
 FIRST_SEED = 1000
 CONTROLS = ("all", "dense", "none")
+FIRST = "data text label decoder evaluator weights length set slots run".split()  # of a first run
 
 TAKEN_FROM = {
     "": "masksearch.evaluators.mlm:MlmEvaluator",
@@ -396,7 +397,7 @@ def _say_where(run: Path) -> None:
     typer.echo(f"run folder: {run}   page: masksearch report {shlex.quote(str(run))}")
 
 
-@takes(TAKEN_FROM, config=True)
+@takes(TAKEN_FROM, config=True, first=["space", "strategy", "trials", "budget", *FIRST])
 def search(options: SearchOptions) -> None:
     """Search for sparse masks that score well. Repeating the command goes on where it stopped.
 
@@ -417,7 +418,7 @@ def search(options: SearchOptions) -> None:
         _say_where(study.run)
 
 
-@takes(TAKEN_FROM, config=True)
+@takes(TAKEN_FROM, config=True, first=["mask", "seeds", "budget", *FIRST])
 def compare(options: CompareOptions) -> None:
     """Judge masks side by side: found, hand-designed, random, dense. All share their seeds.
 

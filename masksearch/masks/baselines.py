@@ -28,17 +28,15 @@ from masksearch.masks.leaves import (
     Window,
 )
 from masksearch.masks.live import work
-from masksearch.masks.lower import Block, block_view, by_tiles, spread_tiles
-from masksearch.masks.measure import ROUNDING, effective_density, pair_weights
+from masksearch.masks.measure import ROUNDING, effective_density
 from masksearch.masks.schedules import token_schedules
 from masksearch.masks.shape import Shape
-from masksearch.masks.tables import BlockLayout, PerHead, PerLayer
+from masksearch.masks.tables import PerHead, PerLayer
 
 SINKS, WINDOWS = 4, 8  # the default local mask: so many sinks, and this part of the length
 WIDEST = "widest window"
 Layers = Sequence[Mask]
 LAST: Sequence[Layers] = ([Full()], [])  # how a mask ends, what is tried first before
-ROW_LAST: Sequence[Layers] = ([Window(0) | (GlobalTokens(1) - Columns(1))], [])  # of tiles
 LOCAL_HEAD = Window(0) | GlobalTokens(1)  # of an encoder
 NARROWER = (Window(0) | Columns(1), Window(0))  # heads that cost less, the cheapest last
 WHOLE = {"full heads": (Full(),), "heads each way": (~Causal(), Causal())}
@@ -55,7 +53,6 @@ def equal_cost_baselines(
     local: Mask | None = None,
     special: Sequence[int] | None = None,
     order: Sequence[Sequence[int]] | None = None,
-    block: Block | None = None,
 ) -> dict[str, Mask]:
     """The hand-designed masks that cost no more than a limit, each as dense as that allows.
 
@@ -84,11 +81,6 @@ def equal_cost_baselines(
     With `cost=masks.work` they are schedules of live tokens, `masks.schedules.token_schedules`, as
     the others leave few tokens out; of the other arguments only `limit` and `shape` count.
 
-    With `block` all keep whole tiles, every one that they touch, for a kernel that leaves tiles
-    out; of a last layer of which one row is read the first row of tiles and the diagonal's. Masks
-    that follow the tokens leave out no tile, and are not drawn; nor are offsets, whose tiles are a
-    window's; "local layers, last full" is.
-
     Within a small limit no mask of whole heads fits: then `masks.baselines.whole_heads` finds no
     name, and what is left is no opponent to speak of.
 
@@ -102,19 +94,15 @@ def equal_cost_baselines(
             every row of `shape.tokens` begins and ends.
         order: Of an encoder, the heads of each layer in the order in which they become whole, such
             as by their first-order effect, the largest first; None = by their numbers.
-        block: Of an encoder, queries and keys of a tile, one a multiple of the other.
 
     Returns:
         Name -> mask, without those whose least member is beyond the limit, each mask once.
 
     Raises:
-        ValueError: If `order` does not name every head of every layer once, or `block` is of a
-            decoder or no such tile.
+        ValueError: If `order` does not name every head of every layer once.
     """
     if cost is work:
         return token_schedules(limit, shape)
-    if block is not None:
-        return _drawn_in_tiles(limit, shape, cost, order, block)
     price = cost or (lambda mask: effective_density(mask, shape))
     layers, reaches = shape.layers, range(shape.length)
     drawn: dict[str, Mask | None] = {}
@@ -158,59 +146,6 @@ def _families_within(
             sizes = sizes[::-1]
         drawn[name] = fullest(limit, cost, make, sizes, shape.layers, ends)
     return drawn
-
-
-def _drawn_in_tiles(
-    limit: float,
-    shape: Shape,
-    cost: Callable[[Mask], float] | None,
-    order: Sequence[Sequence[int]] | None,
-    block: Block,
-) -> dict[str, Mask]:
-    """`equal_cost_baselines` of whole tiles; the arguments are as there."""
-    side, most = min(block), max(block)
-    if shape.causal or side < 1 or most % side:
-        raise ValueError(
-            "block is of an encoder's masks: queries and keys of a tile, one a multiple of the "
-            f"other; got {block}{' of a decoder' if shape.causal else ''}"
-        )
-    weights = pair_weights(shape)
-    weights = weights if weights.ndim > 2 else weights[None, None]
-    tiled = by_tiles(weights, (side, side)).sum((-3, -1))
-    snap = partial(whole_tiles, length=shape.length, block=block)
-
-    def price(mask: Mask) -> float:
-        snapped = snap(mask)
-        if cost is not None:
-            return cost(snapped)
-        kept = snapped.bits.expand(shape.layers, shape.heads, -1, -1).double().mean(1, True)
-        return float((kept * tiled).sum() / tiled.expand_as(kept).sum())
-
-    drawn: dict[str, Mask | None] = {}
-    ends = ROW_LAST if shape.layers > 1 and shape.read == 1 else LAST[1:]
-    reaches = range(shape.length)
-    for name, beside in {WIDEST: Window(0), f"{WIDEST} and first column": Columns(1)}.items():
-        make = partial(_neighbours_and, beside)
-        drawn[name] = fullest(limit, price, make, reaches, shape.layers, ends)
-    if shape.layers > 1:
-        named = "local layers, last full"
-        drawn[named] = fullest(limit, price, Window, reaches, shape.layers, LAST[:1])
-    drawn |= _families_within(limit, price, shape, ends)
-    drawn |= heads_within(limit, price, shape, order, ends)
-    once: dict[str, Mask] = {}
-    for name, mask in drawn.items():
-        if mask is not None and (snapped := snap(mask)) not in once.values():
-            once[name] = snapped
-    return once
-
-
-def whole_tiles(mask: Mask, length: int, block: Block) -> BlockLayout:
-    """The tiles that a mask touches, as blocks of the finer side."""
-    side = min(block)
-    tile = block[0] // side, block[1] // side
-    cells = block_view(mask, length, side)
-    touched = by_tiles(cells, tile).any(-1).any(-2)
-    return BlockLayout(spread_tiles(touched, cells.shape[-1], tile), side)
 
 
 def heads_within(

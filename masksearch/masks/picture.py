@@ -17,6 +17,7 @@ LENGTH = 64  # positions at which a mask of any length is drawn
 SIZE = 36_000  # bytes of a picture at most
 PIXELS = 1 << 18  # of a picture at most
 DOWN, ACROSS = 6, 8  # panels of a picture at most: layers and heads
+READABLE = 500  # pixels of an enlarged picture's width, at least
 SIDE, WIDTH = 192, 720  # pixels on the screen: of a single panel, and of all at most
 KEPT, DROPPED, SEAM = (11, 60, 111), (242, 240, 234), 15  # colours; index of the white seam
 SHOWN = 400  # characters of an expression
@@ -79,11 +80,13 @@ def fold_equal(table: Tensor) -> Tensor:
     return table[:, :1] if bool((table == table[:, :1]).all()) else table
 
 
-def draw_table(table: Tensor) -> tuple[bytes, int, str]:
+def draw_table(table: Tensor, *, enlarged: bool = False) -> tuple[bytes, int, str]:
     """A picture of tables: layers down and heads across, equal ones once, dark = may attend.
 
     Args:
         table: bool or float in [0, 1], `[layers, heads, n, n]`.
+        enlarged: Whether pixels are repeated until the PNG is as wide as it is shown, for pages
+            that blur what they enlarge; then it is shown at 500 pixels or more.
 
     Returns:
         The PNG, its width on the screen in pixels, and which panels it shows; "" for one.
@@ -101,6 +104,10 @@ def draw_table(table: Tensor) -> tuple[bytes, int, str]:
         side = (side + 1) // 2
     height, width = image.shape
     scale = max(1.0, min(SIDE * shown.shape[0] / height, WIDTH / width))
+    if enlarged:
+        times = math.ceil(max(scale, READABLE / width))
+        data = png(image.repeat_interleave(times, 0).repeat_interleave(times, 1))
+        scale = min(times, max(scale, WIDTH / width))
     return data, round(scale * width), what.removesuffix(", ")
 
 

@@ -42,15 +42,13 @@ USE = """
 
 ```python
 import masksearch as ms  # pip install masksearch
-from huggingface_hub import snapshot_download
 
-folder = snapshot_download("OWNER/NAME")  # this repository; or a folder on disk
-model = ms.load_pretrained(folder)
+model = ms.load_pretrained("OWNER/NAME")  # this repository; or a folder on disk
 print(ms.explain(model, length={length}))  # what computes each layer, and why
 print(*ms.measure_speed(model, length={length}))  # dense and masked, in turns
 ```
 
-{warning} Give other programs the model that is loaded here. Where each layer sees everything
+Give other programs the model that is loaded here. Where each layer sees everything
 or one window, `masksearch_decoders.to_native` writes the mask into the model's own configuration.
 """
 REPEAT = """
@@ -60,7 +58,7 @@ REPEAT = """
 from transformers import {cls}
 
 base = {cls}.from_pretrained("{base}")
-ms.attach(base, ms.saved_masks(folder))  # weights trained under the mask are in this folder only
+ms.attach(base, ms.attached(model))  # weights trained under the mask are in this folder only
 ```
 """
 
@@ -116,13 +114,16 @@ def write_card(
     cls, base = type(model).__name__, model.name_or_path
     length = min(getattr(model.config, "max_position_embeddings", LONGEST), LONGEST)
     causal = {module.is_causal for module in model.modules() if hasattr(module, "is_causal")}
-    text, table = f"# {cls} with an attention mask\n\n", "| | |\n|---|---|\n"
+    warning = ADAPTER if (aside / "adapter_config.json").exists() else REFUSED
+    text = f"{warning}\n\n# {cls} with an attention mask\n\n"
+    table = "| | |\n|---|---|\n"
     for name, mask in files.items():
         expression = html.escape(short_text(mask, WIDEST)).replace("|", "&#124;")
         table += f"| {name.replace('.', ' of ', 1)} | <code>{expression}</code> |\n"
         if not mask.needs_tokens:  # else it is another one in each batch
             at = mask.length or min(length, mask.longest or length)
-            data, width, panels = draw_table(mask.dense(mask.length or min(LENGTH, at)))
+            drawn = mask.dense(mask.length or min(LENGTH, at))
+            data, width, panels = draw_table(drawn, enlarged=True)
             (aside / f"{name}.png").write_bytes(data)
             caption = "; ".join(
                 filter(None, ["Queries down, keys across, dark = may attend", panels])
@@ -137,9 +138,7 @@ def write_card(
         cached = None
     base = base if isinstance(cached, str) and not Path(base).exists() else None
     results: dict[str, Any] = {}
-    warning = ADAPTER if (aside / "adapter_config.json").exists() else REFUSED
     if isinstance(found, Findings):
-        text = f"{warning}\n\n{text}"
         base = None if Path(found.base_model).exists() else found.base_model
         embeds = (aside / MODULES).exists()
         score = EvalResult(
@@ -152,7 +151,7 @@ def write_card(
         results = {"model_name": folder.name, "eval_results": [score]}
     text += table + (f"| base model | {base} |\n" if base else "")
     length = min([length, *(mask.longest or length for mask in files.values())])
-    text += f"| written by | masksearch {VERSION} |\n" + USE.format(length=length, warning=warning)
+    text += f"| written by | masksearch {VERSION} |\n" + USE.format(length=length)
     if isinstance(found, Findings):
         text += f"\n## How it was found\n\n{found.answer}\n"
     elif found is not None:

@@ -45,7 +45,11 @@ from masksearch.masks.text import SAVED, load_mask
 
 SECONDS = 5.0  # for the Hub's first answer
 # What is downloaded: no pickle, no code.
-FILES = ["*.json", "model*.safetensors", "mask*.safetensors", "*.txt", "*.model", "*.jinja"]
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+FILES = [
+    *("*.json", "*.txt", "*.model", "*.jinja"),
+    *("model*.safetensors", "mask*.safetensors", ADAPTER_WEIGHTS),
+]
 CONFIG = "config.json"
 UNREADABLE = (  # what transformers raises for files that it cannot read
     SafetensorError,
@@ -113,7 +117,8 @@ def download_checkpoint(name: str, revision: str | None = None) -> Path:
     request: dict[str, Any] = {"repo_id": name, "allow_patterns": FILES}
     with suppress(OSError, ValueError):  # not in the cache, or not whole
         folder = Path(snapshot_download(**request, revision=revision, local_files_only=True))
-        find_files(folder)
+        if not (folder / ADAPTER_WEIGHTS).is_file():
+            find_files(folder)
         return folder
     if constants.HF_HUB_OFFLINE:
         raise DataError(f"no such folder: {name!r}; HF_HUB_OFFLINE is set, so no Hub is asked")

@@ -49,6 +49,7 @@ from masksearch.masks import Mask
 from masksearch.masks.text import save_mask
 from masksearch.models.card import Account, Findings, write_card
 from masksearch.models.checkpoints import (
+    ADAPTER_WEIGHTS,
     CONFIG,
     FORMAT,
     MANIFEST,
@@ -57,6 +58,7 @@ from masksearch.models.checkpoints import (
     WEIGHTS,
     check_masks,
     check_weights,
+    download_checkpoint,
     find_folder,
     hash_file,
     hash_weights,
@@ -75,6 +77,7 @@ from masksearch.models.special_tokens import TokenSource, read_special_ids
 OWN_MASK = re.compile(r"mask.*\.(json|safetensors)")  # a file that may be a user's
 LARGEST_JSON = 100_000  # characters of a mask's JSON; a larger mask is a safetensors file
 BASE_CONFIG = "base_config.json"  # of the model that an adapter is for
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 DENSE_LENGTH = "dense_max_length"  # in a tokenizer's settings: its length without the mask
 TOKENIZER_FILES = (  # of all of transformers' own, with tokens that older ones keep apart
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json"),
@@ -433,6 +436,7 @@ def load_pretrained(
     folder: Path | str,
     *,
     model_class: type[Any] | None = None,
+    revision: str | None = None,
     backend: str | None = None,
     inputs: Mapping[str, Any] | None = None,
     **options: Any,
@@ -443,7 +447,10 @@ def load_pretrained(
     embedding model (modules.json) it returns a SentenceTransformer, on the CPU.
 
     Args:
-        folder: Holds `config.json`, `*.safetensors`, `masksearch.json` and its mask files.
+        folder: Holds `config.json`, `*.safetensors`, `masksearch.json` and its mask files; or the
+            name of such a repository on the Hugging Face Hub, `"owner/name"`, where no folder has
+            that name.
+        revision: Of a name on the Hub: a branch, a tag or a commit; None = its main branch.
         model_class: Another class than the stored one, for example with a head for a task:
             `transformers.BertForSequenceClassification`, or an Auto class such as
             `AutoModelForSequenceClassification`. Weights of heads and pooling layers that are
@@ -458,7 +465,7 @@ def load_pretrained(
         MaskFormatError: If manifest or masks are damaged, changed, or of a newer version.
         DataError: If configuration or weights are missing, damaged, pickled, others than those
             that the masks were saved with, or do not fit, or an option is none of
-            `from_pretrained`.
+            `from_pretrained`; if a name is neither a folder nor on the Hub.
         AttachError: If the class is unknown, or no mask can be put on the model.
         HeadCountError, LayerCountError: If masks and model do not fit.
         ValueError: If an option would run code, read a pickle or exchange the attention.
@@ -478,7 +485,9 @@ def load_pretrained(
             "(write the class yourself and give it: model_class=MyModel), and what computes a "
             "mask is chosen by backend="
         )
-    folder = Path(folder).expanduser()
+    name, folder = folder, Path(folder).expanduser()
+    if isinstance(name, str) and HUB_NAME.fullmatch(name) and not folder.exists():
+        folder = download_checkpoint(name, revision)
     masks, stored = check_masks(folder), read_manifest(folder)
     backend = backend or stored["backend"]
     if stored["adapter"]:
@@ -502,8 +511,8 @@ def with_adapter(model: PreTrainedModel, folder: Path) -> Any:
     """
     with name_extra("peft", f"the adapter {folder}"):
         from peft import PeftModel
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise DataError(f"{folder} holds no adapter_model.safetensors, and pickles are not read")
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise DataError(f"{folder} holds no {ADAPTER_WEIGHTS}, and pickles are not read")
     with quiet():
         return PeftModel.from_pretrained(model, str(folder)).eval()
 

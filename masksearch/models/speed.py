@@ -43,7 +43,7 @@ class Speed:
     work: str  # "forward pass" without a cache, or "generation" of single tokens with one
     length: int  # tokens of a sequence
     times_as_fast: list[float]  # the mask, over pairs of runs: lower quartile, median, upper
-    rates: list[float]  # tokens a second, dense and masked
+    rates: list[float]  # tokens a second: dense, in the median, and that times the ratio's median
     bytes: list[int]  # likewise: a pass's peak on CUDA, else none; a sequence's cache
 
     def __str__(self) -> str:
@@ -118,7 +118,8 @@ def measure_speed(
 def _race(repeats: int, say: str, tokens: int, runs: list[Any]) -> Any:
     """`Speed.times_as_fast` and `Speed.rates` of two runs, dense and masked."""
     dense, masked = take_turns([[run] for run in runs], repeats, 2, say)
-    return quarters(dense, masked), [tokens / median(dense), tokens / median(masked)]
+    times, rate = quarters(dense, masked), tokens / median(dense)
+    return times, [rate, rate * times[1]]
 
 
 def peak_bytes(run: Callable[[], Any], device: torch.device) -> int:

@@ -131,11 +131,14 @@ def sparsify(
     check_folder(request)
     if (ended := read_ended(request)) is not None:
         return ended
-    full = prepare(request)
-    if faster is not None:
-        assert isinstance(full, GlueEvaluator)
-        return meet_target(request, full)
-    studies = search_masks(request, full)
-    candidates = shortlist(request, full, studies)
-    comparison, plain = judge_masks(request, full, candidates)
-    return save(request, full, studies, candidates.rungs, comparison, plain)
+    try:
+        full = prepare(request)
+        if faster is not None:
+            assert isinstance(full, GlueEvaluator)
+            return meet_target(request, full)
+        studies = search_masks(request, full)
+        candidates = shortlist(request, full, studies)
+        comparison, plain = judge_masks(request, full, candidates)
+        return save(request, full, studies, candidates.rungs, comparison, plain)
+    finally:
+        request.note_spent()

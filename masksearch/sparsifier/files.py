@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -169,7 +168,6 @@ def save(
     records += [record for each in rungs.values() for record in each.records]
     records += [*plain.records, *(comparison.records if request.recover_steps else ())]
     result = {
-        "seconds": math.fsum(record.seconds for record in records),
         "trainings": len(records),
         "saved": saved,
         **facts_of(request, full, rungs, advice, comparison, plain),
@@ -208,6 +206,7 @@ def write_folder(
     about: dict[str, Any] = {
         "model": str(request.model),
         "task": full.downstream[0],
+        "seconds": request.spent(),
         "budget": request.budget,
         "work": request.work,
         "recover_steps": request.recover_steps,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ BUDGET = 0.12  # where neither a share nor a time is asked for
 SPACE, TRIALS = "masksearch.spaces:head_roles", 24  # of a strategy that draws
 SCHEDULES = "masksearch.spaces:token_schedules"  # the space where work is limited
 MODEL, RESULT, RUN, CALL = "dense", "result.json", "run", "sparsify.json"
+SECONDS = "seconds"  # in the call's file: wall time of earlier calls
 SEARCH, PLAIN, JUDGED, HALVING = "search", "as-it-is", "compare", "halving"  # in its run folder
 CACHE = "cache"  # there too; its files are named by what they hold
 BEGUN = (MODEL, SEARCH)  # of a call that has trained something
@@ -68,6 +70,7 @@ class SparsifyRequest:
     progress: Literal["auto"] | None
     faster: float | None = None
     work: float | None = None  # of a target of time the one that is fitted to it
+    started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         if self.faster is not None:
@@ -149,8 +152,21 @@ class SparsifyRequest:
 
     def note(self, start: Judge) -> None:
         """Writes `sparsify.json`: the arguments, and a hash of rows, checkpoint and settings."""
-        noted = self.about | {"protocol": start.protocol}
+        self._write(self.about | {"protocol": start.protocol, SECONDS: self.noted.get(SECONDS, 0)})
+
+    def _write(self, noted: Mapping[str, Any]) -> None:
+        """Writes `sparsify.json`."""
         write_text_in_one_move(self.run / CALL, json.dumps(noted, indent=1) + "\n")
+
+    def spent(self) -> float:
+        """Wall seconds of the calls into the folder: of this one so far, and of those before it,
+        but for any that was killed outright."""
+        return float(self.noted.get(SECONDS, 0)) + time.monotonic() - self.started
+
+    def note_spent(self) -> None:
+        """Adds the seconds of this call, which ends, to those of the calls before it."""
+        if self.noted:
+            self._write(self.noted | {SECONDS: self.spent()})
 
     @property
     def draws(self) -> bool:

@@ -152,6 +152,7 @@ class Session:
         self.finished = 0  # by this call
         self.failures: list[Record] = []  # in a row, the last ones of this call
         self.trained = 0  # masks, those of earlier calls too
+        self.drawn = 0  # those of them that the strategy proposed
         self.repeats = 0  # draws of known masks in a row, but for those that failed
         self.refusals = 0  # draws in a row beyond their budgets
         self.beyond: dict[float, list[float]] = {}  # budget -> costs of all draws beyond it
@@ -401,6 +402,7 @@ class Session:
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "traceback.txt").write_text(f"{record.error}\n", encoding="utf-8")
         draw = self.open.pop(record.number).draw
+        before = self._tells
         self.count(record, draw)
         if draw >= 0:
             self.strategy.tell(replace(record, number=draw))
@@ -414,15 +416,17 @@ class Session:
             listener(record)
         self._stop_if_hopeless()
         first = self.repeats == IN_A_ROW and not self.board.state.get("cautions")
-        if first or (record.status == "done" and self.trained == EARLY):
+        if first or (self._tells and not before):
             self._say_cautions()
 
     def count(self, record: Record, draw: int) -> None:
         """Counts a finished record and remembers its result."""
         self.finished += 1
-        self.trained += record.status == "done" and isinstance(record.job, Evaluate)
+        trained = record.status == "done" and isinstance(record.job, Evaluate)
         key = self._key_of(record)
         again, own = key in self.results, draw >= 0 and record.role == "trial"
+        self.trained += trained
+        self.drawn += trained and own
         if own and (again or not (record.status == "failed" or record.refused)):
             self.repeats = self.repeats + 1 if again else 0  # what fails tells nothing of it
         self.failures = [*self.failures, record] if record.status == "failed" else []
@@ -438,6 +442,12 @@ class Session:
             self.counted += 1
         if key[0] and (record.status == "stopped" or (record.status == "done" and record.curve)):
             self.results[key] = record
+
+    @property
+    def _tells(self) -> bool:
+        """Whether enough masks are trained for a first caution, one of the strategy's among
+        them: hand-designed ones alone say nothing of the search."""
+        return self.trained >= EARLY and self.drawn > 0
 
     def _key_of(self, record: Record) -> Key:
         """The key of equal trials: (fingerprint, protocol, seed), never the parameters.

@@ -34,7 +34,8 @@ def wide(command, monkeypatch):
 
     def text(*words):
         monkeypatch.setenv("COLUMNS", "120")
-        return " ".join(command(*words, "--help")[0].split())
+        whole = any(each.name == "help_all" for each in COMMANDS[words[0]].params)
+        return " ".join(command(*words, "--help-all" if whole else "--help")[0].split())
 
     return text
 
@@ -89,6 +90,32 @@ def test_help_is_readable_in_80_columns(command, monkeypatch, name):
     assert max(map(len, body.splitlines())) <= 80
     assert shown.count("masksearch ") >= 2
     assert body.count("\nOutput:\n") == 1
+
+
+@pytest.mark.parametrize("name", ["search", "compare", "sparsify"])
+def test_a_short_help_has_what_a_first_run_needs_and_names_the_long_one(command, name):
+    short, _ = command(name, "--help")
+    whole, _ = command(name, "--help-all")
+    assert len(short.splitlines()) <= 70 < len(whole.splitlines())
+    assert "\n  --help-all " in short
+    for parameter in COMMANDS[name].params:
+        shown = parameter.metavar if parameter.param_type_name == "argument" else parameter.opts[0]
+        assert f"\n  {shown} " in f"{whole} ", shown
+    of_examples = {word for words in examples(name) for word in words if word.startswith("--")}
+    described = set(re.findall(r"^  (--[\w-]+)", short, re.M))
+    assert {"--data", "--budget"} <= described
+    unusual = {"--glue", "--tasks", "--front", "--controls", "--steps"}
+    assert of_examples - unusual <= described
+    assert short.partition("Examples:")[2] == whole.partition("Examples:")[2]
+
+
+def test_tab_completes_commands_and_options_that_the_short_help_leaves_out(monkeypatch):
+    code = "import sys; sys.argv = ['masksearch']; from masksearch.__main__ import main; main()"
+    monkeypatch.setenv("_MASKSEARCH_COMPLETE", "complete_bash")
+    for line, completed in (("sea", "search"), ("search --halv", "--halving")):
+        monkeypatch.setenv("COMP_WORDS", f"masksearch {line}")
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split())))
+        assert python("-c", code, check=True).stdout.split() == [completed]
 
 
 def usual(kind: type) -> dict[str, object]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import masksearch as ms
 from masksearch import masks
 from masksearch.contracts import Shape
-from masksearch.masks.baselines import whole_heads, whole_tiles
+from masksearch.masks.baselines import whole_heads
 from masksearch.masks.families import random_like
 from masksearch.masks.lower import lower
 from masksearch.masks.measure import effective_density, fingerprint
@@ -440,12 +440,11 @@ def test_offsets_leave_the_token_out_and_spend_what_the_limit_pays_for(limit, la
         assert not table.diagonal(0, -2, -1)[..., 1:].any()
 
 
-def test_offsets_are_an_encoder_s_and_not_whole_heads_nor_whole_tiles():
+def test_offsets_are_an_encoder_s_and_not_whole_heads():
     drawn = masks.equal_cost_baselines(0.5, replace(MINILM, read=1))
     assert drawn[OFFSETS].of_layer(5) == masks.full()
     assert OFFSETS not in whole_heads(drawn)
     assert OFFSETS not in masks.equal_cost_baselines(0.5, DECODER, local=LOCAL)
-    assert OFFSETS not in masks.equal_cost_baselines(0.5, MINILM, block=(8, 8))
 
 
 @settings(deadline=None, max_examples=20)
@@ -477,45 +476,6 @@ def test_between_two_sizes_of_a_family_the_first_layers_have_the_larger_one(limi
         drawn = masks.equal_cost_baselines(limit, shape)[name]
         best = max(m for m in range(4) if cells(mixed[m], shape) <= limit)
         assert drawn == (mixed[best] if best else make(size))
-
-
-TILES = Shape(64, 3, 4, lengths={40: 2, 64: 3}, tokens=torch.arange(320).view(5, 64))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("block", [(4, 4), (8, 4), (2, 8), (1, 1)])
-@pytest.mark.parametrize("read", [None, 1])
-@pytest.mark.parametrize("limit", [0.3, 0.6])
-def test_masks_of_tiles_are_whole_tiles_within_the_limit(block, read, limit):
-    shape = replace(TILES, read=read)
-    drawn = masks.equal_cost_baselines(limit, shape, block=block)
-    assert "widest window" in drawn
-    assert whole_heads(drawn)
-    assert not any("token" in name for name in drawn)  # they leave out no tile
-    assert len({*drawn.values()}) == len(drawn)
-    queries, keys = block
-    for name, mask in drawn.items():
-        assert effective_density(mask, shape) <= limit * (1 + 1e-9)
-        table = mask.dense(64, 3, 4)
-        tiles = table.view(3, 4, 64 // queries, queries, 64 // keys, keys)
-        assert (tiles.any(3).any(-1) == tiles.all(3).all(-1)).all(), name
-        assert table.diagonal(0, -2, -1).all()
-        if read and name == "widest window":  # one row of tiles, and the diagonal's
-            seen = tiles[-1, 0, :, 0, :, 0]
-            assert seen[0].all()
-            assert seen[1:].sum() == ((64 // queries) - 1) * max(1, queries // keys)
-    reach = max(
-        reach for reach in range(64)
-        if effective_density(whole_tiles(masks.window(reach), 64, block), shape) <= limit
-    )  # fmt: skip
-    assert (drawn["widest window"].dense(64, 3, 4)[0] >= masks.window(reach).dense(64)[0]).all()
-
-
-def test_masks_of_tiles_are_an_encoder_s():
-    with pytest.raises(ValueError, match=r"one a multiple of the other; got \(6, 4\)"):
-        masks.equal_cost_baselines(0.5, TILES, block=(6, 4))
-    with pytest.raises(ValueError, match=r"got \(4, 4\) of a decoder"):
-        masks.equal_cost_baselines(0.5, DECODER, block=(4, 4))
 
 
 def test_nothing_is_drawn_where_the_least_costs_too_much():

@@ -11,7 +11,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -71,13 +70,18 @@ def test_what_the_card_says_holds(tmp_path):
     assert "base model" not in text
     with Image.open(folder / "mask.png") as picture:
         pixels = torch.from_numpy(np.array(picture.convert("L")))
-    assert torch.equal(pixels < 128, MASK.dense(16)[0, 0])
+    times = len(pixels) // 16
+    assert 500 <= len(pixels) < 550  # pages blur what they enlarge
+    table = MASK.dense(16)[0, 0].repeat_interleave(times, 0).repeat_interleave(times, 1)
+    assert torch.equal(pixels < 128, table)
+    assert f'<img src="mask.png" width="{len(pixels)}"' in text
+    assert text.count("Transformers alone refuses this folder") == 1
 
 
 @pytest.mark.parametrize("mask", [MASK, masks.table(MASK.dense(12))])
 def test_the_code_of_the_card_runs(mask, tmp_path, monkeypatch):
     folder = ms.save_pretrained(bert(mask), tmp_path)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name: folder)
+    monkeypatch.setattr("masksearch.models.checkpoints.snapshot_download", lambda **_: folder)
     [code] = [each.split("```")[0] for each in card(folder).split("```python\n")[1:]]
     space: dict[str, Any] = {}
     exec(code, space)
@@ -96,7 +100,7 @@ def test_a_base_from_the_hub_is_named(tmp_path, monkeypatch):
         "ms.save_pretrained(model, 'out')\n"
         "text = open('out/README.md').read()\n"
         "code = text.split('```python\\n')[-1].split('```')[0]\n"
-        "exec(code, space := {'ms': ms, 'folder': 'out'})\n"
+        "exec(code, space := {'ms': ms, 'model': ms.load_pretrained('out')})\n"
         "assert ms.attached(space['base']) == {'self': ms.masks.window(2)}\n"
         "local = hf.BertModel.from_pretrained('out')\n"
         "ms.save_pretrained(ms.attach(local, ms.masks.window(2)), 'again')\n"

@@ -12,6 +12,7 @@ from huggingface_hub import constants, snapshot_download
 from real_data import minilm
 from tiny_encoders import sizes, tokens
 
+import masksearch as ms
 from masksearch import attach, masks
 from masksearch.contracts import Shape
 from masksearch.errors import AttachError, DataError, LengthError
@@ -316,6 +317,29 @@ def test_an_unreachable_hub_is_said_at_once(monkeypatch, tmp_path):
     with pytest.raises(DataError, match=said):
         open_pretrained("someone/bert")
     assert calls == [("someone/bert", 5.0)]  # one try
+
+
+def test_a_name_on_the_hub_opens_with_its_mask(monkeypatch, tmp_path):
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    home, mask = tmp_path / "models--someone--sparse", masks.window(2)
+    model = ms.attach(hf.BertModel(hf.BertConfig(**BERT)), mask)
+    ms.save_pretrained(model, home / "snapshots" / revision)
+    for name in ("main", "v1"):
+        (home / "refs").mkdir(exist_ok=True)
+        (home / "refs" / name).write_text(revision, encoding="utf-8")
+    cached = partial(snapshot_download, cache_dir=tmp_path)
+    monkeypatch.setattr(f"{FILES}.snapshot_download", cached)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    for ref in (None, "v1", revision):
+        assert ms.attached(ms.load_pretrained("someone/sparse", revision=ref)) == {"self": mask}
+    with pytest.raises(DataError, match="no such folder: 'someone/other'; HF_HUB_OFFLINE is set"):
+        ms.load_pretrained("someone/other")
+    with pytest.raises(DataError, match="no such folder: 'someone/sparse'; HF_HUB_OFFLINE is set"):
+        ms.load_pretrained("someone/sparse", revision="v2")
+    (tmp_path / "someone" / "sparse").mkdir(parents=True)  # a folder of that name comes first
+    with pytest.raises(FileNotFoundError):
+        ms.load_pretrained("someone/sparse")
 
 
 def test_a_cached_hub_checkpoint_needs_no_network(monkeypatch, tmp_path):

@@ -81,6 +81,22 @@ def test_a_slow_moment_moves_the_median_of_neither(monkeypatch):
     assert found.rates == [12.0, 12.0]
 
 
+def test_rates_and_their_ratio_agree_where_runs_of_a_side_differ(monkeypatch):
+    """Medians of both sides, taken apart, were on the other side of 1."""
+    model = ms.attach(bert(), masks.window(2))
+    took = {True: [2.0, 4.0, 10.0], False: [1.8, 3.9, 12.0]}  # by turn; pairs differ the other way
+    turns = {True: 0, False: 0}
+
+    def seconds(masked: bool, number: int) -> float:
+        turns[masked] += 1
+        return took[masked][turns[masked] % 3]
+
+    Watch(monkeypatch, model, seconds)
+    [found] = ms.measure_speed(model, 24, repeats=10, progress=False)
+    dense, masked = found.rates
+    assert masked / dense == pytest.approx(found.times_as_fast[1])
+
+
 def test_a_full_mask_is_as_fast_and_nothing_is_said(monkeypatch, capsys):
     model = ms.attach(bert(), masks.full())
     Watch(monkeypatch, model)
