@@ -426,7 +426,7 @@ CONFIG = _read_first(
 )
 EVERY = declare("Show every option and exit.", OUTPUT, name="--help-all")
 HELP_ALL = _read_first("help_all", bool, False, _print_all, EVERY)
-WHOLE = "masksearch.help_all"  # in a context: its help has every option
+WHOLE = "masksearch help_all"  # in a context: its help has every option
 EXAMPLES = "Examples:\n"
 LAST = "Output"  # the group that stands last, with --help
 WIDEST = {"max_content_width": 120}  # characters, on a terminal that has as many
