@@ -100,6 +100,18 @@ def differences(lines: Lines) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def afterwards(lines: Lines) -> pd.DataFrame:
+    """Differences that were named when the scores were known: the arm of effects, which the rows
+    that choose do not always take, minus the best plain way and minus what they take."""
+    table = []
+    for task, other in product(PLAN["primary"]["tasks"], GROUPS):
+        sides = [judged(lines, task, arm, PLAN["primary"]["fewer"]) for arm in ("effects", other)]
+        if len(sides[0].keys() & sides[1].keys()) > 1:
+            about = {"task": task, "contrast": f"effects - {other}"}
+            table.append(about | as_line(minus(*sides), *sides))
+    return pd.DataFrame(table)
+
+
 def scores(lines: Lines) -> pd.DataFrame:
     """Each arm's mean score and work over models."""
     table = []
@@ -157,8 +169,10 @@ def hours(lines: Lines) -> float:
 def main() -> None:
     """Prints and writes the tables."""
     lines = all_lines(RESULTS)
-    for table in (primary, differences, scores, models, recovered):
+    for table in (primary, differences, afterwards, scores, models, recovered):
         found = table(lines)
+        if found.empty:
+            continue
         found.to_csv(RESULTS / f"{table.__name__}.csv", index=False, float_format="%.5f")
         print(found.round(3).to_string(), "\n")
     print(f"{hours(lines):.1f} core-hours")
