@@ -247,7 +247,7 @@ CLAIMS = [
     Claim(HERE, "at most {} for one mask, {} for a mask of all that leave", [1.1, 0.7]),
     Claim(
         "docs/does_search_pay.md",
-        "| a classifier of short texts that must take less time | "
+        "| a classifier of short texts that is too slow | "
         "[`sparsify --faster`](adapting.md#one-command), which skips tokens that no later query "
         "needs | one checkpoint: its exact part alone gains {} times | "
         "[how](attention.md#tokens-that-no-one-will-look-at-again), "

@@ -71,7 +71,7 @@ BETWEEN = r"[^\d\[\]|.;:()]{0,60}"  # " nats, " and " % interval", say
 ESTIMATE = rf"({NUMBER})(?!\s%){BETWEEN}(?:[\d.]+\s%{BETWEEN})?\s\[({NUMBER}),\s({NUMBER})\]"
 FRONT = ("README.md", "docs/", "experiments/README.md")
 ADVICE = ("README.md", "docs/does_search_pay.md")  # what people act on
-GUARDED = (*ADVICE, "docs/adapting.md", *(f"experiments/{n}_" for n in (21, 22, 23, 24)))
+GUARDED = (*ADVICE, "docs/adapting.md", *(f"experiments/{n}_" for n in (21, 22, 23, 24, 25)))
 PARTS = (
     r"\b(?i:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|half|halves|quarters?)\b"
 )
@@ -80,7 +80,7 @@ GUARD = rf"{NUMBER}|{PARTS}|{ENGINES}|{SIDES}|{RANKS}|{ARMS}"
 FIGURES = (
     "experiments/0",
     "experiments/1",
-    *(f"experiments/{n}_" for n in (21, 22, 23, 24)),
+    *(f"experiments/{n}_" for n in (21, 22, 23, 24, 25)),
     "benchmarks/",
     "docs/engines.md",
 )  # all is reported

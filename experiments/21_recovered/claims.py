@@ -183,8 +183,8 @@ MOST = max(  # of all hand-designed masks of 12 % that were judged as they are
     if name in ours.by_score(ours.judged(own, "none", "test"), 0.12)
 )
 FIRST_PAGE = {
-    "| a model that trains on under its mask | with {} % of the pairs hand-designed masks were "
-    "[{}](experiments/21_recovered/README.md); over both budgets no difference was shown |": [
+    "| a model that trains on under its mask | with {} % of the pairs hand-designed masks "
+    "[were {}](experiments/21_recovered/README.md); over both budgets no difference was shown |": [
         *(20, tuple(-minus("hand, longer", 0.2)[at] for at in (0, 2, 1))),
     ],
 }

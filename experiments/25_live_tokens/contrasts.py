@@ -102,9 +102,9 @@ def differences(lines: Lines) -> pd.DataFrame:
 
 def afterwards(lines: Lines) -> pd.DataFrame:
     """Differences that were named when the scores were known: the arm of effects, which the rows
-    that choose do not always take, minus the best plain way and minus what they take."""
+    that choose do not always take, minus what they take and minus each plain way."""
     table = []
-    for task, other in product(PLAN["primary"]["tasks"], GROUPS):
+    for task, other in product(PLAN["primary"]["tasks"], (*GROUPS, *PLAIN)):
         sides = [judged(lines, task, arm, PLAN["primary"]["fewer"]) for arm in ("effects", other)]
         if len(sides[0].keys() & sides[1].keys()) > 1:
             about = {"task": task, "contrast": f"effects - {other}"}

@@ -44,6 +44,7 @@ def draw(axes: Axes, lines: contrasts.Lines, task: str) -> None:
     mean = np.mean([line["score"] for line in dense.values()])
     axes.axhline(mean, color=style.GREY, linestyle="--", linewidth=0.9, label="dense")
     style.clean(axes, "share of the dense model's work", "accuracy")
+    axes.margins(y=0.1)
     axes.set_title(task, fontsize=style.LABEL, color=style.INK)
 
 
