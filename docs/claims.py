@@ -356,8 +356,7 @@ NO_CLAIM = [
             "times as fast as now, in batches of 8; what nothing meets is refused |",
             "tokens of a row, at most (128); the mask works up to that length |",
             "It prints what is lost and what won.",
-            "Three tasks, other work left out ([experiment "
-            "25](experiments/25_live_tokens/README.md)).",
+            "Work left out ([experiment 25](experiments/25_live_tokens/README.md)).",
             "a search's masks with hand-designed ones, on unseen rows |",
             "(https://arxiv.org/abs/2102.12871) for DAM.",
         )
