@@ -248,8 +248,8 @@ CLAIMS = [
     Claim(
         "docs/does_search_pay.md",
         "| a classifier of short texts that is too slow | "
-        "[`sparsify --faster`](adapting.md#one-command), which skips tokens that no later query "
-        "needs | one checkpoint: its exact part alone gains {} times | "
+        "[`sparsify --faster`](adapting.md#one-command), which times plain ways, then masks | "
+        "one checkpoint: the last layer's rule alone gains {} times | "
         "[how](attention.md#tokens-that-no-one-will-look-at-again), "
         "[which](masks.md#which-tokens-a-model-still-needs), [times](../benchmarks/README.md"
         "#tokens-that-are-left-out-python-benchmarksdead_tokenspy) |",

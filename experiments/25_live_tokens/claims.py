@@ -179,6 +179,11 @@ FRONT = {
         ],
     },
     "docs/does_search_pay.md": {
+        "| the same, on a CPU | int8 by ONNX Runtime: {} times as fast, {} rows at once | one "
+        "checkpoint, one task, one hour of timing | "
+        "[25](../experiments/25_live_tokens/README.md) |": [
+            *(FAST["onnx runtime, int8", 32], 32),
+        ],
         "| the same, at half of the work | masks of words, `sparsify --work 0.5`; they lost {} at "
         "worst | tested beside plain ways: shown on {} of {} tasks; no time saved | "
         "[25](../experiments/25_live_tokens/README.md) |": [WORST, len(SHOWN), len(TASKS)],
