@@ -85,7 +85,7 @@ class Model(run.Model):
 
     def evaluator(self, read: str, **settings: Any) -> GlueEvaluator:
         """Judges a mask on rows, as it is."""
-        how = PLAN["model"] | {"rows": None, "dev_rows": None} | self.plan.get("sizes", {})
+        how = self.plan["model"] | {"rows": None, "dev_rows": None} | self.plan.get("sizes", {})
         how |= {"split": run.SPLITS[read], "tasks": (self.task,), "adapt": "none"}
         how |= {"weights": self.folder, "cache": self.given.runs / "cache"} | settings
         return Dropping(None, self.given.runs / "rows", **how)

@@ -15,7 +15,6 @@ import tomllib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import optuna
 import torch
@@ -26,7 +25,7 @@ sys.path[:0] = [str(HERE.with_name("25_live_tokens")), str(HERE.with_name("22_as
 import live  # noqa: E402
 import run  # noqa: E402
 import ways  # noqa: E402
-from live import Dropping, Named  # noqa: E402
+from live import Named  # noqa: E402
 from tables import named, scored  # noqa: E402
 from ways import Way  # noqa: E402
 
@@ -53,13 +52,6 @@ class Base(live.Model):
     def __init__(self, given: argparse.Namespace, task: str, seed: int) -> None:
         super().__init__(given, task, seed)
         self.plan = PLAN | (PLAN["smoke"] if given.smoke else {})
-
-    def evaluator(self, read: str, **settings: Any) -> GlueEvaluator:
-        """Judges a mask on rows, as it is."""
-        how = PLAN["model"] | {"rows": None, "dev_rows": None} | self.plan.get("sizes", {})
-        how |= {"split": run.SPLITS[read], "tasks": (self.task,), "adapt": "none"}
-        how |= {"weights": self.folder, "cache": self.given.runs / "cache"} | settings
-        return Dropping(None, self.given.runs / "rows", **how)
 
     # -- pairs ---------------------------------------------------------------------------------
     def pairs(self, first: Base) -> None:

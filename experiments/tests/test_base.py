@@ -1,35 +1,15 @@
 """26_base: its stages at a toy size."""
 
-import random
-from pathlib import Path
-
 import pytest
-import torch
 from experiment_scripts import load_script
-from tiny_checkpoint import tiny_checkpoint
-from toy_sentences import WORDS, write_lines
-from transformers import BertConfig, BertForMaskedLM
-
-
-def deep_checkpoint(folder: Path) -> Path:
-    """A tiny checkpoint of six layers."""
-    start = tiny_checkpoint(folder, WORDS)
-    config = BertConfig.from_pretrained(start, num_hidden_layers=6)
-    torch.manual_seed(0)
-    BertForMaskedLM(config).save_pretrained(start)
-    return start
+from toy_classes import deep_checkpoint, write_two_classes
 
 
 @pytest.mark.nightly
 @pytest.mark.filterwarnings("default")
 def test_base_smoke(tmp_path, monkeypatch):
     base = load_script("26_base/base.py")
-    draw = random.Random(0)
-    for part, count in (("train", 900), ("dev", 120)):
-        rows = [f"{' '.join(draw.choices(WORDS[40 * (n % 2) :][:40], k=14))}\t{n % 2}"
-                for n in range(count)]  # fmt: skip
-        write_lines(tmp_path / "data" / "glue" / "SST-2" / f"{part}.tsv",
-                    ["sentence\tlabel", *rows])  # fmt: skip
+    write_two_classes(tmp_path / "data" / "glue" / "SST-2")
     monkeypatch.setitem(base.PLAN["smoke"], "dense", {"epochs": 8, "finetune_lr": 3e-3})
     monkeypatch.setitem(base.PLAN["limits"], "fewer", [3])
     monkeypatch.setitem(base.run.PLAN["rows"], "held_out", 200)
@@ -55,7 +35,11 @@ def test_base_smoke(tmp_path, monkeypatch):
     assert len(within) > 10
     assert all(line["work"] <= ended["limit"] + 1e-5 for line in within)
     assert not second.of(stage="ended", what="tokens")
-    drawn = [each for each in second.of(stage="score", rows="choice") if "hand" in each["name"]]
-    assert len(drawn) == base.PLAN["pairs"]["families"]
+    families = [
+        {each["name"] for each in own.of(stage="score", rows="choice") if "hand 0" in each["name"]}
+        for own in (first, second)
+    ]
+    assert families[1] <= families[0]
+    assert len(families[1]) == min(len(families[0]), base.PLAN["pairs"]["families"])
     shares = second.of(stage="share")
     assert all(line["density"] <= base.PLAN["pairs"]["budget"] + 1e-4 for line in shares[1:])

@@ -4,7 +4,6 @@ planned contrasts of made-up lines, its stages at a toy size."""
 import base64
 import itertools
 import json
-import random
 from collections import Counter
 from statistics import fmean
 from typing import Any
@@ -16,8 +15,8 @@ from experiment_scripts import load_script
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from tiny_checkpoint import tiny_checkpoint
-from toy_sentences import WORDS, write_lines
+from toy_classes import deep_checkpoint, write_two_classes
+from toy_sentences import write_lines
 from transformers import BertConfig, BertForSequenceClassification
 
 import masksearch as ms
@@ -247,16 +246,11 @@ def test_the_picture_is_that_of_the_lines(tmp_path):
 @pytest.mark.filterwarnings("default")
 def test_live_tokens_smoke(tmp_path, monkeypatch):
     live = load_script("25_live_tokens/live.py")
-    draw = random.Random(0)
-    for part, count in (("train", 900), ("dev", 120)):
-        rows = [f"{' '.join(draw.choices(WORDS[40 * (n % 2) :][:40], k=14))}\t{n % 2}"
-                for n in range(count)]  # fmt: skip
-        write_lines(tmp_path / "data" / "glue" / "SST-2" / f"{part}.tsv",
-                    ["sentence\tlabel", *rows])  # fmt: skip
+    write_two_classes(tmp_path / "data" / "glue" / "SST-2")
     monkeypatch.setitem(live.PLAN["smoke"], "dense", {"epochs": 8, "finetune_lr": 3e-3})
     monkeypatch.setitem(live.run.PLAN["rows"], "held_out", 200)
     monkeypatch.setenv("MASKSEARCH_CACHE", str(tmp_path / "cache"))
-    start = tiny_checkpoint(tmp_path / "start", WORDS)
+    start = deep_checkpoint(tmp_path / "start")
     words = ["--data", tmp_path / "data", "--weights", start, "--smoke", "--models", "1"]
     words += ["--tasks", "SST-2", "--limits", "1", "--runs", tmp_path / "runs"]
     words += ["--results", tmp_path / "results"]
