@@ -231,7 +231,7 @@ dead = json.loads((FOLDER / "results" / "dead_tokens.json").read_text(encoding="
     row["faster"]
     for row in dead
     if (row["rows"], row["length"], row["dtype"]) == (32, 128, "float32")
-    and row["schedule"] == "last row"
+    and row["schedule"] == "full"
 )
 within = "`MaskedCache` is within {} % of transformers' own sliding layers"
 BOTH = (first_cpu, second_cpu)

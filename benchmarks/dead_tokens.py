@@ -4,18 +4,19 @@
     python benchmarks/dead_tokens.py --smoke --out FOLDER
 
 Random weights, rows of random words whose lengths are drawn between a half and all of the tokens,
-one thread of a CPU: seconds of the process, float32 and bfloat16. "last row" is `masks.full()`, of
-whose last layer [CLS] alone is computed; "late" keeps every second key in the last layer but one
-and every fourth in the last; "even" .9 .75 .6 .4 .2 of the keys in layers 1 to 5, by position;
+one thread of a CPU: seconds of the process, float32 and bfloat16. "full" is `masks.full()`, under
+which padding is left out and [CLS] alone is computed of the last layer; "late" keeps every second
+key in the last layer but one and every fourth in the last; "even" .9 .75 .6 .4 .2 of the keys in
+layers 1 to 5, by position;
 "words" the same shares of the words. Sides take turns; a figure is the median of the rounds'
-ratios with the 10 and 90 % points. Beside it stands what the widths of the layers would give:
-linear layers and attention of a batch as wide as its longest row.
+ratios with the 10 and 90 % points. Beside it stands what the work would give: dense computes
+padding too.
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -74,26 +75,30 @@ def schedules(setting: Setting, length: int) -> dict[str, Mask]:
 
     late = [full] * (setting.layers - 2) + [spread(1 / 2), spread(1 / 4)]
     return {
-        "last row": full,
+        "full": full,
         "late": masks.per_layer(late),
         "even": masks.per_layer([spread(share) for share in SHARES[: setting.layers]]),
         "words": masks.per_layer([words(share) for share in SHARES[: setting.layers]]),
     }
 
 
-def by_widths(mask: Mask, shape: Shape, ids: Tensor) -> float:
-    """Dense work over that of layers which are as wide as the longest row of the batch."""
-    rows = Shape(shape.length, shape.layers, shape.heads, read=1, tokens=ids)
-    live = masks.live_tokens(mask, rows)
-    widths = (live.sum(-1).amax(0) if live.ndim == 3 else live.sum(-1)).tolist()
+def by_tokens(mask: Mask, shape: Shape, ids: Tensor, real: Tensor) -> float:
+    """Dense work, padding in, over that of the tokens that live: linear layers compute these
+    alone, attention as many queries and keys for each text as the longest one has."""
+    if mask.needs_tokens:
+        live = masks.live_tokens(mask, replace(shape, tokens=torch.where(real, ids, -1)))
+    else:
+        live = masks.live_tokens(mask, shape) & real[:, None]
+    tokens, widths = live.sum(-1).sum(0).tolist(), live.sum(-1).amax(0).tolist()
     hidden, inner = shape.hidden_size or 1, shape.intermediate_size or 1
 
-    def work(before: int, after: int) -> int:
-        linear = after * (2 * hidden**2 + 2 * hidden * inner) + before * 2 * hidden**2
-        return linear + 2 * after * before * hidden
+    def work(before: int, after: int, cells: int) -> int:
+        return 2 * hidden * (after * (hidden + inner) + before * hidden + len(ids) * cells)
 
-    left = sum(work(*pair) for pair in pairwise(widths))
-    return shape.layers * work(shape.length, shape.length) / left
+    whole = len(ids) * shape.length
+    dense = shape.layers * work(whole, whole, shape.length**2)
+    cells = [before * after for before, after in pairwise(widths)]
+    return dense / sum(work(*each) for each in zip(tokens, tokens[1:], cells, strict=False))
 
 
 def measured(setting: Setting, rows: int, length: int, dtype: str) -> list[dict[str, Any]]:
@@ -115,6 +120,7 @@ def measured(setting: Setting, rows: int, length: int, dtype: str) -> list[dict[
     named = {"input_ids": ids, "attention_mask": real.long()}
     shape = Shape(
         *(length, setting.layers, setting.heads),
+        read=1,
         hidden_size=setting.width,
         intermediate_size=4 * setting.width,
     )
@@ -126,20 +132,20 @@ def measured(setting: Setting, rows: int, length: int, dtype: str) -> list[dict[
         times = interleaved(sides, setting.rounds, setting.seconds, torch.device("cpu"))
     return [
         {"rows": rows, "length": length, "dtype": dtype, "schedule": name}
-        | {"by_widths": round(by_widths(mask, shape, ids), 3)}
+        | {"by_tokens": round(by_tokens(mask, shape, ids, real), 3)}
         | {"faster": faster(times, "dense", name)}
         for name, mask in several.items()
     ]
 
 
 def table(found: dict[str, Any]) -> str:
-    """Times as fast as dense, and what the widths would give, as Markdown."""
+    """Times as fast as dense, and what the work would give, as Markdown."""
     names = list(dict.fromkeys(row["schedule"] for row in found["rows"]))
     lines = [f"| rows x tokens | type | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
     batches: dict[str, list[str]] = {}
     for row in found["rows"]:
         batch = f"{row['rows']} x {row['length']} | {row['dtype']}"
-        cell = f"{row['faster']['median']:.2f} ({row['by_widths']:.2f})"
+        cell = f"{row['faster']['median']:.2f} ({row['by_tokens']:.2f})"
         batches.setdefault(batch, []).append(cell)
     lines += [f"| {batch} | {' | '.join(cells)} |" for batch, cells in batches.items()]
     return "\n".join(lines)

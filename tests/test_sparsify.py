@@ -881,7 +881,7 @@ def test_the_tokenizer_that_was_given_is_the_one_that_is_saved(place, tmp_path):
 
 
 # -- a target of time --------------------------------------------------------------------------
-FAST = {"rows sorted by length": 1.1, "bfloat16": 1.2, "the last layer's rule": 1.1}
+FAST = {"rows sorted by length": 1.1, "bfloat16": 1.2, "drop_tokens alone": 1.1}
 FAST |= {"[CLS] alone": 3.0, "prune": 1.0, "hand": 1.0}
 
 
@@ -1081,7 +1081,7 @@ def test_a_head_that_reads_all_tokens_has_plain_ways_alone(
     assert "The head reads all tokens: none dies under a mask." in found.answer
     assert found.study is None
     assert found.mask == masks.full()
-    assert "the last layer's rule" not in {e["way"] for e in result_of(tmp_path / "out")["ways"]}
+    assert "drop_tokens alone" not in {e["way"] for e in result_of(tmp_path / "out")["ways"]}
     assert faster(place, tmp_path / "out", 1.5, model=tuned).study is None
 
 

@@ -177,14 +177,21 @@ def _live_attention(
     """One layer's attention of the tokens that are needed, under the rows and columns of its
     mask that they have."""
     length, visible = live.length, call.visible
-    kept = state.kept(len(call.query), length, length, call.key.device, visible)
+    texts = max(len(call.query), len(live.queries))
+    kept = state.kept(texts, length, length, call.key.device, visible)
     if visible is not None and visible.ndim > 4:
         visible = _write_out(visible, length)
     key, value = join(module, live, call.key, call.value)
     bias = cells(live, call.bias) if live.bias is None else live.bias
-    visible = cells(live, visible)
-    call = replace(call, key=key, value=value, visible=visible, bias=bias)
-    return _kept_attention(module, call, hide_filler(live, cells(live, kept)), rest)
+    call = replace(call, key=key, value=value, visible=cells(live, visible), bias=bias)
+    kept, packing = cells(live, kept), live.packing
+    if packing is None:
+        return _kept_attention(module, call, kept, rest)
+    query = packing.spread(call.query, packing.queries)
+    key, value = (packing.spread(each, packing.keys) for each in (key, value))
+    call = replace(call, query=query, key=key, value=value)
+    out, _ = _kept_attention(module, call, hide_filler(packing, kept), rest)
+    return packing.pack(out), None
 
 
 def sdpa(

@@ -14,12 +14,14 @@ attention and no FFN there (`masks.live_tokens`). A pass in which they are left 
     leave      after a layer whose projections cannot be used (rotary keys, a norm before them):
                all that is needed before it has gone through it, and what is not after it goes
 
-All rows have the same positions, or, under a mask that follows the tokens, each its own: a batch
-is then as wide as its longest row, and what fills the others is hidden from them.
+All texts of a batch have the same positions, or, padded or under a mask that follows the tokens,
+each its own: the batch is then one sequence of all of them without padding (`Packing`), from the
+first layer on, and attention alone sees the texts side by side.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -34,7 +36,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from masksearch.attention.kernels.choose import NUMBERS, SOURCES
 from masksearch.attention.layer import LayerState, fixed, graph_function
-from masksearch.attention.live_call import ARGUMENT, HANDED, LiveCall, take
+from masksearch.attention.live_call import ARGUMENT, HANDED, LiveCall, Packing
 from masksearch.attention.probe import (
     FAILURES,
     SELF,
@@ -74,50 +76,92 @@ class LayerTokens(NamedTuple):
 
     Args:
         order: Which of these are needed before the layer, those that are needed after it first,
-            int64 `[rows | 1, keys]`; None = all, as they stand.
+            int64 `[tokens]`; None = all, as they stand.
         asks: How many of them are needed after it.
-        at: Their positions, int64 `[rows | 1, keys]`.
-        asking: Which of the first are no filler, bool `[rows, asks]`; None = all.
-        shown: Which of all are no filler, bool `[rows, keys]`; None = all.
+        queries: Positions of those that ask in attention, int64 `[batch | 1, queries]`.
+        keys: Positions of those that they may look at, the same first, `[batch | 1, keys]`.
+        places: Where the tokens stand in the batch, text after text, int64 `[tokens]`.
+        packing: Of a batch that is one sequence; None = texts are side by side.
     """
 
     order: Tensor | None
     asks: int
-    at: Tensor
-    asking: Tensor | None
-    shown: Tensor | None
+    queries: Tensor
+    keys: Tensor
+    places: Tensor
+    packing: Packing | None
 
 
-def cuts(live: Tensor) -> list[LayerTokens | None]:
+def cuts(live: Tensor, whole: bool) -> list[LayerTokens | None]:
     """The tokens of each layer; None for layers up to which all are needed.
 
     Args:
-        live: bool `[rows, layers + 1, n]`, as `masks.live_tokens` gives it.
+        live: bool `[batch | 1, layers + 1, n]`, as `masks.live_tokens` gives it; of several texts
+            the batch is one sequence.
+        whole: Whether all that a layer needs asks in its attention.
     """
-    length = live.shape[-1]
-    at = torch.arange(length, device=live.device).expand(len(live), -1)
+    texts, _, length = live.shape
+    by_layer = live.transpose(0, 1).flatten(1)  # [layers + 1, batch * n]
+    asks, others = by_layer[1:], by_layer[:-1] & ~by_layer[1:]
+    at_asks = asks.cumsum(1) - 1
+    counts = asks.sum(1).tolist()
     made: list[LayerTokens | None] = []
-    for before, after in zip(live[:, :-1].unbind(1), live[:, 1:].unbind(1), strict=True):
-        # 0: needed after it, 1: looked at and no more, 2: filler
-        rank = 2 - before.gather(1, at).byte() - after.gather(1, at).byte()
-        asks, keys = int((rank == 0).sum(1).max()), int((rank < 2).sum(1).max())
-        if asks == length:
+    before = texts * length
+    for layer, asked in enumerate(counts):
+        if texts == 1 and asked == length:
             made.append(None)
-            continue
-        order = None
-        if asks < at.shape[1]:
-            order = rank.argsort(dim=1, stable=True)[:, :keys]
-            at, rank = at.gather(1, order), rank.gather(1, order)
-        made.append(
-            LayerTokens(order, asks, at, _unless_all(rank[:, :asks] == 0), _unless_all(rank < 2))
-        )
-        at = at[:, :asks]
+        elif made and made[-1] is not None and before == asked == len(made[-1].places):
+            made.append(made[-1]._replace(order=None))  # as the layer before
+        else:
+            places = torch.cat([asks[layer].nonzero()[:, 0], others[layer].nonzero()[:, 0]])
+            order = None
+            if asked < before:
+                order = at_asks[layer - 1, places] if layer else places
+            if texts == 1:
+                at = places[None]
+                queries = at if whole else at[:, :asked]
+                made.append(LayerTokens(order, asked, queries, at, places, None))
+            else:
+                packing = pack(places, asked, texts, length, whole)
+                at = places % length
+                queries, keys = at[packing.queries], at[packing.keys]
+                made.append(LayerTokens(order, asked, queries, keys, places, packing))
+        before = asked
     return made
 
 
-def _unless_all(marks: Tensor) -> Tensor | None:
-    """The same; None where all are True."""
-    return None if marks.all() else marks
+def pack(places: Tensor, asked: int, texts: int, length: int, whole: bool) -> Packing:
+    """Where the tokens of one layer stand, side by side and in sequence.
+
+    Args:
+        places: As of `LayerTokens`, text by text: those that ask, then the others.
+        asked: How many ask.
+        texts: Of the batch.
+        length: Positions of a text.
+        whole: Whether all ask in attention.
+    """
+    text, slots = places // length, torch.empty_like(places)
+    behind = torch.zeros(texts, dtype=torch.int64, device=places.device)
+    for part, slot in ((text[:asked], slots[:asked]), (text[asked:], slots[asked:])):
+        count = part.bincount(minlength=texts)
+        slot.copy_(torch.arange(len(part), device=part.device) - (count.cumsum(0) - count)[part])
+        slot += behind[part]
+        behind = count
+
+    def side(count: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        tokens = text[:count].bincount(minlength=texts)
+        widest = int(tokens.max())
+        at = text[:count] * widest + slots[:count]
+        index = torch.zeros(texts, widest, dtype=torch.int64, device=places.device)
+        index.view(-1)[at] = torch.arange(count, device=places.device)
+        shown = torch.arange(widest, device=places.device) < tokens[:, None]
+        return index, at, None if shown.all() else shown
+
+    keys, back, shown = side(len(places))
+    queries, asking = keys, shown
+    if not whole and asked < len(places):
+        queries, back, asking = side(asked)
+    return Packing(queries, keys, back, asking, shown)
 
 
 # -- around layers -----------------------------------------------------------------------------
@@ -127,11 +171,13 @@ class LivePass(threading.local):
     Attributes:
         armed: Whether tokens may be left out.
         length: Positions of the input.
+        real: Which tokens are no padding, bool `[batch, n]`; None = all, or it is not known.
         cuts: The tokens of each layer.
     """
 
     def __init__(self) -> None:
         self.armed, self.length = False, 0
+        self.real: Tensor | None = None
         self.cuts: Sequence[LayerTokens | None] = ()
 
 
@@ -147,6 +193,7 @@ class Dropping:
         aside: Whether the call goes to attention beside its layer (`HANDED`), not through it.
         projections: Names, below each attention module, of what makes its keys and values of the
             states that its layer is given; empty where none can be used.
+        padding: Whether padding is left out, where the model is told of it by `attention_mask`.
         problem: Why all tokens are computed, or empty.
     """
 
@@ -156,11 +203,12 @@ class Dropping:
     states: list[LayerState] = field(default_factory=list)
     aside: bool = False
     projections: tuple[str, ...] = ()
+    padding: bool = True
     problem: str = ""
 
     def __post_init__(self) -> None:
         self.running = LivePass()
-        self.by_length: dict[tuple[int, torch.device], list[LayerTokens | None]] = {}
+        self.by_length: dict[tuple[int, torch.device], tuple[Tensor, Any]] = {}
         key = str(next(NUMBERS))
         SOURCES[key], self.in_graph = self, graph_function(key)
 
@@ -181,8 +229,7 @@ class Dropping:
         for number, layer in enumerate(self.layers):
             enter = partial(self.enter, number)
             hooks.append(layer.register_forward_pre_hook(enter, with_kwargs=True))
-            if not self.projections:
-                hooks.append(layer.register_forward_hook(partial(self.leave, number)))
+            hooks.append(layer.register_forward_hook(partial(self.leave, number)))
         return hooks
 
     def arm(self, model: nn.Module, positional: Any, named: Mapping[str, Any]) -> None:
@@ -197,36 +244,60 @@ class Dropping:
         calls_again = _is_checkpointed if self.aside else is_reentrant
         again = torch.is_grad_enabled() and any(map(calls_again, self.layers))
         self.running.armed = not (shows or graph or again or Probe.calls is not None)
+        if self.running.armed and self.padding and not torch.compiler.is_compiling():
+            self.running.real = self.told_of_padding(model, positional, named)
+
+    def told_of_padding(
+        self, model: nn.Module, positional: Sequence[Any], named: Mapping[str, Any]
+    ) -> Tensor | None:
+        """Which tokens are no padding, bool `[batch, n]`; None = all, or of what is read some."""
+        if len(positional) > 1:
+            names = inspect.signature(model.forward).parameters
+            named = {**dict(zip(names, positional, strict=False)), **named}
+        mask = named.get("attention_mask")
+        if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.ndim not in (2, 3):
+            return None
+        real = mask.flatten(0, -2).bool()
+        return real if real[:, : self.read].all() and not real.all() else None
 
     def disarm(self, *call: Any) -> None:
         """Forward hook of the same model, called after a failure too."""
-        self.running.armed, self.running.cuts = False, ()
+        self.running.armed, self.running.real, self.running.cuts = False, None, ()
 
     def lower(self, length: int, device: torch.device) -> None:
         """Finds the tokens of each layer over inputs of that length, if they are not known."""
         if (length, device) not in self.by_length:
             masks = [state.lowered.mask for state in self.states if state.lowered is not None]
             live = live_by_layer(masks, length, self.read)
-            self.by_length[length, device] = cuts(live[None].to(device))
+            by_layer = live[None].to(device)
+            self.by_length[length, device] = by_layer, cuts(by_layer, not self.projections)
 
     def plan(self, length: int, device: torch.device) -> Sequence[LayerTokens | None]:
         """The tokens of each layer in the running pass, over inputs of that length."""
+        real, whole = self.running.real, not self.projections
         token_masks = [state.token_mask for state in self.states if state.token_mask is not None]
         if not token_masks:
             graph = torch.compiler.is_compiling()
             lower = partial(self.in_graph, "lower") if graph else self.lower
             lower(fixed(length), device)
-            return self.by_length[length, device]
+            by_layer, made = self.by_length[length, device]
+            if real is None or real.shape[1] != length:
+                found: Sequence[LayerTokens | None] = made
+                return found
+            return cuts(by_layer & real.to(device)[:, None], whole)
         live = [torch.arange(length, device=device)[None] < self.read]
         for each in reversed(token_masks):
             if each.table is None or each.table.shape[-1] != length:  # attention says so
                 return [None] * len(self.states)
-            live.append(needed_before(each.table, live[-1]))
-        rows = max(map(len, live))
-        return cuts(torch.stack([each.expand(rows, -1) for each in live[::-1]], 1))
+            before = needed_before(each.table, live[-1])
+            live.append(before if real is None else before & real)
+        texts = max(map(len, live))
+        return cuts(torch.stack([each.expand(texts, -1) for each in live[::-1]], 1), whole)
 
     def explain(self, lengths: Iterable[int]) -> Iterator[str]:
         """Sentences on what is left out of inputs of some lengths."""
+        if not self.problem and self.padding:
+            yield "Padding is left out, where the model is told of it and reads none."
         if self.problem:
             yield f"All tokens are computed: {self.problem}."
         elif any(state.token_mask is not None for state in self.states):
@@ -253,35 +324,50 @@ class Dropping:
         cut = running.cuts[number]
         if cut is None:
             return None
-        asks = cut.asks if self.projections else cut.at.shape[1]
-        asking = cut.asking if self.projections else cut.shown
+        if cut.packing is not None and number == 0:
+            states = states.flatten(0, 1)[None]
+        asks = cut.asks if self.projections else len(cut.places)
         others = None
         if cut.order is not None:
-            if cut.order.shape[1] > asks:
-                others = take(states, cut.order[:, asks:])
-            states = take(states, cut.order[:, :asks])
+            if len(cut.order) > asks:
+                others = states.index_select(1, cut.order[asks:])
+            states = states.index_select(1, cut.order[:asks])
         call = LiveCall(
-            *(running.length, cut.at[:, :asks], cut.at, asking, cut.shown),
-            *(others, self.projections),
+            running.length, cut.queries, cut.keys, others, self.projections, cut.packing
         )
         if self.aside:
             HANDED.call = call
         else:
             named = {**named, ARGUMENT: call}
         if rotary := named.get("position_embeddings"):
-            named["position_embeddings"] = tuple(take(each, call.queries) for each in rotary)
+            named["position_embeddings"] = tuple(_at(each, cut, asks) for each in rotary)
         if positional:
             return (states, *positional[1:]), named
         return (), {**named, "hidden_states": states}
 
     def leave(self, number: int, layer: nn.Module, positional: Any, output: Any) -> Any:
-        """Forward hook of a layer through which all has gone that is needed before it."""
+        """Forward hook of a layer: what has gone through it and is not needed after it goes, and
+        behind the last one the texts are side by side again."""
         cut = self.running.cuts[number] if self.running.armed else None
-        if cut is None or cut.asks == cut.at.shape[1]:
+        if cut is None:
             return None
-        if isinstance(output, tuple):
-            return (output[0][:, : cut.asks], *output[1:])
-        return output[:, : cut.asks]
+        states = output[0] if isinstance(output, tuple) else output
+        left = states[:, : cut.asks]
+        if cut.packing is not None and number == len(self.layers) - 1:
+            left = left.reshape(len(cut.packing.keys), -1, *left.shape[2:])
+        if left.shape == states.shape:
+            return None
+        return (left, *output[1:]) if isinstance(output, tuple) else left
+
+
+def _at(rotary: Tensor, cut: LayerTokens, asks: int) -> Tensor:
+    """Rotations `[batch | 1, n, width]` of a layer's tokens alone."""
+    places = cut.places[:asks]
+    if cut.packing is None:
+        return rotary.index_select(1, places)
+    if len(rotary) == 1:
+        return rotary.index_select(1, places % rotary.shape[1])
+    return rotary.flatten(0, 1).index_select(0, places)[None]
 
 
 def _is_checkpointed(layer: nn.Module) -> bool:
@@ -397,21 +483,33 @@ def prepare(
     thin = [max(read, length - (n + 1) * length // (len(layers) + 1)) for n in range(len(layers))]
     states = [*put_on(PerLayer(tuple(map(Columns, thin))))]
     whole, names = _outputs(model, example), _watched(model, layers, aside, example)
+    problem = ""
     for projections in dict.fromkeys((names, ())):
-        dropping = Dropping(asked, read, layers, states, aside, projections)
-        hooks = dropping.put_on(model)
-        try:
-            problem = _difference(whole, _outputs(model, example))
-        except FAILURES as error:
-            if ran_out_of_memory(error):
-                raise
-            problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
-        finally:
-            for hook in hooks:
-                hook.remove()
+        for padding in (False, True):  # texts side by side, and as one sequence without padding
+            how: Any = {"aside": aside, "projections": projections, "padding": padding}
+            tried = Dropping(asked, read, layers, states, **how)
+            if problem := _problem_with(tried, model, example, whole):
+                break
         if not problem:  # a new one: the tried one knows the trial's tokens at its length
-            return Dropping(asked, read, layers, aside=aside, projections=projections)
+            how["padding"] = tried.told_of_padding(model, (), example) is not None
+            return Dropping(asked, read, layers, **how)
     return Dropping(asked, problem=f"{title} computes otherwise without some tokens: {problem}")
+
+
+def _problem_with(
+    dropping: Dropping, model: nn.Module, example: Mapping[str, Any], whole: list[Tensor]
+) -> str:
+    """Why tokens can't be left out this way; empty where outputs are those of all tokens."""
+    hooks = dropping.put_on(model)
+    try:
+        return _difference(whole, _outputs(model, example))
+    except FAILURES as error:
+        if ran_out_of_memory(error):
+            raise
+        return f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _outputs(model: nn.Module, example: Mapping[str, Any]) -> list[Tensor]:

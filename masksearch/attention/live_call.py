@@ -11,18 +11,46 @@ from torch import Tensor, nn
 ARGUMENT = "masksearch_live"  # of a layer, which hands it on to its attention
 
 
+class Packing(NamedTuple):
+    """Where the tokens of a batch stand while they are one sequence without filler.
+
+    Args:
+        queries: Index in the sequence of each text's queries, int64 `[batch, queries]`; filler
+            is the first.
+        keys: The same of its keys: of the queries, and behind them of those that do not ask.
+        back: Where the sequence's queries stand side by side, int64 `[all queries]`.
+        asking: Which of the first are no filler, bool `[batch, queries]`; None = all.
+        shown: Which of the second are, bool `[batch, keys]`; None = all.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    back: Tensor
+    asking: Tensor | None
+    shown: Tensor | None
+
+    def spread(self, states: Tensor, index: Tensor) -> Tensor:
+        """`[1, heads, all, head_dim]` -> `[batch, heads, n, head_dim]`, by one of the indices."""
+        flat = states.transpose(1, 2)[0].flatten(1)  # as projections have made it
+        taken = flat.index_select(0, index.flatten()).view(*index.shape, states.shape[1], -1)
+        return taken.transpose(1, 2)
+
+    def pack(self, states: Tensor) -> Tensor:
+        """`[batch, queries, ..]` -> `[1, all queries, ..]`."""
+        return states.flatten(0, 1).index_select(0, self.back)[None]
+
+
 class LiveCall(NamedTuple):
     """The tokens of one layer's call, and the states of those that are only looked at.
 
     Args:
         length: Positions of the whole.
-        queries: Positions of the layer's hidden states, int64 `[rows | 1, queries]`.
-        keys: Positions of its keys, the queries' first, int64 `[rows | 1, keys]`.
-        asking: Which queries are no filler, bool `[rows, queries]`; None = all.
-        shown: Which keys are no filler, bool `[rows, keys]`; None = all.
-        others: Hidden states of the keys that do not ask, `[batch, keys - queries, width]`; None
+        queries: Positions of the layer's hidden states, int64 `[batch | 1, queries]`.
+        keys: Positions of its keys, the queries' first, int64 `[batch | 1, keys]`.
+        others: Hidden states of the keys that do not ask, `[batch | 1, all of them, width]`; None
             where the layer is given all.
         projections: Names, below the attention module, of what makes keys and values of them.
+        packing: Where the texts stand in a batch that is one sequence; None = side by side.
         bias: A bias on the scores of these queries and keys alone, `[batch, heads, queries,
             keys]`, from a module that makes it of their states; None = what the model adds to
             the whole.
@@ -31,10 +59,9 @@ class LiveCall(NamedTuple):
     length: int
     queries: Tensor
     keys: Tensor
-    asking: Tensor | None
-    shown: Tensor | None
     others: Tensor | None
     projections: tuple[str, ...]
+    packing: Packing | None = None
     bias: Tensor | None = None
 
 
@@ -91,11 +118,11 @@ def cells(call: LiveCall, table: Tensor | None) -> Tensor | None:
     return rows.gather(3, columns)
 
 
-def hide_filler(call: LiveCall, kept: Tensor | None) -> Tensor | None:
-    """The kept cells, bool, without keys that fill a row; queries that do see all, never none."""
-    if call.shown is not None:
-        shown = call.shown[:, None, None]
+def hide_filler(packing: Packing, kept: Tensor | None) -> Tensor | None:
+    """The kept cells, bool, without keys that fill a text; queries that do see all, never none."""
+    if packing.shown is not None:
+        shown = packing.shown[:, None, None]
         kept = shown if kept is None else kept & shown
-    if kept is None or call.asking is None:
+    if kept is None or packing.asking is None:
         return kept
-    return kept | ~call.asking[:, None, :, None]
+    return kept | ~packing.asking[:, None, :, None]

@@ -77,12 +77,16 @@ def _deberta_v2(
     factors, bias = 1 + len({"c2p", "p2c"} & {*self.pos_att_type}), None
     if self.relative_attention and factors > 1:
         rel_embeddings = self.pos_dropout(rel_embeddings)
-        flat = query.flatten(0, 1), key.flatten(0, 1)
-        apart = cells(live, relative_pos[:, None]) if isinstance(live, LiveCall) else None
-        if apart is not None:
-            relative_pos = apart.expand(*query.shape[:2], -1, -1).flatten(0, 1)[None]
+        sides = query, key
+        if isinstance(live, LiveCall):
+            if (texts := live.packing) is not None:
+                sides = texts.spread(query, texts.queries), texts.spread(key, texts.keys)
+            apart = cells(live, relative_pos[:, None])
+            assert apart is not None
+            relative_pos = apart.expand(*sides[0].shape[:2], -1, -1).flatten(0, 1)[None]
+        flat = [each.flatten(0, 1) for each in sides]
         bias = self.disentangled_attention_bias(*flat, relative_pos, rel_embeddings, factors)
-        bias = bias.view(*query.shape[:3], -1)
+        bias = bias.view(*sides[0].shape[:3], -1)
     scaling = (query.shape[-1] * factors) ** -0.5
     return _attend_in_text(self, query, key, value, mask, live, bias, scaling), None
 
@@ -156,6 +160,8 @@ def _attend_in_text(
         real = take(real[:, 0], live.queries)[:, None]
     bias = None if bias is None else bias.masked_fill(~real, 0)
     if isinstance(live, LiveCall):
+        if (texts := live.packing) is not None:
+            real = texts.pack(real.transpose(1, 2)).transpose(1, 2)
         live, bias = live._replace(bias=bias), None
     return _attend(module, query * real, key, value, visible, live, bias, scaling)
 

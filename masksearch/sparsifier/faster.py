@@ -81,7 +81,7 @@ def _plain_ways(measured: Measurements, target: float) -> Table:
     elif computes_in_bfloat16(full.torch_device):
         ways["bfloat16"] = Way(dtype=torch.bfloat16)
     if read:
-        ways["the last layer's rule"] = rule
+        ways["drop_tokens alone"] = rule
     for fewer in range(1, min(3, len(layers_of(measured.head)))):
         sets = [replace(rule, layers=each) for each in layer_sets(full.shape.layers, fewer)]
         ways[f"{fewer} layer{'s' * (fewer > 1)} fewer"] = max(sets, key=measured.score)

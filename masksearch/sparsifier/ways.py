@@ -76,7 +76,9 @@ class Way:
             lines.append("texts.sort(key=lambda text: len(tokenizer(text).input_ids))")
         if self.dtype is not None:
             lines.append(f"model.to({self.dtype})")
-        return "; ".join(lines) or "ms.attach(model, ms.masks.full(), drop_tokens=True)"
+        if self.read:
+            lines.append("ms.attach(model, ms.masks.full(), drop_tokens=True)")
+        return "; ".join(lines)
 
     def on(self, model: Any) -> Any:
         """The model, a copy that may share weights, with the change in force."""

@@ -81,11 +81,11 @@ def logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def widths(model: nn.Module, inputs: dict[str, Tensor]) -> list[int]:
-    """How many tokens come out of each layer."""
+    """How many tokens of all texts come out of each layer."""
     found: list[int] = []
 
     def note(layer: nn.Module, positional: Any, output: Any) -> None:
-        found.append((output[0] if isinstance(output, tuple) else output).shape[1])
+        found.append((output[0] if isinstance(output, tuple) else output).shape[:2].numel())
 
     listed = next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == LAYERS)
     hooks = [layer.register_forward_hook(note) for layer in listed]
@@ -95,29 +95,51 @@ def widths(model: nn.Module, inputs: dict[str, Tensor]) -> list[int]:
     return found
 
 
+def unpadded(length: int = TEXT) -> dict[str, Tensor]:
+    """The same texts, none of them shorter."""
+    return {"input_ids": texts(length)["input_ids"]}
+
+
+WHOLE = [6 * TEXT] * LAYERS
+THIN = [6 * 9, 6 * 3, 6]  # what comes out of the layers of `unpadded` under "thin"
+
+
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "electra", "modernbert", "esm"])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_what_is_left_out_changes_nothing(name, mask, rows):
     model = Head(ARCHITECTURES[name].made(LAYERS).double(), rows)
-    for inputs in (texts(), texts(left=True), {"input_ids": texts()["input_ids"]}):
+    for inputs in (texts(), texts(left=True), unpadded()):
         ms.attach(model, mask)
         whole = logits(model, inputs)
         ms.attach(model, mask, drop_tokens=rows)
         assert torch.allclose(logits(model, inputs), whole, rtol=0, atol=1e-12), inputs.keys()
-        assert widths(model, inputs)[-1] == rows, ms.explain(model, length=TEXT)
+        assert widths(model, inputs)[-1] == 6 * rows, ms.explain(model, length=TEXT)
 
 
 def test_layers_compute_the_live_tokens():
     model, inputs = bert(), texts()
     ms.attach(model, MASKS["thin"], drop_tokens=True)
-    assert widths(model, inputs) == [9, 3, 1]
+    assert widths(model, unpadded()) == THIN
+    assert widths(model, unpadded(length=8)) == [6 * 8, 6 * 3, 6]  # each length has its own
     ms.attach(model, MASKS["words"], drop_tokens=True)
-    live = masks.live_tokens(
-        MASKS["words"], ms.Shape(TEXT, LAYERS, HEADS, read=1, tokens=inputs["input_ids"])
-    )
-    assert widths(model, inputs) == live.sum(-1).amax(0)[1:].tolist()
-    assert widths(model, texts(length=30))[-1] == 1  # each length has its own
+    tokens = torch.where(inputs["attention_mask"].bool(), inputs["input_ids"], -1)
+    shape = ms.Shape(TEXT, LAYERS, HEADS, read=1, tokens=tokens)
+    live = masks.live_tokens(MASKS["words"], shape)
+    assert widths(model, inputs) == live.sum((0, 2))[1:].tolist()
+
+
+def test_padding_is_left_out_from_the_first_layer_on():
+    model, inputs = bert(), texts()
+    real = int(inputs["attention_mask"].sum())
+    ms.attach(model, masks.full(), drop_tokens=True)
+    assert "Padding is left out" in str(ms.explain(model, length=TEXT))
+    assert widths(model, inputs) == [real, real, 6]
+    assert widths(model, texts(left=True)) == [6 * TEXT, 6 * TEXT, 6]  # the first row is padding
+    ms.attach(model, MASKS["thin"], drop_tokens=True)
+    assert widths(model, inputs) == [5 * 9 + 7, 5 * 3 + 2, 6]
+    with torch.no_grad():
+        assert torch.equal(model(*inputs.values()).logits, logits(model, inputs))
 
 
 def test_shorter_than_what_is_kept():
@@ -127,7 +149,7 @@ def test_shorter_than_what_is_kept():
     whole = logits(model, inputs)
     ms.attach(model, mask, drop_tokens=True)
     assert torch.allclose(logits(model, inputs), whole, rtol=0, atol=1e-12)
-    assert widths(model, inputs) == [12, 12, 1]
+    assert widths(model, unpadded(12)) == [6 * 12, 6 * 12, 6]
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
@@ -135,14 +157,14 @@ def test_texts_of_every_length(mask):
     """That of the texts by which `attach` tries whether tokens can be left out among them."""
     model, dropping = (ms.attach(bert(), mask, drop_tokens=drop) for drop in (False, True))
     for length in range(1, 25):
-        inputs = {"input_ids": texts(length)["input_ids"]}
+        inputs = unpadded(length)
         off = (logits(dropping, inputs) - logits(model, inputs)).abs().max()
         assert off < 1e-12, length
 
 
 def test_without_it_nothing_is_left_out():
     model = ms.attach(bert(), MASKS["thin"])
-    assert widths(model, texts()) == [TEXT, TEXT, TEXT]
+    assert widths(model, texts()) == WHOLE
 
 
 def test_the_encoder_alone_computes_all():
@@ -155,7 +177,7 @@ def test_the_encoder_alone_computes_all():
         assert torch.equal(model.bert(**inputs).last_hidden_state, whole)
         again = model(**inputs, output_hidden_states=True).hidden_states
     assert all(map(torch.equal, again, every))
-    assert widths(model, inputs) == [9, 3, 1]  # and it is as it was
+    assert widths(model, unpadded()) == THIN  # and it is as it was
 
 
 def test_a_failed_pass_leaves_no_trace():
@@ -191,7 +213,7 @@ def test_adapters_put_on_before_and_after():
     model = ms.attach(bert(), MASKS["thin"], drop_tokens=True)
     adapted = get_peft_model(model, rank).eval()  # the projections are looked up at each call
     after = logits(adapted, inputs)
-    assert widths(adapted, inputs) == [9, 3, 1]
+    assert widths(adapted, unpadded()) == THIN
     ms.attach(adapted, MASKS["thin"])
     whole = logits(adapted, inputs)
     ms.attach(adapted, MASKS["thin"], drop_tokens=True)
@@ -210,9 +232,9 @@ def test_copies_and_saved_folders_leave_out_too(mask, tmp_path):
         assert widths(other, inputs) == left
         assert torch.allclose(logits(other, inputs), expected, rtol=0, atol=1e-12)
     ms.save_pretrained(ms.attach(model, MASKS[mask]), tmp_path)
-    assert widths(ms.load_pretrained(tmp_path), inputs) == [TEXT] * LAYERS
+    assert widths(ms.load_pretrained(tmp_path), inputs) == WHOLE
     ms.detach(model)
-    assert widths(model, inputs) == [TEXT] * LAYERS
+    assert widths(model, inputs) == WHOLE
 
 
 def test_autocast_and_half():
@@ -222,9 +244,9 @@ def test_autocast_and_half():
         whole = logits(model, inputs)
         ms.attach(model, MASKS["words"], drop_tokens=True)
         assert torch.allclose(logits(model, inputs), whole, atol=0.1)
-    assert widths(model, inputs)[-1] == 1
+    assert widths(model, inputs)[-1] == 6
     half = ms.attach(bert().bfloat16(), MASKS["words"], drop_tokens=True)
-    assert widths(half, inputs)[-1] == 1
+    assert widths(half, inputs)[-1] == 6
 
 
 @pytest.mark.nightly
@@ -245,8 +267,8 @@ def test_a_table_of_one_length():
     table = torch.ones(LAYERS, 1, TEXT, TEXT, dtype=torch.bool)
     table[1, :, :, 9:] = table[2, :, :, 3:] = False
     model = ms.attach(bert(), masks.table(table), drop_tokens=True)
-    assert widths(model, texts()) == [9, 3, 1]
-    assert widths(model, texts(length=8)) == [8, 3, 1]
+    assert widths(model, unpadded()) == THIN
+    assert widths(model, unpadded(length=8)) == [6 * 8, 6 * 3, 6]
 
 
 def test_rows_without_a_key_are_refused_as_ever():
@@ -313,10 +335,10 @@ def test_other_numbers_of_rows_are_refused(number):
 
 
 def test_a_refused_mask_leaves_the_earlier_one():
-    model, inputs = ms.attach(bert(), MASKS["thin"], drop_tokens=True), texts()
+    model = ms.attach(bert(), MASKS["thin"], drop_tokens=True)
     with pytest.raises(LayerCountError):
         ms.attach(model, masks.per_layer([masks.full()] * 2), drop_tokens=True)
-    assert widths(model, inputs) == [9, 3, 1]
+    assert widths(model, unpadded()) == THIN
 
 
 # -- the table of heads ------------------------------------------------------------------------
