@@ -58,10 +58,11 @@ from masksearch.masks.tables import PerLayer
 
 FIRST_ROW = (  # model types whose heads below read the first row, [CLS], as BERT's do
     *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert"),
+    *("mpnet", "deberta-v2"),
 )
 READ_FIRST = (  # .. and more of them, of which no density counts that row alone
-    *(*FIRST_ROW, "data2vec-text", "deberta", "deberta-v2", "ernie", "esm", "esmc", "gte"),
-    *("jina_embeddings_v3", "mpnet", "nomic_bert", "roberta-prelayernorm", "roc_bert"),
+    *(*FIRST_ROW, "data2vec-text", "deberta", "ernie", "esm", "esmc", "gte"),
+    *("jina_embeddings_v3", "nomic_bert", "roberta-prelayernorm", "roc_bert"),
     *("ultrabert", "xlm-roberta-xl"),
 )
 HEADS = ("ForSequenceClassification", "ForMultipleChoice", "ForNextSentencePrediction")

@@ -288,7 +288,10 @@ OWN = {  # kind of task -> our head, and the evaluator that builds it
     "QuestionAnswering": (lambda body: SpanPredictor(body, seed=0), SquadEvaluator),
 }
 LENGTH = 6
-FIRST_ROW = ("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert")
+FIRST_ROW = (
+    *("bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "modernbert"),
+    *("mpnet", "deberta-v2"),
+)
 
 
 def config(kind: str, **changes: Any) -> Any:
