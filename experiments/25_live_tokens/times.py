@@ -2,10 +2,11 @@
 
     python experiments/25_live_tokens/times.py --data FOLDER       # at an hour, on an idle machine
 
-Of the first model of each task that has ended: the dense model of transformers, the last layer's
-rule, the mask and the plain way of each arm, and ONNX Runtime's dynamic int8 of the dense model
-where `onnxruntime` and `onnxscript` are installed. A line of results/times.jsonl for each task,
-hour, number of threads, rows of a batch and dtype.
+Of the first model of each task that has ended: the dense model of transformers, rows as they come
+and sorted by length, `drop_tokens` alone, the mask and the plain way of each arm, and ONNX
+Runtime's dynamic int8 of the dense model where `onnxruntime` and `onnxscript` are installed. A
+line of results/times.jsonl for each task, hour, number of threads, rows of a batch and dtype;
+lines without `padding` are of the code before it left padding out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ Call = Callable[[Batch], Tensor]
 ROWS = {1: 96, 32: 320}  # rows of a batch -> rows that are timed, from the first on
 REPEATS = 5
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
-INT8 = "onnx runtime, int8"
+INT8, SORTED = "onnx runtime, int8", "dense, sorted"
 
 
 class Timed(live.Model):
@@ -44,10 +46,12 @@ class Timed(live.Model):
         found = self.masks(fewer, limit) | self.plain(fewer, limit) | self.together(fewer, limit)
         return {name: way for name, way in found.items() if named(self.lines.lines, "judge", name)}
 
-    def batches(self, way: ways.Way, size: int) -> list[Batch]:
-        """Batches of the judging rows as they come, cut as a way says."""
+    def batches(self, way: ways.Way, size: int, by_length: bool = False) -> list[Batch]:
+        """Batches of the judging rows as they come or sorted, cut as a way says."""
         (rows,) = self.cut_evaluator("judge", way).tokens(self.task).dev.values()
-        chosen = range(min(ROWS[size], len(rows)))
+        chosen = [*range(min(ROWS[size], len(rows)))]
+        if by_length:
+            chosen.sort(key=rows.lengths.__getitem__)
         found = [rows.batch([*chosen[at : at + size]]) for at in chosen[::size]]
         return [{name: batch[name] for name in NAMES} for batch in found]
 
@@ -118,12 +122,14 @@ def measure(model: Timed, size: int, threads: int, dtype: torch.dtype) -> list[d
     """A line for each way: how many times as fast as transformers' dense model, by passes."""
     torch.set_num_threads(threads)
     plain = ways.Way()
-    judged = {"last layer's rule": plain}
+    judged = {"drop_tokens alone": plain}
     for fewer in live.PLAN["limits"]["fewer"]:
         if model.lines.of(stage="ended", fewer=fewer):
             judged |= model.judged(fewer)
     dense = copy.deepcopy(model.head.whole).to(dtype)
     calls = {"dense": (caller(dense), model.batches(plain, size))}
+    if size > 1:
+        calls[SORTED] = caller(dense), model.batches(plain, size, by_length=True)
     for name, way in judged.items():
         made = way.on(model.head).whole.to(dtype)
         calls[name] = caller(made), model.batches(way, size)
@@ -131,6 +137,8 @@ def measure(model: Timed, size: int, threads: int, dtype: torch.dtype) -> list[d
     if dtype == torch.float32 and find_spec("onnxruntime"):
         call = int8(dense, model.runs, threads)
         calls[INT8] = call, model.batches(plain, size)
+        if size > 1:
+            calls[f"{INT8}, sorted"] = call, model.batches(plain, size, by_length=True)
         about = {"int8_score": round(int8_score(model, call), 5)}
     with torch.inference_mode():
         spent = seconds(calls, REPEATS)
@@ -140,7 +148,8 @@ def measure(model: Timed, size: int, threads: int, dtype: torch.dtype) -> list[d
         work = judged[name].work(model.judged_shape) if name in judged else 1.0
         lines.append(
             {"task": model.task, "seed": model.seed, "name": name, "threads": threads,
-             "batch": size, "dtype": str(dtype).removeprefix("torch."), "work": round(work, 5),
+             "batch": size, "padding": "left out",
+             "dtype": str(dtype).removeprefix("torch."), "work": round(work, 5),
              "seconds": round(statistics.median(each), 5),
              "times": [round(r, 4) for r in (ratios[0], statistics.median(ratios), ratios[-1])]}
             | (about if name == INT8 else {})
@@ -154,6 +163,9 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=live.PLAN["primary"]["tasks"])
     parser.add_argument("--runs", type=Path, default=Path("runs/25_live_tokens"))
     parser.add_argument("--results", type=Path, default=live.HERE / "results")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rows", type=int, nargs="+", default=[*ROWS], help="of a batch")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     given = parser.parse_args()
     given.runs = given.runs.resolve()
@@ -165,16 +177,13 @@ def main() -> None:
         model = next((each for each in models if each.lines.of(stage="ended")), None)
         if model is None:
             continue
-        for size in ROWS:
-            for threads in (1, 2):
-                for dtype in (torch.float32, torch.bfloat16):
-                    how = {"threads": threads, "batch": size, "hour": hour, "task": task}
-                    named_dtype = {"dtype": str(dtype).removeprefix("torch.")}
-                    if kept.of(**how, **named_dtype):
-                        continue
-                    load = round(os.getloadavg()[0], 2)
-                    for line in measure(model, size, threads, dtype):
-                        kept.add({"stage": "time", "hour": hour, "load": load} | line)
+        for size, threads, dtype in product(given.rows, given.threads, given.dtypes):
+            how = {"threads": threads, "batch": size, "hour": hour, "task": task, "dtype": dtype}
+            if kept.of(**how, padding="left out"):
+                continue
+            load = round(os.getloadavg()[0], 2)
+            for line in measure(model, size, threads, getattr(torch, dtype)):
+                kept.add({"stage": "time", "hour": hour, "load": load} | line)
 
 
 if __name__ == "__main__":

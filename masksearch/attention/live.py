@@ -82,7 +82,8 @@ class LayerTokens(NamedTuple):
         queries: Positions of those that ask in attention, int64 `[batch | 1, queries]`.
         keys: Positions of those that they may look at, the same first, `[batch | 1, keys]`.
         places: Where the tokens stand in the batch, text after text, int64 `[tokens]`.
-        packing: Of a batch that is one sequence; None = texts are side by side.
+        packing: Of a batch that is one sequence, both of whose parts have some more tokens, the
+            first one again (`rounded`); None = texts are side by side.
     """
 
     order: Tensor | None
@@ -91,6 +92,17 @@ class LayerTokens(NamedTuple):
     keys: Tensor
     places: Tensor
     packing: Packing | None
+
+
+def rounded(tokens: int) -> int:
+    """The next of 32 numbers an octave: kernels for half precision on a CPU are made anew for
+    each shape, which costs more than a few tokens.
+
+    >>> [rounded(tokens) for tokens in (0, 1, 32, 33, 1000, 1025)]
+    [0, 8, 32, 40, 1008, 1056]
+    """
+    step = max(8, 1 << max(0, tokens.bit_length() - 6))
+    return -(-tokens // step) * step
 
 
 def cuts(live: Tensor, whole: bool) -> list[LayerTokens | None]:
@@ -103,65 +115,88 @@ def cuts(live: Tensor, whole: bool) -> list[LayerTokens | None]:
     """
     texts, _, length = live.shape
     by_layer = live.transpose(0, 1).flatten(1)  # [layers + 1, batch * n]
-    asks, others = by_layer[1:], by_layer[:-1] & ~by_layer[1:]
-    at_asks = asks.cumsum(1) - 1
-    counts = asks.sum(1).tolist()
+    at_hand = by_layer.cumsum(1) - 1  # where each stands among those of its layer
     made: list[LayerTokens | None] = []
-    before = texts * length
-    for layer, asked in enumerate(counts):
+    before, size, all_ask = texts * length, texts * length, False
+    for layer, asked in enumerate(by_layer[1:].sum(1).tolist()):
+        last = made[-1] if made else None
         if texts == 1 and asked == length:
             made.append(None)
-        elif made and made[-1] is not None and before == asked == len(made[-1].places):
-            made.append(made[-1]._replace(order=None))  # as the layer before
+        elif last is not None and all_ask and asked == before:  # as the layer before
+            made.append(last._replace(order=None))
         else:
-            places = torch.cat([asks[layer].nonzero()[:, 0], others[layer].nonzero()[:, 0]])
+            asks = by_layer[layer + 1].nonzero()[:, 0]
+            others = (by_layer[layer] & ~by_layer[layer + 1]).nonzero()[:, 0]
+            all_ask = not len(others)
+            if texts > 1 and asked < before:
+                size = rounded(asked)
+            first = size if texts > 1 else asked
+            more = rounded(len(others)) if texts > 1 else len(others)
+            places = torch.cat([_filled(asks, first), _filled(others, more)])
             order = None
             if asked < before:
-                order = at_asks[layer - 1, places] if layer else places
+                order = at_hand[layer, places] if layer else places
             if texts == 1:
                 at = places[None]
                 queries = at if whole else at[:, :asked]
-                made.append(LayerTokens(order, asked, queries, at, places, None))
+                made.append(LayerTokens(order, first, queries, at, places, None))
             else:
-                packing = pack(places, asked, texts, length, whole)
+                packing = pack(asks, others, texts, length, (first, more), whole)
                 at = places % length
                 queries, keys = at[packing.queries], at[packing.keys]
-                made.append(LayerTokens(order, asked, queries, keys, places, packing))
+                made.append(LayerTokens(order, first, queries, keys, places, packing))
         before = asked
     return made
 
 
-def pack(places: Tensor, asked: int, texts: int, length: int, whole: bool) -> Packing:
+def _filled(places: Tensor, size: int) -> Tensor:
+    """With the batch's first token behind them, which every layer needs."""
+    return nn.functional.pad(places, (0, size - len(places)))
+
+
+def pack(
+    asks: Tensor, others: Tensor, texts: int, length: int, sizes: tuple[int, int], whole: bool
+) -> Packing:
     """Where the tokens of one layer stand, side by side and in sequence.
 
     Args:
-        places: As of `LayerTokens`, text by text: those that ask, then the others.
-        asked: How many ask.
+        asks: Places of those that are needed after it, text by text.
+        others: Of those that are needed before it and no more.
         texts: Of the batch.
         length: Positions of a text.
+        sizes: Tokens of both parts of the sequence, filler too.
         whole: Whether all ask in attention.
     """
-    text, slots = places // length, torch.empty_like(places)
-    behind = torch.zeros(texts, dtype=torch.int64, device=places.device)
-    for part, slot in ((text[:asked], slots[:asked]), (text[asked:], slots[asked:])):
-        count = part.bincount(minlength=texts)
-        slot.copy_(torch.arange(len(part), device=part.device) - (count.cumsum(0) - count)[part])
-        slot += behind[part]
-        behind = count
+    device = asks.device
 
-    def side(count: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        tokens = text[:count].bincount(minlength=texts)
-        widest = int(tokens.max())
-        at = text[:count] * widest + slots[:count]
-        index = torch.zeros(texts, widest, dtype=torch.int64, device=places.device)
-        index.view(-1)[at] = torch.arange(count, device=places.device)
-        shown = torch.arange(widest, device=places.device) < tokens[:, None]
-        return index, at, None if shown.all() else shown
+    def slots(places: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        text = places // length
+        count = text.bincount(minlength=texts)
+        return (
+            text,
+            torch.arange(len(text), device=device) - (count.cumsum(0) - count)[text],
+            count,
+        )
 
-    keys, back, shown = side(len(places))
+    def side(text: Tensor, slot: Tensor, count: Tensor, at: Tensor) -> tuple[Any, ...]:
+        widest = int(count.max())
+        index = torch.zeros(texts, widest, dtype=torch.int64, device=device)
+        index[text, slot] = at
+        back = torch.zeros(sum(sizes), dtype=torch.int64, device=device)
+        back[at] = text * widest + slot
+        shown = torch.arange(widest, device=device) < count[:, None]
+        return index, back, None if shown.all() else shown
+
+    text, slot, count = slots(asks)
+    behind, later, further = slots(others)
+    at = torch.arange(len(asks), device=device)
+    all_at = torch.cat([at, torch.arange(len(others), device=device) + sizes[0]])
+    every = torch.cat([text, behind]), torch.cat([slot, count[behind] + later]), count + further
+    keys, back, shown = side(*every, all_at)
     queries, asking = keys, shown
-    if not whole and asked < len(places):
-        queries, back, asking = side(asked)
+    if not whole:
+        queries, back, asking = side(text, slot, count, at)
+        back = back[: sizes[0]]
     return Packing(queries, keys, back, asking, shown)
 
 
@@ -355,7 +390,8 @@ class Dropping:
         states = output[0] if isinstance(output, tuple) else output
         left = states[:, : cut.asks]
         if cut.packing is not None and number == len(self.layers) - 1:
-            left = left.reshape(len(cut.packing.keys), -1, *left.shape[2:])
+            texts, read = len(cut.packing.keys), min(self.read, self.running.length)
+            left = left[:, : texts * read].reshape(texts, read, -1)
         if left.shape == states.shape:
             return None
         return (left, *output[1:]) if isinstance(output, tuple) else left
