@@ -226,13 +226,6 @@ slower = max(
     row["sides"]["native"]["faster"]["median"] / row["sides"]["sinks"]["faster"]["median"]
     for row in decode["rows"]
 )
-dead = json.loads((FOLDER / "results" / "dead_tokens.json").read_text(encoding="utf-8"))["rows"]
-(last_row,) = (
-    row["faster"]
-    for row in dead
-    if (row["rows"], row["length"], row["dtype"]) == (32, 128, "float32")
-    and row["schedule"] == "full"
-)
 within = "`MaskedCache` is within {} % of transformers' own sliding layers"
 BOTH = (first_cpu, second_cpu)
 LONGFORMER = ("Hugging Face Longformer, window 64", "longformer 32, 1")
@@ -245,16 +238,6 @@ pretrain = proxy["pretrain"]
 CLAIMS = [
     *(Claim(HERE, table_of(name), []) for name in ("decode", "judging", "dead_tokens")),
     Claim(HERE, "at most {} for one mask, {} for a mask of all that leave", [1.1, 0.7]),
-    Claim(
-        "docs/does_search_pay.md",
-        "| a classifier of short texts that is too slow | "
-        "[`sparsify --faster`](adapting.md#one-command), which times plain ways, then masks | "
-        "one checkpoint: the last layer's rule alone gains {} times | "
-        "[how](attention.md#tokens-that-no-one-will-look-at-again), "
-        "[which](masks.md#which-tokens-a-model-still-needs), [times](../benchmarks/README.md"
-        "#tokens-that-are-left-out-python-benchmarksdead_tokenspy) |",
-        [(last_row["median"], last_row["low"], last_row["high"])],
-    ),
     Claim(HERE, within, [100 * (slower - 1)]),
     Claim(
         "docs/masks.md",
