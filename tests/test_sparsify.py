@@ -1105,8 +1105,8 @@ def test_what_no_way_has_is_refused_with_what_is_to_be_had(
         assert "; 1 layer fewer, 2.10 (2.00 to 2.20), score " in str(refused.value)
         counts.append(len(timed))
     assert counts[0] < counts[1] == counts[2]
-    with pytest.raises(DataError, match="was begun with faster=5, got 4; give a new folder"):
-        faster(place, tmp_path / "out", 4, model=tuned)
+    with pytest.raises(ValueError, match="4 times as fast is not to be had"):
+        faster(place, tmp_path / "out", 4, model=tuned)  # no search was begun with 5
 
 
 # -- a share of the work -------------------------------------------------------------------------
