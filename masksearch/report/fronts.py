@@ -23,6 +23,7 @@ from masksearch.analysis.pareto import (
 )
 from masksearch.analysis.stats import CLAIM_SEEDS, Interval, mean_of_searches
 from masksearch.contracts import Objective, Record
+from masksearch.gates.unit_costs import WORK
 from masksearch.masks.families import SCRAMBLED
 from masksearch.masks.text import short_text
 from masksearch.report.section import Section
@@ -201,16 +202,21 @@ def front_steps(points: Sequence[Point], sign: int) -> list[Step]:
 
 
 def saving(objectives: Sequence[Objective]) -> tuple[str, str]:
-    """The measure of the bytes that a front is drawn over, "" where it is drawn over the pairs,
-    and the title of its axis."""
+    """The measure of the bytes or of the work that a front is drawn over, "" where it is drawn
+    over the pairs, and the title of its axis."""
     name = objectives[-1].name
     if name in CACHES:
         return name, "cache bytes saved (% of the dense cache)"
+    if name == WORK:
+        return name, "work left out (% of the dense model's)"
     return "", "sparsity (% of real pairs left out)"
 
 
 def _saved_share(record: Record, cost: str) -> float:
-    """The share of dense attention's bytes, or without a measure of pairs, that its mask saves."""
+    """The share of dense attention's bytes or work, or without a measure of pairs, that its mask
+    saves; dense attention itself saves nothing, not even what its head does not read."""
+    if sparsity_of(record) == 0:
+        return 0.0
     costs = {**record.measures, **record.values}
     return 1 - costs[cost] if cost in costs else sparsity_of(record)
 
