@@ -17,7 +17,8 @@ from transformers.models.auto import modeling_auto
 import masksearch as ms
 from masksearch import masks
 from masksearch.attention.live import HEADS as KINDS
-from masksearch.attention.live import OTHERS, READ_FIRST, rounded
+from masksearch.attention.live import OTHERS, READ_FIRST
+from masksearch.attention.live_tokens import rounded
 from masksearch.errors import EmptyRowError, LayerCountError
 
 LAYERS = 3
