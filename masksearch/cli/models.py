@@ -390,7 +390,7 @@ def sparsify(options: SparsifyOptions) -> None:
             what = "work" if options.work else "budget"
             typer.echo((f"{what} {limit:g}: " if limit else "") + found.answer)
             typer.echo(f"  model and mask: {found.folder}   page: {found.folder / 'report.html'}")
-            longest = saved_masks(found.folder)["self"].longest or PAYS
+            longest = saved_masks(found.folder)["self"].longest or options.length or kind.length
             typer.echo(
                 _how_to_use(found.folder, longest, skips=bool(options.faster or options.work))
             )
