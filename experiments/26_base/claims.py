@@ -59,7 +59,7 @@ SECONDS = {
 MODELS = int(of("dam, pairs", "models"))
 BEST = {n: (f"best mask, {n} fewer", f"best plain way, {n} fewer") for n in FEWER}
 PAGE = {
-    "**Answer, so far.** {} model of {} has run, of SST-2.": [
+    "{} model of {} has run, of SST-2.": [
         MODELS,
         len(PLAN["tasks"]) * PLAN["models"]["each"],
     ],
