@@ -76,7 +76,8 @@ PAGE = {
     ],
 }
 FRONT = {
-    "on the first of {} models so far: DAM minus hand-designed masks is {} at 12 % of the pairs, masks of words "
+    "on the first of {} models so far: DAM minus hand-designed masks is {} at 12 % of the pairs, "
+    "masks of words "
     "minus plain ways {} at half of the work, {} at two thirds |": [
         MODELS,
         gap(PAIRS[1], PAIRS[3]),
