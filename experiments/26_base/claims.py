@@ -57,6 +57,11 @@ SECONDS = {
     ]
     for words, name in NAMED.items()
 }
+SCORES = {
+    "MPNet, accuracy": [of(arm) for arm in PAIRS],
+    "MPNet, of dense above a constant answer": [of(arm, "kept") for arm in PAIRS],
+    "MiniLM, the same": [minilm.loc[(TASK, BUDGET, arm), "of dense"] for arm in OF_MINILM],
+}
 MODELS = int(of("dam, pairs", "models"))
 BEST = {n: (f"best mask, {n} fewer", f"best plain way, {n} fewer") for n in FEWER}
 AHEAD = min(int(apart.loc[(TASK, f"{PAIRS[1]} - {each}"), "ahead"]) for each in PAIRS[2:])
@@ -87,11 +92,7 @@ FRONT = {
 CLAIMS = [
     *rows(
         HERE,
-        {
-            "MPNet, accuracy": [of(arm) for arm in PAIRS],
-            "MPNet, of dense above a constant answer": [of(arm, "kept") for arm in PAIRS],
-            "MiniLM, the same": [minilm.loc[(TASK, BUDGET, arm), "of dense"] for arm in OF_MINILM],
-        },
+        SCORES,
         "## Pairs",
     ),
     *rows(HERE, TOKENS, "## Tokens"),
@@ -109,16 +110,7 @@ def tables() -> str:
 
     out = [
         f"| {name} | {' | '.join(number(each) for each in claim)} |"
-        for name, claim in [
-            ("MPNet, accuracy", [of(arm) for arm in PAIRS]),
-            ("MPNet, of dense above a constant answer", [of(arm, "kept") for arm in PAIRS]),
-            (
-                "MiniLM, the same",
-                [minilm.loc[(TASK, BUDGET, arm), "of dense"] for arm in OF_MINILM],
-            ),
-            *TOKENS.items(),
-            *SECONDS.items(),
-        ]
+        for name, claim in (SCORES | TOKENS | SECONDS).items()
     ]
     return "\n".join(out)
 

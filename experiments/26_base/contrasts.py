@@ -35,23 +35,13 @@ MASKS, PLAIN = ("effects", "hand"), ("layers", "cut", "layers and cut")
 Lines = Mapping[Model, list[Line]]
 
 
-def of_arm(own: list[Line], prefix: str) -> Line | None:
-    """The judged line that stands for an arm: what the rows that choose prefer of it."""
-    if not scored(own, "judge", prefix):
+def of_arms(own: list[Line], *prefixes: str) -> Line | None:
+    """The judged line that stands for arms: what the rows that choose prefer of them."""
+    known = [line for prefix in prefixes for line in scored(own, "choice", prefix)]
+    if not known:
         return None
-    top = best(line | {"density": line["work"]} for line in scored(own, "choice", prefix))
+    top = best(line | {"density": line["work"]} for line in known)
     return named(own, "judge", top["name"])
-
-
-def preferred(own: list[Line], arms: tuple[str, ...], fewer: int) -> Line | None:
-    """The judged line of the arm of tokens that the rows that choose prefer."""
-    tops = []
-    for arm in arms:
-        lines = scored(own, "choice", f"{arm} {fewer}: ")
-        tops += [best(line | {"density": line["work"]} for line in lines)] if lines else []
-    if not tops:
-        return None
-    return named(own, "judge", best(line | {"density": line["work"]} for line in tops)["name"])
 
 
 def arms(own: list[Line]) -> dict[str, Line]:
@@ -59,14 +49,14 @@ def arms(own: list[Line]) -> dict[str, Line]:
     budget = PLAN["pairs"]["budget"]
     found = {"dense": named(own, "judge", "dense")}
     if any(line.get("what") == "pairs" for line in own):
-        found |= {f"{arm}, pairs": of_arm(own, f"{arm} {budget}") for arm in PAIRS}
+        found |= {f"{arm}, pairs": of_arms(own, f"{arm} {budget}") for arm in PAIRS}
     for fewer in PLAN["limits"]["fewer"]:
         if not any(line.get("fewer") == fewer for line in own if line["stage"] == "ended"):
             continue
-        for arm in (*MASKS, *PLAIN):
-            found[f"{arm}, {fewer} fewer"] = of_arm(own, f"{arm} {fewer}: ")
-        found[f"best mask, {fewer} fewer"] = preferred(own, MASKS, fewer)
-        found[f"best plain way, {fewer} fewer"] = preferred(own, PLAIN, fewer)
+        prefixes = {arm: f"{arm} {fewer}: " for arm in (*MASKS, *PLAIN)}
+        found |= {f"{arm}, {fewer} fewer": of_arms(own, at) for arm, at in prefixes.items()}
+        for group, several in (("best mask", MASKS), ("best plain way", PLAIN)):
+            found[f"{group}, {fewer} fewer"] = of_arms(own, *(prefixes[arm] for arm in several))
     return {arm: line for arm, line in found.items() if line is not None}
 
 

@@ -205,11 +205,12 @@ class Dropping:
 
     def explain(self, lengths: Iterable[int]) -> Iterator[str]:
         """Sentences on what is left out of inputs of some lengths."""
-        if not self.problem and self.padding:
-            yield "Padding is left out, where the model is told of it and reads none."
         if self.problem:
             yield f"All tokens are computed: {self.problem}."
-        elif any(state.token_mask is not None for state in self.states):
+            return
+        if self.padding:
+            yield "Padding is left out, where the model is told of it and reads none."
+        if any(state.token_mask is not None for state in self.states):
             yield "Tokens that no one will look at again are left out, each row's own."
         else:
             for length in lengths:
