@@ -40,7 +40,6 @@ from masksearch.gates.discretise import at_sparsity
 from masksearch.gates.gates import Gates
 from masksearch.gates.pruning import (
     AttentionLoss,
-    CollapseWatch,
     DensityControl,
     Verdict,
     WarmupWatch,
@@ -178,8 +177,7 @@ def dam_reports(
 ) -> Generator[Report, None, DamResult]:
     """Runs DAM step by step, yielding reports; closing the generator stops it. See `dam`.
 
-    Warns while it goes on, and at its end, where everything is pruned, nothing is, or the loss is
-    lost.
+    Warns at its end where everything is pruned, nothing is, or the loss is lost.
 
     Args:
         model: As for `dam`, and so are those up to `seed`.
@@ -207,16 +205,7 @@ def dam_reports(
         held_out = batches.held_out()
     with _gates_on(model, gates, config):
         run = JointTraining(model, gates, config, held_out, seed)
-        first = gates.whole_density().item()
-        frozen = config.train == "gates"
-        watch = CollapseWatch(config.density, first, config.warmup_steps, config.steps, frozen)
-        for report in run.reports(endless(batches, seed), checkpoints):
-            begun = run.warmup.begin
-            watch.warmup_steps = config.steps if begun is None else begun
-            problem = watch.look(report)
-            if problem is not None:
-                warnings.warn(f"DAM: {problem}", stacklevel=2)
-            yield report
+        yield from run.reports(endless(batches, seed), checkpoints)
     probabilities = gates.probabilities().detach().float().cpu()
     curve = tuple(run.curve)
     result = DamResult(probabilities, curve, config.density, gates.arguments, asdict(config))

@@ -1,7 +1,7 @@
 """When gates are pruned and how far, and whether the run collapses on the way.
 
 `WarmupWatch` says when: after attention has learned, and its loss has settled. `DensityControl`
-pushes the gates towards their target density; `CollapseWatch` warns where nothing is left of the
+pushes the gates towards their target density; `CollapseWatch` sees where nothing is left of the
 task, of the gates, or of the pruning.
 
 Gates that are pruned before attention has learned are pruned at random. Whether it has is a cheap
@@ -313,7 +313,7 @@ PRUNE_MORE = "train for more steps, or raise gate_lr or the control's strength"
 
 
 class CollapseWatch:
-    """Says while a run is going on that it collapses, once for each kind of collapse.
+    """Says of the reports of a run where it collapses, once for each kind of collapse.
 
     - Everything is pruned: density below a quarter of that step's target.
     - Nothing is pruned: after half of the steps with gates the density is above 0.9 of the first

@@ -451,12 +451,13 @@ class Watcher:
         parts += ["reused"] if record.status == "reused" else []
         values = {**record.measures, **record.values}
         judged = [objective.name for objective in self.objectives]
-        if values.get("effective_sparsity") == values.get("sparsity"):
-            values.pop("effective_sparsity", None)  # both are one figure
-        elif "effective_sparsity" in values and "sparsity" not in judged:
-            values.pop("sparsity", None)  # full attention of a decoder has a half-empty table
-        names = dict.fromkeys([*judged, *SPARSITIES])
-        titles = {name: score_title(name, [record]) for name in names}
+        counted = next(
+            (name for name in [*judged, *SPARSITIES] if name in SPARSITIES and name in values), ""
+        )
+        names = dict.fromkeys([*judged, counted])
+        titles = {
+            name: "sparsity" if name == counted else score_title(name, [record]) for name in names
+        }
         parts += [figures({titles[name]: values[name]}) for name in names if name in values]
         parts += ["unsettled gates"] * (record.params.get("gates") == "unsettled")
         return parts + ["learned nothing"] * learned_nothing(record)
