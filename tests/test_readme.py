@@ -147,10 +147,15 @@ def test_an_encoder_gets_its_mask_and_is_used(folder):
     run(folder, demo)
     out, err = run(folder, sparsify)
     assert "sparsify: SST-2: 2 classes: " in err
-    assert "work 0.5: prune is " in out  # the only choice, or taken
+    shown = re.split(r"\s*\[\.\.\]\s*", block("text", "prune is taken").strip())
+    assert all(part in out for part in shown)
     (folder / "use.py").write_text(block("python", "pipeline("), encoding="utf-8")
     out, _ = run(folder, "python use.py")
     assert re.search(r"\[\{'label': '\w+', 'score': [\d.]+\}\]", out)
+    same = block("python", "drop_tokens=True)").replace("my-bert", "sparse-demo/run/dense")
+    (folder / "same.py").write_text(same, encoding="utf-8")
+    out, _ = run(folder, "python same.py")
+    assert float(re.search(r"tensor\(([\d.e-]+)", out)[1]) < 1e-5
 
 
 def test_every_block_runs_or_says_why_not():
@@ -160,6 +165,8 @@ def test_every_block_runs_or_says_why_not():
         "PlantedEvaluator",
         "runs/try",
         "masksearch demo",
+        "drop_tokens=True)",
+        "prune is taken",
         "pipeline(",
         "window(1)",
         ": better ",

@@ -39,7 +39,7 @@ CLAIMS = [
     ),
     Claim(
         "experiments/README.md",
-        "none is told from it at up to {} trials",
+        "no: up to {} trials show no difference |",
         [summary.trials.max()],
     ),
     Claim(HERE, "holds {} different masks", [len(table)]),

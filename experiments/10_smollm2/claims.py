@@ -89,8 +89,8 @@ CLAIMS = [
     Claim(
         "docs/does_search_pay.md",
         "| a decoder whose cache must shrink, text like novels | an 8-bit cache (q8_0), then "
-        "one wide window in every layer | one checkpoint; searched layers lose {} nats a token "
-        "{} | "
+        "one wide window in every layer | measured on one decoder; searched layers lose {} nats a "
+        "token {} than that window | "
         "[17](../experiments/17_served/README.md), [10](../experiments/10_smollm2/README.md) |",
         [tuple(behind[:3]), tuple(behind[:3])],
     ),

@@ -75,7 +75,7 @@ CLAIMS.append(
     Claim(
         "docs/does_search_pay.md",
         "| a model of {} layers from scratch, its first 800 steps | hand-designed: each head "
-        "attends to one offset | one model from scratch | "
+        "attends to one offset | measured on one model | "
         "[13](../experiments/13_random_text/README.md), "
         "[01](../experiments/01_first_search/README.md) |",
         [2],

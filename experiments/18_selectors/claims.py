@@ -251,8 +251,8 @@ CLAIMS.append(
     Claim(
         "docs/does_search_pay.md",
         "| a small decoder in which few heads must see everything | `allocate`, which adds one "
-        "head at a time | tested on synthetic recall: as exhaustive search in {} of {} | "
-        "[18](../experiments/18_selectors/README.md) |",
+        "head at a time | tested on synthetic recall: as exhaustive search in {} of {} "
+        "cases | [18](../experiments/18_selectors/README.md) |",
         [COUNTED[GREEDY][9], 40],
     )
 )

@@ -220,17 +220,17 @@ APART = highest - low > abs(figure("score at 0.5", "dam - tpe")[0])  # one strat
 PAGE["At 50 % two of the five random searches keep {} and {}."] = [low, lower]
 LINK = "[19](../experiments/19_front/README.md) |"
 ADVICE = {
-    "| a pre-trained checkpoint that learns its task under the mask, from {} % | {} "
-    "hand-designed full heads in "
-    "each layer | afterwards, when all results were known; one checkpoint | " + LINK: [
+    "| a checkpoint that learns its task under a mask of {} % | {} hand-designed full heads in "
+    "each layer | afterwards | " + LINK: [
         TWO_FULL[1],
         2,
     ],
-    "| the same at {} % | no mask: fine-tune it dense first | one checkpoint | "
+    "| a checkpoint that would learn its task under a mask of {} % | no such training: fine-tune "
+    "it dense first | measured | "
     + LINK.replace(" |", ", [21](../experiments/21_recovered/README.md) |"): [12],
     f"and repeat the search: one search says {'little' if APART else 'enough'}.": [],
-    "| the same at half of the pairs | {} full heads in each layer, or TPE | one checkpoint | "
-    + LINK: [5],
+    "| a checkpoint that learns its task under half of the pairs | {} full heads in each layer, "
+    "or TPE | measured | " + LINK: [5],
 }
 CLAIMS = [
     *rows(HERE, ARMS | CONTRASTS, after="## Primary"),

@@ -134,8 +134,9 @@ CLAIMS += sentences(
 CLAIMS += [
     Claim(
         "docs/does_search_pay.md",
-        "| the same, and answers that stand far back | `allocate --tasks` | one checkpoint: "
-        "answers lose {} nats a token {} | [20](../experiments/20_long/README.md) |",
+        "| one whose answers stand far back | `allocate --tasks` | measured on one decoder: "
+        "answers lose {} nats a token {} than under one window | "
+        "[20](../experiments/20_long/README.md) |",
         [tuple(LESS["levels"][:3]), tuple(apart("smollm2", 0.25))],
     ),
     Claim(
@@ -153,7 +154,8 @@ CLAIMS += [
     ),
     Claim(
         "experiments/README.md",
-        "not told by the planned test; on SmolLM2 answers lose {} nats a token {} |",
+        "the planned test does not show it; on SmolLM2 answers lose {} nats a token {} than under "
+        "one window |",
         [tuple(LESS["levels"][:3]), tuple(apart("smollm2", 0.25))],
     ),
 ]

@@ -414,17 +414,17 @@ DOCS = {
         f"{'' if SIGNS[1] > 0 else 'not '}for paragraphs |": [ours.MARGIN],
     },
     "README.md": {
-        "| no labels | the model's own answers [in their "
-        "place](experiments/23_no_labels/README.md) "
-        "|": [],
+        "| `--text`, `--label` | columns; twice `--text` for pairs; without `--label` "
+        "the model's answers [take their place]"
+        "(experiments/23_no_labels/README.md) |": [],
     },
     "docs/does_search_pay.md": {
-        "| the same, without labels | DAM, which learns the model's own answers | tested: within "
+        "| one without labels | DAM, which learns the model's own answers | tested: within "
         "{} of DAM that learns labels | " + LINK: [ours.MARGIN],
-        "| an embedding model that compares sentences | DAM, judged by pairs of your own | one "
-        "checkpoint, one data set | " + LINK: [],
-        "| an embedding model that finds paragraphs | the widest window that fits, with the "
-        "special tokens | tested, on one checkpoint | " + LINK: [],
+        "| an embedding model that compares sentences | DAM, judged by pairs of your own | "
+        "measured, on one data set | " + LINK: [],
+        "| an embedding model that finds paragraphs | the widest window that fits, and special "
+        "tokens that all see | tested | " + LINK: [],
     },
 }
 NO_CLAIM = [
