@@ -20,6 +20,7 @@ from masksearch.tasks.glue.tasks import SCORE_METRICS, GlueTask, class_value
 from masksearch.tasks.tables import ENDINGS
 
 MOST_CLASSES = 20  # more numbers than that are scores
+MOST_LABELS = 50  # classes that may have fewer than two rows each
 MOST_NAMES = 0.05  # of the labels, where the others are scores: these are mistakes
 DEV_FILES = tuple(f"{n}{end}" for n in ("dev", "validation", "valid", "test") for end in ENDINGS)
 Labels = Mapping[str, str]  # where it stands, in words -> label
@@ -87,7 +88,7 @@ def _understand(task: GlueTask, train: Labels, judged: Labels) -> GlueTask:
 
     Raises:
         DataError: If a label is hidden, or is the one that is no number among scores, or all
-            labels are one.
+            labels are one, or over half of the rows have a class of their own.
     """
     spelled = {**train, **judged}
     values = {where: class_value(label) for where, label in spelled.items()}
@@ -108,6 +109,11 @@ def _understand(task: GlueTask, train: Labels, judged: Labels) -> GlueTask:
     if not others and (fractions or len(numbers) > MOST_CLASSES):
         ends = float(min(numbers)), float(max(numbers))
         return replace(task, labels=(), metrics=SCORE_METRICS, score_range=ends, standardised=True)
+    if len(learnt) > max(MOST_LABELS, len(train) / 2):
+        raise DataError(
+            f"{task.name}: {len(learnt)} classes in {len(train)} training rows; name the column "
+            f"of the labels: is {task.label!r} that of the texts?"
+        )
     names: dict[Decimal | str, str] = {}
     for where, value in values.items():
         names[value] = min(names.get(value, spelled[where]), spelled[where], key=len)

@@ -357,6 +357,7 @@ def test_labels_are_scores_or_classes_and_equal_numbers_are_one(tmp_path, train,
         ("0 1", "-1 0", r"dev\.csv, line 2: the label is hidden \(-1\)"),
         (MANY, "-1", r"dev\.csv, line 2: the label is hidden \(-1\)"),
         ("calm glad", "-1 -1", r"dev\.csv, line 2: the label is hidden \(-1\)"),
+        (" ".join(f"c{n}" for n in range(60)), "c1", "60 classes in 60 .* is 'label' that of the"),
     ],
 )
 def test_labels_that_are_mistakes_are_named_by_their_line(tmp_path, train, dev, message):
