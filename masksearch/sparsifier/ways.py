@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from masksearch.attention.attach import attach
+from masksearch.attention.attach import attach, detach
 from masksearch.contracts import Batch
 from masksearch.evaluators.glue import GlueEvaluator
 from masksearch.evaluators.tuning import TaskScores, rescale
@@ -253,7 +253,9 @@ class Measurements:
         cut = replace(whole, dev={part: way.rows(rows) for part, rows in whole.dev.items()})
         (name,) = full.downstream
         full = full.holding(tasks={name: cut}, start=full.start, digest="cut")
-        found = full.scores(way.on(copy.deepcopy(self.head)), name)
+        model = way.on(copy.deepcopy(self.head))
+        found = full.scores(model, name)
+        detach(getattr(model, "whole", model), missing_ok=True)  # its memory is free at once
         return full.summary(found.values)[full.score_name], found
 
     def score(self, way: Way) -> float:

@@ -1,7 +1,9 @@
 """Attached gates and masks: gates drawn once, checked; no mask vanishes silently."""
 
 import copy
+import gc
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -122,6 +124,25 @@ def test_gates_are_a_submodule_until_detached():
     draws = bank.draws
     output(model)
     assert bank.draws == draws
+
+
+@pytest.mark.parametrize("family", ["bert", "mpnet"])
+def test_a_detached_model_is_gone_without_the_collector(family):
+    """A loop over copies of a large model keeps the memory of one."""
+    model = hf.AutoModelForSequenceClassification.from_config(
+        hf.AutoConfig.for_model(family, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+    )
+    ms.attach(model.eval(), masks.window(2), drop_tokens=True)
+    model(torch.ones(1, 6, dtype=torch.long))
+    ms.detach(model)
+    gc.collect()
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_gates_counts_are_checked():
