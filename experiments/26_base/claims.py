@@ -4,6 +4,7 @@ experiments/verify.py."""
 import json
 import runpy
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 
 import pandas as pd
@@ -14,13 +15,14 @@ HERE = "experiments/26_base/README.md"
 OF_22 = Path(__file__).parents[1] / "22_as_it_is"
 ours = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "contrasts.py")))
 PLAN, lines = ours.PLAN, ours.all_lines(ours.RESULTS)
-TASK, BUDGET = "SST-2", PLAN["pairs"]["budget"]
+BUDGET, TASKS = PLAN["pairs"]["budget"], PLAN["tasks"]
 kept = ours.scores(lines).set_index(["task", "arm"])
 apart = ours.differences(lines).set_index(["task", "contrast"])
 minilm = pd.read_csv(OF_22 / "results" / "amended_kept.csv").set_index(["task", "budget", "arm"])
 PAIRS = ["dense", "dam, pairs", "effects, pairs", "hand, pairs"]
 OF_MINILM = ["dense", "dam", "effects", "same token"]
 FEWER = PLAN["limits"]["fewer"]
+BEST = {n: (f"best mask, {n} fewer", f"best plain way, {n} fewer") for n in FEWER}
 ARMS = {  # as the page's table names them
     "words by first-order effects": "effects",
     "hand-designed schedules": "hand",
@@ -30,22 +32,44 @@ ARMS = {  # as the page's table names them
 }
 
 
-def of(arm: str, column: str = "score") -> float:
-    """A figure of an arm."""
-    return float(kept.loc[(TASK, arm), column])
-
-
-def gap(one: str, other: str) -> tuple[float, ...]:
+def gap(task: str, one: str, other: str) -> tuple[float, ...]:
     """A difference with its interval."""
-    return (*apart.loc[(TASK, f"{one} - {other}"), ["difference", "low", "high"]],)
+    return (*apart.loc[(task, f"{one} - {other}"), ["difference", "low", "high"]],)
 
 
-first = ours.judged(lines, TASK, "dense")[0]  # tokens were left out of this model alone
-TOKENS = {"dense": [figure for _ in FEWER for figure in (first["work_judged"], first["score"])]}
-for words, arm in ARMS.items():
-    TOKENS[words] = [
-        of(f"{arm}, {fewer} fewer", column) for fewer in FEWER for column in ("work", "score")
+def tokens(task: str, arm: str) -> list[float]:
+    """Work and score of an arm at each limit, on the model that tokens were left out of."""
+    if arm == "dense":
+        first = ours.judged(lines, task, arm)[0]
+        return [figure for _ in FEWER for figure in (first["work_judged"], first["score"])]
+    each = [kept.loc[(task, f"{arm}, {fewer} fewer")] for fewer in FEWER]
+    return [figure for own in each for figure in (own["work"], own["score"])]
+
+
+SCORES = {
+    f"{task}, MPNet": [
+        *(kept.loc[(task, arm), "score"] for arm in PAIRS),
+        *(kept.loc[(task, arm), "kept"] for arm in PAIRS[1:]),
+        *(minilm.loc[(task, BUDGET, arm), "of dense"] for arm in OF_MINILM[1:]),
     ]
+    for task in TASKS
+}
+APART = {
+    f"{task}, DAM minus": [
+        *(*gap(task, PAIRS[1], PAIRS[3]), *gap(task, PAIRS[1], PAIRS[2])),
+    ]
+    for task in TASKS
+}
+TOKENS = {
+    words: [figure for task in TASKS for figure in tokens(task, arm)]
+    for words, arm in ({"dense": "dense"} | ARMS).items()
+}
+OF_TOKENS = {
+    f"{task}, the best mask minus the best plain way": [
+        figure for fewer in FEWER for figure in gap(task, *BEST[fewer])
+    ]
+    for task in TASKS
+}
 TIMED = [
     json.loads(line) for line in (ours.RESULTS / "times.jsonl").read_text("utf-8").splitlines()
 ]
@@ -53,52 +77,67 @@ NAMED = {"dense, rows sorted by length": "dense, sorted", "`drop_tokens` alone":
 NAMED |= {f"{words}, half of the work": f"{arm} 5: " for words, arm in ARMS.items()}
 SECONDS = {
     words: [
-        line["times"][1] for line in TIMED if line["name"].startswith(name or "drop_tokens alone")
+        line["times"][1]
+        for task in TASKS
+        for line in TIMED
+        if line["task"] == task and line["name"].startswith(name or "drop_tokens alone")
     ]
     for words, name in NAMED.items()
 }
-SCORES = {
-    "MPNet, accuracy": [of(arm) for arm in PAIRS],
-    "MPNet, of dense above a constant answer": [of(arm, "kept") for arm in PAIRS],
-    "MiniLM, the same": [minilm.loc[(TASK, BUDGET, arm), "of dense"] for arm in OF_MINILM],
-}
-MODELS = int(of("dam, pairs", "models"))
-BEST = {n: (f"best mask, {n} fewer", f"best plain way, {n} fewer") for n in FEWER}
-AHEAD = min(int(apart.loc[(TASK, f"{PAIRS[1]} - {each}"), "ahead"]) for each in PAIRS[2:])
+MODELS = {task: int(kept.loc[(task, PAIRS[1]), "models"]) for task in TASKS}
+AHEAD = sum(
+    min(int(apart.loc[(task, f"{PAIRS[1]} - {each}"), "ahead"]) for each in PAIRS[2:])
+    for task in TASKS
+)
+assert max(MODELS.values()) < 3  # so that intervals are over rows alone
 PAGE = {
-    "{} models of {} have run, both of SST-2.": [
-        MODELS,
-        len(PLAN["tasks"]) * PLAN["models"]["each"],
+    "{} models of {} have run, {} of SST-2 and {} of QNLI.": [
+        *(sum(MODELS.values()), len(TASKS) * PLAN["models"]["each"], *MODELS.values()),
     ],
-    "The best mask, which the rows that choose prefer, minus the best plain way is {} [{}, {}] "
-    "at half of the work and {} [{}, {}] at two thirds.": [
-        *(figure for fewer in FEWER for figure in gap(*BEST[fewer]))
-    ],
-    "DAM is ahead of both on {} of {}. On the first model's rows DAM minus hand-designed masks "
-    "is {} [{}, {}], minus effects {} [{}, {}].": [
-        *(AHEAD, MODELS),
-        *(*gap(PAIRS[1], PAIRS[3]), *gap(PAIRS[1], PAIRS[2])),
-    ],
+    "DAM is ahead of both on {} of {} models.": [AHEAD, sum(MODELS.values())],
 }
 FRONT = {
-    "on the first of {} models so far: DAM minus hand-designed masks is {} at 12 % of the pairs, "
-    "masks of words "
-    "minus plain ways {} at half of the work, {} at two thirds |": [
-        MODELS,
-        gap(PAIRS[1], PAIRS[3]),
-        *(gap(*BEST[fewer]) for fewer in FEWER),
+    "on {} models so far: with {} % of the pairs DAM's masks are {} of hand-designed ones by {} "
+    "on SST-2 and {} on QNLI, which are first models' rows |": [
+        *(sum(MODELS.values()), 100 * BUDGET),
+        gap("SST-2", PAIRS[1], PAIRS[3]),
+        *(gap(task, PAIRS[1], PAIRS[3]) for task in ("SST-2", "QNLI")),
+    ],
+}
+SEARCHED = [line for own in lines.values() for line in own if line["stage"] == "search"]
+PASSES = {
+    task: median(
+        line["seconds"]
+        for (of, _), own in lines.items()
+        for line in own
+        if of == task and line.get("rows") == "choice"
+    )
+    for task in TASKS
+}
+
+
+def minutes(arm: str) -> list[float]:
+    """The shortest and the longest search of an arm, in minutes of a core."""
+    found = [line["seconds"] / 60 for line in SEARCHED if line["arm"] == arm]
+    return [min(found), max(found)]
+
+
+DOCS = {
+    "So on MPNet ({} layers, {} wide) with rows of at most {} tokens, DAM's {} steps of {} rows "
+    "take {} to {} minutes of one core, first-order effects of as many rows {} to {}, a score of "
+    "{} rows {} to {} seconds ([experiment 26](../experiments/26_base/README.md)).": [
+        *(12, 768, PLAN["model"]["length"]),
+        *(PLAN["arms"]["dam"]["options"]["config"]["steps"], PLAN["model"]["gates_batch"]),
+        *(*minutes("dam"), *minutes("effects"), 700, *sorted(PASSES.values())),
     ],
 }
 CLAIMS = [
-    *rows(
-        HERE,
-        SCORES,
-        "## Pairs",
-    ),
-    *rows(HERE, TOKENS, "## Tokens"),
+    *rows(HERE, SCORES | APART, "## Pairs"),
+    *rows(HERE, TOKENS | OF_TOKENS, "## Tokens"),
     *rows(HERE, SECONDS, "## Seconds"),
     *sentences(HERE, PAGE),
     *sentences("experiments/README.md", FRONT),
+    *sentences("docs/trained_encoders.md", DOCS),
 ]
 
 
@@ -112,6 +151,9 @@ def tables() -> str:
         f"| {name} | {' | '.join(number(each) for each in claim)} |"
         for name, claim in (SCORES | TOKENS | SECONDS).items()
     ]
+    for name, ends in (APART | OF_TOKENS).items():
+        cells = [[number(end) for end in ends[at : at + 3]] for at in range(0, len(ends), 3)]
+        out.append(f"| {name} | " + " | ".join(f"{m} [{lo}, {hi}]" for m, lo, hi in cells) + " |")
     return "\n".join(out)
 
 

@@ -175,7 +175,7 @@ def mirrored(entry: MaskRuns, findings: list[Finding]) -> list[Finding]:
 
 
 def outcome_words(comparison: ComparedRuns, findings: list[Finding]) -> str:
-    """Such as 'better than a 0.62 and b 0.51, not distinguishable from c 0.83': outcomes, and the
+    """Such as 'better than a 0.62, not distinguishable from "b, late" 0.83': outcomes, and the
     opponents with their scores; empty for no findings."""
     outcomes: dict[str, list[str]] = {}
     families = [finding for finding in findings if finding.role == FAMILY]
@@ -186,7 +186,8 @@ def outcome_words(comparison: ComparedRuns, findings: list[Finding]) -> str:
         names = outcomes.setdefault(word, [])
         if not (alike and finding.role == FAMILY):
             score = format_estimate(comparison.entries[finding.against].score.value)
-            names.append(f"{finding.against} {score}")
+            name = f'"{finding.against}"' if " " in finding.against else finding.against
+            names.append(f"{name} {score}")
         elif finding is families[0]:
             names.append(f"all {len(families)} hand-designed families")
     return ", ".join(f"{word} {_join_names(names)}" for word, names in outcomes.items())

@@ -26,6 +26,7 @@ from masksearch.analysis.verdict import count, verdict_text
 from masksearch.contracts import Objective, Record, Shape
 from masksearch.errors import without_controls
 from masksearch.masks.core import Mask
+from masksearch.masks.leaves import Full
 from masksearch.masks.measure import unread_note
 from masksearch.masks.text import short_text
 from masksearch.models.encoders import READ_OUT
@@ -185,12 +186,14 @@ def _lead(section: Section, points: Sequence[Point]) -> Drawn:
 
 
 def _pictures(masks: Drawn, shape: Shape | None) -> list[dict[str, str]]:
-    """The masks that can be drawn, with what is said of them."""
-    return [
+    """The masks that can be drawn, with what is said of them; none where that is full attention
+    alone."""
+    found = [
         {"title": title, "text": text, "mask": short_text(mask), "png": png}
         for title, (mask, text) in masks.items()
         if shape is not None and mask is not None and (png := mask_png(mask, shape))
     ]
+    return found if any(each["mask"] != str(Full()) for each in found) else []
 
 
 # -- sentences -----------------------------------------------------------------------------------
