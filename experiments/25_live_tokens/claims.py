@@ -93,6 +93,19 @@ BETWEEN_AT_ONE = {
         ("words by effects - dense", "effects - dense"),
     )
 }
+OF_STSB = {  # mean score, work on the rows that judge
+    words: [kept.loc[("STS-B", FEWER, arm), "score"], work("STS-B", arm)]
+    for arm, words in ARMS.items()
+}
+ON_STSB = {
+    f"{words}, on STS-B": [*apart.loc[("STS-B", FEWER, name), [*ENDS, "ahead", "models"]]]
+    for words, name in (
+        ("the best mask - the best plain way", "mask - plain"),
+        ("words by effects - TPE", "effects - tpe"),
+        ("words by effects - hand-designed", "effects - hand"),
+        ("words by effects - dense", "effects - dense"),
+    )
+}
 OF_ONE = [
     line["limit"] for own in lines.values() for line in ours.ended(own) if line["fewer"] == 1
 ]
@@ -283,6 +296,7 @@ CLAIMS = [
     *rows(HERE, GAPS, "# Live tokens: differences"),
     *rows(HERE, LATER),
     *rows(HERE, AT_ONE | BETWEEN_AT_ONE, "## At one layer fewer"),
+    *rows(HERE, OF_STSB | ON_STSB, "## STS-B"),
     *rows(HERE, TRAINED, "## Trained further"),
     *rows(
         HERE,
@@ -308,11 +322,14 @@ def tables() -> str:
             f"| {task} | {dense} | {mask} | {of_mask} | {plain} | {of_plain} | "
             f"{middle} [{low}, {high}] | {p} | {ahead:g} of {models:g} |"
         )
-    scores = [*SCORES.items(), *AT_ONE.items()]
+    scores = [*SCORES.items(), *AT_ONE.items(), *OF_STSB.items()]
     out += [f"| {words} | {' | '.join(map(number, own))} |" for words, own in scores]
     for words, own in (GAPS | LATER | BETWEEN_AT_ONE).items():
         cells = [[number(end) for end in own[at : at + 3]] for at in range(0, len(own), 3)]
         out.append(f"| {words} | " + " | ".join(f"{m} [{lo}, {hi}]" for m, lo, hi in cells) + " |")
+    for words, (middle, low, high, ahead, models) in ON_STSB.items():
+        ends = f"{number(middle)} [{number(low)}, {number(high)}]"
+        out.append(f"| {words} | {ends} | {ahead:g} of {models:g} |")
     return "\n".join(out)
 
 
