@@ -208,6 +208,15 @@ class Head(nn.Module):
 class _NoEncoder(nn.Module):
     """Stands in a model of transformers for its encoder: its states are what it is given."""
 
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = (encoder,)  # in a tuple, so that it is no module of this one
+
+    @property
+    def embeddings(self) -> Any:
+        """The encoder's, for which some heads ask (DeBERTa's with `legacy=False`)."""
+        return self.encoder[0].embeddings
+
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
         """The states, `[batch, length, width]`, as an encoder's output."""
         from transformers.modeling_outputs import BaseModelOutput
@@ -252,7 +261,7 @@ class MaskedLanguageModel(Head):
             if pairs:
                 self.pooler = draw_linear(width, width, spread)
                 self.pair = draw_linear(width, 2, spread)
-        setattr(self.head, self.head.base_model_prefix, _NoEncoder())
+        setattr(self.head, self.head.base_model_prefix, _NoEncoder(encoder))
 
     def forward(
         self,

@@ -31,6 +31,7 @@ SAVED = {  # name -> class, configuration, layers with weights of their own, pos
     "distilbert": (hf.DistilBertForMaskedLM, hf.DistilBertConfig(**BERT, hidden_dim=64), 2, 20),
     "electra": (hf.ElectraForMaskedLM, hf.ElectraConfig(**NARROW), 2, 20),
     "albert": (hf.AlbertForMaskedLM, hf.AlbertConfig(**NARROW), 1, 20),
+    "deberta": (hf.DebertaV2ForMaskedLM, hf.DebertaV2Config(**BERT, legacy=False), 2, 20),
     "modernbert": (hf.ModernBertForMaskedLM, hf.ModernBertConfig(**MODERN), 2, 20),
 }
 
