@@ -251,7 +251,7 @@ def hugging_face_model(model: MaskedLanguageModel) -> PreTrainedModel:
     elif model.pair is not None:
         kind = BertForPreTraining
     with quiet():
-        whole: Any = kind._from_config(config, dtype=torch.float32)
+        whole: Any = kind(config)
     whole.load_state_dict(model.head.state_dict(), strict=False)
     whole.base_model.load_state_dict(model.encoder.state_dict(), strict=False)  # no pooler there
     if kind is BertForPreTraining:
