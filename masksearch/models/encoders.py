@@ -251,11 +251,16 @@ class MaskedLanguageModel(Head):
         self.head: Any = model
         self.pooler: Any = None
         self.pair: Any = None
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.manual_seed(seed)
             if model is encoder:
-                kind = cast(Any, AutoModelForMaskedLM)
-                self.head = kind.from_config(encoder.config, dtype=encoder.dtype)
+                with torch.device("meta"):  # another encoder's weights are not drawn
+                    kind = cast(Any, AutoModelForMaskedLM)
+                    self.head = kind.from_config(encoder.config, dtype=encoder.dtype)
+                setattr(self.head, self.head.base_model_prefix, nn.Identity())
+                for part in self.head.to_empty(device="cpu").parameters():
+                    part.zero_()  # as data2vec's bias stays
+                self.head.apply(self.head._init_weights)
                 setattr(self.head, self.head.base_model_prefix, encoder)
                 self.head.tie_weights()
             if pairs:

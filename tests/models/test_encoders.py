@@ -151,6 +151,18 @@ def test_a_new_head_is_drawn_with_the_spread_and_tied(name):
     assert model(tokens(1, 8)).logits.std() == 0
 
 
+def test_a_bias_that_transformers_leaves_as_it_was_made_is_zero():
+    config = hf.Data2VecTextConfig(**sizes(40, 32, 2, 4, 64, 16), pad_token_id=1)
+    encoder = seeded(lambda: hf.Data2VecTextModel(config, add_pooling_layer=False))
+    torch.use_deterministic_algorithms(True)  # new memory is NaN
+    try:
+        model = MaskedLanguageModel(encoder, seed=1)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(part.isfinite().all() for part in model.parameters())
+    assert not model.head.lm_head.bias.any()
+
+
 def test_masked_lm_scores_every_token_without_labels():
     model = MaskedLanguageModel(encoder(SMALL, 40, 16, seed=0), seed=1)
     out = model(tokens(3, 8))
