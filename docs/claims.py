@@ -349,8 +349,8 @@ NO_CLAIM = [
             "mask of [SparseBERT](https://arxiv.org/abs/2102.12871), by "
             "[Optuna](https://optuna.org)'s samplers, or at random.",
             "Fewer *pairs* of query and key alone save none.",
-            "Figures of encoders are of one small checkpoint, MiniLM, times of 32 texts in any order "
-            "on one CPU thread; [MPNet's](experiments/26_base/README.md) have begun.",
+            "Figures of encoders are of one small checkpoint, MiniLM, times of 32 texts in any "
+            "order on one CPU thread; [MPNet's](experiments/26_base/README.md) have begun.",
             "| one that must be faster | `sparsify --faster`: it times bfloat16, shorter inputs, "
             "fewer layers and [masks that skip tokens]"
             "(docs/masks.md#which-tokens-a-model-still-needs) on your machine, and saves what "
