@@ -72,7 +72,7 @@ def side_by_side(*ranks: list[float]) -> list[float]:
 
 
 searches = (RESULTS / "first_search.txt").read_text(encoding="utf-8").splitlines()
-alike = [line for line in searches if "better than star, not distinguishable from planted" in line]
+close = [line for line in searches if "loses at most 0.01 to planted" in line]
 
 SMOLLM2 = LlamaConfig(
     hidden_size=576,
@@ -175,9 +175,9 @@ CLAIMS = [
     Claim(DAM, "(open with probability sigmoid(alpha) = {})", [1 / (1 + np.exp(-opened))]),
     Claim(
         "docs/search.md",
-        "{} search seeds gave [these masks](results/first_search.txt), {} times not "
-        "distinguishable from the planted one",
-        [len(searches), len(alike)],
+        "{} search seeds gave [these masks](results/first_search.txt), {} times losing at most "
+        "{} to the planted one",
+        [len(searches), len(close), 0.01],
     ),
     *rows(
         HEALTH,
