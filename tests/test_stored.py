@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 import masksearch as ms
 from masksearch import masks
-from masksearch.errors import MaskFormatError, SearchError
+from masksearch.errors import MaskFormatError, ResumeError, SearchError
 from masksearch.report.page import render_page
 from masksearch_decoders.engines import ENGINES
 from masksearch_decoders.plan import Plan
@@ -113,7 +113,24 @@ def test_masks_keep_their_cells_and_their_names(stored):
     assert mixed[0] == mixed[1]
 
 
+@pytest.fixture
+def judged_as_then(stored, monkeypatch) -> None:
+    """Lets the stored run's evaluator stand for the one that made it: its scores have moved with
+    the head of masked words, and its protocol with them."""
+    [protocol] = {record.protocol for record in ms.open_study(stored / "run").records()}
+    monkeypatch.setattr(ms.PlantedEvaluator, "protocol", protocol)
+
+
+def test_a_run_whose_scores_are_computed_otherwise_now_is_read_and_not_gone_on_with(stored):
+    run = stored / "run"
+    before = ms.open_study(run).records()
+    with pytest.raises(ResumeError, match=r"\(protocol: was .*, now .* by its data, settings or"):
+        ms.resume(run, trials=4)
+    assert ms.open_study(run).records() == before
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("judged_as_then")
 def test_a_run_is_read_and_goes_on(stored):
     run = stored / "run"
     before = ms.open_study(run).records()
@@ -125,6 +142,7 @@ def test_a_run_is_read_and_goes_on(stored):
     assert all(f"<title>tpe {record.number}\n" in page for record in before)
 
 
+@pytest.mark.usefixtures("judged_as_then")
 def test_a_run_with_loggers_goes_on_without_them(stored):
     run = stored / "run"
     text = (run / "command.json").read_text("utf-8").replace('"log": null', '"log": "csv"')

@@ -35,7 +35,7 @@ from masksearch.executors.local import Local
 from masksearch.masks.core import Mask
 from masksearch.masks.leaves import Full
 from masksearch.models.checkpoints import quiet
-from masksearch.models.pretrained import hugging_face_model, use_their_epsilon
+from masksearch.models.pretrained import hugging_face_model
 from masksearch.models.saving import save_tokenizer
 from masksearch.neighbours import load_part
 from masksearch.report.collect import NOTES, report_on
@@ -302,7 +302,6 @@ def _write_bert(folder: Path, text: Path, steps: int) -> str:
     learnt: dict[str, Any] = {"steps": steps, "batch": 32, "lr": 4e-3, "reports": 1}
     evaluator = MlmEvaluator(text, size="2x64x4", length=SENTENCES.length + 1, **learnt)
     model: Any = evaluator.build_model(0)
-    use_their_epsilon(model)
     with quiet(), TemporaryDirectory() as workdir:
         [*evaluator.pretrain(model, Full(), seed=0, workdir=Path(workdir))]
         detach(model)

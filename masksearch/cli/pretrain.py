@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 DATA = "The text"
 TRAINING = "The training"
 SETTINGS, CURVE = "settings.json", "curve.csv"
+OTHER = "the text, or the version of masksearch"  # of what only a protocol tells apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,7 @@ def _holds_finished(out: Path, run: dict[str, Any]) -> bool:
         before = dict(stored.get("settings") or {})
         changed += [name for name, value in run["settings"].items() if before.get(name) != value]
         raise ResumeError(
-            f"{out} holds another run; not the same: {', '.join(changed) or 'the text'}. Repeat "
+            f"{out} holds another run; not the same: {', '.join(changed) or OTHER}. Repeat "
             "its command, or choose another --out"
         )
     return finished
@@ -166,17 +167,13 @@ def _train_and_save(
     from masksearch.files import write_text_in_one_move
     from masksearch.masks.measure import keys_of_rows
     from masksearch.models.encoders import MaskedLanguageModel
-    from masksearch.models.pretrained import hugging_face_model, use_their_epsilon
     from masksearch.models.saving import save_pretrained
     from masksearch.study.console import progress
     from masksearch.training.checkpoints import Checkpoints
 
     keys_of_rows(mask, evaluator.shape)  # refuses a mask that does not fit
     model = evaluator.build_model(seed)
-    written: Any = model.encoder  # of a distillation, which trains no head
-    if isinstance(model, MaskedLanguageModel):
-        written = use_their_epsilon(model) if evaluator.scratch else model
-        hugging_face_model(model)  # refuses what could not be written, before its training
+    written: Any = model if isinstance(model, MaskedLanguageModel) else model.encoder
     if writes:
         write_text_in_one_move(out / SETTINGS, json.dumps(run, indent=1))
     curve: list[Report] = []

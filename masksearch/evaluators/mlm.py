@@ -132,6 +132,7 @@ class MlmEvaluator(EncoderBase, Evaluator):
             "probability": task.probability,
             "held_out": self.held_out_sequences,
             "precision": self.precision,
+            **({} if self._distils else {"head": "ForMaskedLM"}),  # of earlier versions: our own
         }
         later = {  # hashed where they are not the default, so that older protocols keep their ids
             "pretraining": (self.pretraining, "mlm"),

@@ -168,7 +168,7 @@ class PlantedEvaluator(TrainingBase, Evaluator):
     def protocol(self) -> str:
         """Short hash of everything that a report depends on, beside mask and seed."""
         parts = (
-            "planted-1",
+            "planted-2",  # 1 had a prediction head of our own
             self.process.digest,
             asdict(find_size(self.size)),
             self.train_config.identity,

@@ -195,11 +195,6 @@ class Head(nn.Module):
         """The encoder's configuration."""
         return self.encoder.config
 
-    @property
-    def embeddings(self) -> Tensor:
-        """The encoder's token embeddings, `[vocabulary, embedding width]`."""
-        return cast(Tensor, self.encoder.get_input_embeddings().weight)
-
     def hidden(
         self, input_ids: Tensor, attention_mask: Tensor | None, token_type_ids: Tensor | None
     ) -> Tensor:
@@ -210,38 +205,68 @@ class Head(nn.Module):
         return hidden
 
 
-class MaskedLanguageModel(Head):
-    """An encoder with BERT's prediction head, applied to the masked positions alone.
+class _NoEncoder(nn.Module):
+    """Stands in a model of transformers for its encoder: its states are what it is given."""
 
-    Where the embeddings are narrower than the hidden states (ALBERT, small ELECTRA), the head's
-    dense layer projects to the embeddings' width, as theirs do.
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = (encoder,)  # in a tuple, so that it is no module of this one
+
+    @property
+    def embeddings(self) -> Any:
+        """The encoder's, for which some heads ask (DeBERTa's with `legacy=False`)."""
+        return self.encoder[0].embeddings
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
+        """The states, `[batch, length, width]`, as an encoder's output."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        return BaseModelOutput(last_hidden_state=inputs_embeds)
+
+
+class MaskedLanguageModel(Head):
+    """An encoder with the prediction head of its architecture, applied to masked positions alone.
+
+    The head is transformers' `ForMaskedLM` without the encoder, its output embedding tied to the
+    encoder's where theirs is.
 
     Args:
-        encoder: The encoder; shared, not copied.
+        model: The encoder; or a `ForMaskedLM` with a head of its own, which stays. Shared, not
+            copied; a `ForMaskedLM` loses its encoder to this model.
         seed: Seed of the head's weights.
         pairs: Whether to add BERT's next-sentence head: a tanh layer on [CLS], then two classes.
+
+    Raises:
+        ValueError: If transformers has no such head for the encoder.
 
     Reference: BERT, arXiv 1810.04805, Section 3.1 (masked LM, tied output embedding; next
     sentence prediction), Appendix A.2 (the loss is the sum of both means).
     """
 
-    def __init__(self, encoder: PreTrainedModel, *, seed: int, pairs: bool = False) -> None:
-        super().__init__(encoder)
-        config = encoder.config
-        width, spread = config.hidden_size, config.initializer_range
-        vocabulary, inner = self.embeddings.shape
-        self.pooler = self.pair = None
-        with torch.random.fork_rng(devices=[]):
+    def __init__(self, model: PreTrainedModel, *, seed: int, pairs: bool = False) -> None:
+        from transformers import AutoModelForMaskedLM
+
+        super().__init__(encoder := cast(Any, model.base_model))
+        width, spread = encoder.config.hidden_size, encoder.config.initializer_range
+        self.head: Any = model
+        self.pooler: Any = None
+        self.pair: Any = None
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.manual_seed(seed)
-            self.transform = nn.Linear(width, inner)
-            nn.init.normal_(self.transform.weight, std=spread)
-            nn.init.zeros_(self.transform.bias)
+            if model is encoder:
+                with torch.device("meta"):  # another encoder's weights are not drawn
+                    kind = cast(Any, AutoModelForMaskedLM)
+                    self.head = kind.from_config(encoder.config, dtype=encoder.dtype)
+                setattr(self.head, self.head.base_model_prefix, nn.Identity())
+                for part in self.head.to_empty(device="cpu").parameters():
+                    part.zero_()  # as data2vec's bias stays
+                self.head.apply(self.head._init_weights)
+                setattr(self.head, self.head.base_model_prefix, encoder)
+                self.head.tie_weights()
             if pairs:
                 self.pooler = draw_linear(width, width, spread)
                 self.pair = draw_linear(width, 2, spread)
-        self.norm = nn.LayerNorm(inner)
-        self.bias = nn.Parameter(torch.zeros(vocabulary))
-        self.activation: nn.Module = nn.GELU()
+        setattr(self.head, self.head.base_model_prefix, _NoEncoder(encoder))
 
     def forward(
         self,
@@ -280,12 +305,11 @@ class MaskedLanguageModel(Head):
                 starts = torch.arange(0, labels.numel(), labels.shape[1], device=labels.device)
                 at = (scored + starts.unsqueeze(1)).flatten()
             hidden = hidden.index_select(0, at)
-        hidden = self.norm(self.activation(self.transform(hidden)))
-        logits = F.linear(hidden, self.embeddings, self.bias)
+        logits = self.head(inputs_embeds=hidden.unsqueeze(0)).logits.squeeze(0)
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits.float(), labels.flatten().index_select(0, at))
-        if self.pooler is None or self.pair is None:
+        if self.pair is None:
             if next_sentence_label is not None:
                 raise ValueError(
                     "next_sentence_label was given to a model without a sentence-pair head; "

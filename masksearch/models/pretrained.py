@@ -39,7 +39,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from masksearch.attention.live import FIRST_ROW
 from masksearch.attention.probe import names_of, probe
-from masksearch.errors import AttachError, DataError
+from masksearch.errors import DataError
 from masksearch.masks.shape import Shape
 from masksearch.models.checkpoints import (
     CONFIG,
@@ -122,11 +122,9 @@ class Pretrained(StoredCheckpoint):
         """
         folder = self.locate()
         whole = _read_encoder(folder, dropout)[0]
-        made = MaskedLanguageModel(whole.base_model, seed=seed, pairs=pairs)
-        parts = _find_head_parts(whole)
-        if self.has_head and parts is not None:
-            _set_head(made, parts)
-        if self.has_pair_head and made.pooler is not None and made.pair is not None:
+        start = whole if self.has_head else whole.base_model
+        made = MaskedLanguageModel(start, seed=seed, pairs=pairs)
+        if self.has_pair_head and pairs:
             with quiet():
                 config = read_config(folder)
                 both, _ = read_model(
@@ -177,9 +175,7 @@ def open_pretrained(name_or_folder: str | Path) -> Pretrained:
         vocabulary=body.get_input_embeddings().weight.shape[0],
         pad=body.config.pad_token_id,
         padded_positions=offset > 0,
-        has_head=not report["missing_keys"]
-        and not report["mismatched_keys"]
-        and _fits_our_head(model),
+        has_head=not report["missing_keys"] and not report["mismatched_keys"],
         has_pair_head=body.config.model_type == "bert"
         and {"bert.pooler.dense.weight", "cls.seq_relationship.weight"}
         <= set(report["unexpected_keys"]),
@@ -241,104 +237,27 @@ def _with_dropout(config: PreTrainedConfig, dropout: float | None) -> PreTrained
     return config
 
 
-# -- the prediction head -----------------------------------------------------------------------
-HeadParts = tuple[nn.Linear, nn.LayerNorm, nn.Module, Tensor | None]  # dense, norm, act, bias
-
-
-def _find_head_parts(model: Any) -> HeadParts | None:
-    """Dense layer, norm, activation (GELU where it is no module) and output bias (which may be
-    missing) of a masked language model of transformers; None = another head."""
-    out, inside = model.get_output_embeddings(), set(model.base_model.modules())
-    if out is None or out.weight is not model.base_model.get_input_embeddings().weight:
-        return None
-    rest = [m for m in model.modules() if m not in inside and m is not out]
-    rest = [m for m in rest if not list(m.children())]
-    dense = [m for m in rest if isinstance(m, nn.Linear)]
-    norms = [m for m in rest if isinstance(m, nn.LayerNorm)]
-    others = [m for m in rest if m not in dense and m not in norms]
-    acts = [m for m in others if not isinstance(m, nn.Dropout | nn.CrossEntropyLoss)]
-    if len(dense) != 1 or len(norms) != 1 or len(acts) > 1:
-        return None
-    return dense[0], norms[0], acts[0] if acts else nn.GELU(), out.bias
-
-
-def _copy_head(source: HeadParts, target: HeadParts) -> None:
-    """Copies a head's weights; a bias that the source lacks stays as it is."""
-    target[0].load_state_dict(source[0].state_dict(), strict=False)
-    target[1].load_state_dict(source[1].state_dict(), strict=False)
-    if source[3] is not None and target[3] is not None:
-        with torch.no_grad():
-            target[3].copy_(source[3])
-
-
-def _set_head(made: MaskedLanguageModel, parts: HeadParts) -> MaskedLanguageModel:
-    """Gives our model the head of one of transformers."""
-    _copy_head(parts, (made.transform, made.norm, made.activation, made.bias))
-    made.norm.eps, made.activation = parts[1].eps, parts[2]
-    return made
-
-
-def _fits_our_head(model: Any) -> bool:
-    """Whether our head can stand for the model's own, with the same logits."""
-    parts = _find_head_parts(model)
-    if parts is None:
-        return False
-    made = _set_head(MaskedLanguageModel(model.base_model, seed=0), parts).eval()
-    tokens = torch.ones(1, 4, dtype=torch.int64)
-    with torch.no_grad():
-        theirs: Tensor = model.eval()(input_ids=tokens).logits
-        return torch.allclose(made(tokens).logits, theirs.flatten(0, 1), rtol=1e-3, atol=1e-3)
-
-
 def hugging_face_model(model: MaskedLanguageModel) -> PreTrainedModel:
     """Our model's weights in transformers' own class, on the CPU, without the mask on it.
 
     `BertForPreTraining` for a BERT with a sentence-pair head; other architectures have no such
     class, and lose that head with a warning in the log.
-
-    Their head's layer norm takes its epsilon from the configuration, ours 1e-5: logits differ by
-    that, about 1e-4 of their size. They are equal where the model came from a checkpoint, or
-    went through `use_their_epsilon` before its training.
-
-    Raises:
-        AttachError: If the head of that class does not compute what ours does.
     """
-    config = deepcopy(model.config)
+    config, kind = deepcopy(model.config), type(model.head)
     config._attn_implementation = None  # the class's own choice
-    for bias in ("classifier_bias", "norm_bias"):  # ModernBERT's head has none, ours has
-        if hasattr(config, bias):
-            setattr(config, bias, True)
-    with quiet():
-        whole: Any = cast(Any, AutoModelForMaskedLM).from_config(config, dtype=torch.float32)
-    parts, values = _find_head_parts(whole), torch.linspace(-3, 3, 25)
-    if parts is None or (parts[2](values) - model.activation(values)).abs().max() > 1e-4:
-        raise AttachError(
-            f"{type(whole).__name__} has another prediction head than this model, whose "
-            f"activation is {model.activation}; train an encoder such as bert, roberta, "
-            "distilbert, electra or modernbert, with hidden_act='gelu'"
-        )
-    _copy_head((model.transform, model.norm, model.activation, model.bias), parts)
-    whole.base_model.load_state_dict(model.encoder.state_dict(), strict=False)  # no pooler there
-    if model.pooler is None or model.pair is None:
-        return cast(PreTrainedModel, whole)
-    if config.model_type != "bert":
-        title = type(whole).__name__
+    if model.pair is not None and config.model_type != "bert":
+        title = kind.__name__
         log.warning("the sentence-pair head is not written: %s has no place for it", title)
-        return cast(PreTrainedModel, whole)
+    elif model.pair is not None:
+        kind = BertForPreTraining
     with quiet():
-        both: Any = BertForPreTraining(config)
-    both.load_state_dict(whole.state_dict(), strict=False)
-    both.bert.pooler.dense.load_state_dict(model.pooler.state_dict())
-    both.cls.seq_relationship.load_state_dict(model.pair.state_dict())
-    return cast(PreTrainedModel, both)
-
-
-def use_their_epsilon(model: MaskedLanguageModel) -> MaskedLanguageModel:
-    """Gives the head's layer norm the epsilon that transformers' class has, in place."""
-    config = model.config
-    names = ("layer_norm_eps", "norm_eps")
-    model.norm.eps = next((getattr(config, n) for n in names if hasattr(config, n)), 1e-12)
-    return model
+        whole: Any = kind(config)
+    whole.load_state_dict(model.head.state_dict(), strict=False)
+    whole.base_model.load_state_dict(model.encoder.state_dict(), strict=False)  # no pooler there
+    if kind is BertForPreTraining:
+        whole.bert.pooler.dense.load_state_dict(model.pooler.state_dict())
+        whole.cls.seq_relationship.load_state_dict(model.pair.state_dict())
+    return cast(PreTrainedModel, whole)
 
 
 # -- heads of a task ---------------------------------------------------------------------------

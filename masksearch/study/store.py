@@ -725,7 +725,8 @@ def _describe_change(fact: str, before: str, now: str) -> str:
         before, now = (", ".join(sorted(a.keys() - b.keys())) for a, b in ((was, new), (new, was)))
     if fact == "half":
         fact, before, now = "split", read_split(before), read_split(now)
-    return f"{fact}: was {shortened(before)}, now {shortened(now)}"
+    why = " by its data, settings or version" if fact == "protocol" else ""
+    return f"{fact}: was {shortened(before)}, now {shortened(now)}{why}"
 
 
 def shortened(value: object) -> str:

@@ -145,6 +145,11 @@ def test_a_folder_of_another_run_is_refused(tmp_path, text, run, command):
     given = ("--corpus", text, "--out", out, *SMALL)
     said = command.refused("pretrain", "full", *given, "--seed", 1, "--set", "lr=0.5")
     assert "holds another run; not the same: mask, seed, lr. Repeat its command" in said
+    settings = (out / "settings.json").read_text()
+    earlier = json.loads(settings) | {"protocol": "of a head of before"}
+    (out / "settings.json").write_text(json.dumps(earlier))
+    said = command.refused("pretrain", "star", *given)
+    assert "another run; not the same: the text, or the version of masksearch. Repeat" in said
     (out / "settings.json").write_text("{", encoding="utf-8")
     assert "settings.json is damaged" in command.refused("pretrain", "star", *given)
     (out / "settings.json").unlink()

@@ -174,7 +174,7 @@ def test_collapse_is_said():
 
 def test_runs_that_cannot_go_on_say_why():
     gates, broken = Gates(length=8, heads=2), model()
-    nn.init.constant_(broken.bias, math.nan)
+    nn.init.constant_(next(broken.head.parameters()), math.nan)
     with pytest.raises(NonFiniteLossError, match="nan at step 1 of 2500; lower lr"):
         dam(broken, batches(), gates, DamConfig(density=0.2))
     with pytest.raises(ValueError, match="the batches ended after 3 of 10 steps"):

@@ -10,7 +10,7 @@ import torch
 import transformers as hf
 from huggingface_hub import constants, snapshot_download
 from real_data import minilm
-from tiny_encoders import sizes, tokens
+from tiny_encoders import same, sizes, tokens, weights
 
 import masksearch as ms
 from masksearch import attach, masks
@@ -31,6 +31,7 @@ SAVED = {  # name -> class, configuration, layers with weights of their own, pos
     "distilbert": (hf.DistilBertForMaskedLM, hf.DistilBertConfig(**BERT, hidden_dim=64), 2, 20),
     "electra": (hf.ElectraForMaskedLM, hf.ElectraConfig(**NARROW), 2, 20),
     "albert": (hf.AlbertForMaskedLM, hf.AlbertConfig(**NARROW), 1, 20),
+    "deberta": (hf.DebertaV2ForMaskedLM, hf.DebertaV2Config(**BERT, legacy=False), 2, 20),
     "modernbert": (hf.ModernBertForMaskedLM, hf.ModernBertConfig(**MODERN), 2, 20),
 }
 
@@ -121,15 +122,25 @@ def test_a_missing_head_is_drawn_from_the_seed(tmp_path):
     assert not start.has_head
     one, two, other = (start.masked_language_model(seed) for seed in (3, 3, 4))
     fresh = MaskedLanguageModel(start.encoder(), seed=3)
-    assert torch.equal(one.transform.weight, fresh.transform.weight)
-    assert torch.equal(two.transform.weight, fresh.transform.weight)
-    assert not torch.equal(other.transform.weight, fresh.transform.weight)
+    assert same(weights(one), weights(fresh))
+    assert same(weights(two), weights(fresh))
+    assert not same(weights(other.head), weights(fresh.head))
 
 
 def test_an_untied_head_is_not_taken_for_a_tied_one(tmp_path):
     config = hf.BertConfig(**BERT, tie_word_embeddings=False)
-    hf.BertForMaskedLM(config).save_pretrained(tmp_path)
-    assert not open_pretrained(tmp_path).has_head
+    theirs = hf.BertForMaskedLM(config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    start = open_pretrained(tmp_path / "theirs")
+    assert start.has_head
+    mine = start.masked_language_model(0).eval()
+    expected = theirs(tokens(2, 8)).logits.flatten(0, 1)
+    assert torch.allclose(mine(tokens(2, 8)).logits, expected, atol=1e-5)
+    fresh = MaskedLanguageModel(start.encoder(), seed=0)
+    assert sum(p.shape == (40, 32) for p in fresh.parameters()) == 2
+    ms.save_pretrained(attach(mine, masks.full()), tmp_path / "mine")
+    again = open_pretrained(tmp_path / "mine").masked_language_model(1).eval()
+    assert torch.allclose(again(tokens(2, 8)).logits, expected, atol=1e-5)
 
 
 def test_half_precision_is_read_as_float32(tmp_path):

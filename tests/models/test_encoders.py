@@ -9,7 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers as hf
-from tiny_encoders import SMALL, sizes, tokens, weights_come_from_the_seed
+from tiny_encoders import (
+    SMALL,
+    same,
+    seeded,
+    sizes,
+    tokens,
+    weights,
+    weights_come_from_the_seed,
+)
 from toy_questions import ChoiceScorer, SpanPredictor, SquadEvaluator, SwagEvaluator
 
 from masksearch import GlueEvaluator, attach, detach, masks
@@ -108,26 +116,51 @@ class TestContract:
 
 
 # -- the masked language model -----------------------------------------------------------------
-def test_masked_lm_loss_is_cross_entropy_over_scored_positions():
-    model = MaskedLanguageModel(encoder(SMALL, 40, 16, seed=0, initializer_range=0.3), seed=1)
-    given, labels = tokens(3, 8), torch.full((3, 8), -100)
-    scored = [(0, 1), (0, 7), (1, 3), (2, 0), (2, 5)]
-    for row, column in scored:
-        labels[row, column] = (7 * row + column) % 40
-    out = model(given, labels=labels)
-    assert out.logits.shape == (5, 40)
-    hidden = model.encoder(input_ids=given).last_hidden_state
-    surprises = []
-    for (row, column), logits in zip(scored, out.logits, strict=True):
-        x = hidden[row, column] @ model.transform.weight.T + model.transform.bias
-        x = x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
-        x = (x - x.mean()) / (x.var(unbiased=False) + model.norm.eps).sqrt()
-        x = x * model.norm.weight + model.norm.bias
-        table = model.encoder.embeddings.word_embeddings.weight
-        mine = table @ x + model.bias
-        assert torch.allclose(mine, logits, atol=1e-4)
-        surprises.append(-(mine - mine.logsumexp(0))[labels[row, column]])
-    assert out.loss.item() == pytest.approx(torch.stack(surprises).mean().item(), abs=1e-5)
+@pytest.mark.parametrize("name", BODIES)
+def test_masked_lm_scores_as_transformers_does_at_the_scored_positions(name):
+    config = copy.deepcopy(body(name).config)
+    config.initializer_range = 0.3
+    theirs = seeded(lambda: hf.AutoModelForMaskedLM.from_config(config))
+    with torch.no_grad():  # as training would leave them
+        drawn = torch.Generator().manual_seed(0)
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=drawn), alpha=0.1)
+    given = {key: part for key, part in batch("masked lm").items() if key != "token_type_ids"}
+    labels = given.pop("labels")
+    with torch.no_grad():
+        expected = theirs(**given).logits[labels != -100]
+        out = MaskedLanguageModel(theirs, seed=1).eval()(**given, labels=labels)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(out.logits, expected, rtol=1e-6, atol=1e-6)
+    surprises = expected.logsumexp(1) - expected[range(5), labels[labels != -100]]
+    assert out.loss.item() == pytest.approx(surprises.mean().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_new_head_is_drawn_with_the_spread_and_tied(name):
+    encoder = body(name)
+    model, words = MaskedLanguageModel(encoder, seed=1), encoder.get_input_embeddings().weight
+    assert model.encoder is encoder
+    before = model(tokens(1, 8)).logits
+    [dense] = [p for p in model.head.parameters() if p.ndim == 2 and p is not words]
+    if name != "modernbert":  # whose own is narrower
+        assert dense.std().item() == pytest.approx(encoder.config.initializer_range, rel=0.1)
+    with torch.no_grad():
+        words.zero_()  # of the encoder, and so of the scores
+    assert not torch.equal(model(tokens(1, 8)).logits, before)
+    assert model(tokens(1, 8)).logits.std() == 0
+
+
+def test_a_bias_that_transformers_leaves_as_it_was_made_is_zero():
+    config = hf.Data2VecTextConfig(**sizes(40, 32, 2, 4, 64, 16), pad_token_id=1)
+    encoder = seeded(lambda: hf.Data2VecTextModel(config, add_pooling_layer=False))
+    torch.use_deterministic_algorithms(True)  # new memory is NaN
+    try:
+        model = MaskedLanguageModel(encoder, seed=1)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(part.isfinite().all() for part in model.parameters())
+    assert not model.head.lm_head.bias.any()
 
 
 def test_masked_lm_scores_every_token_without_labels():
@@ -182,7 +215,7 @@ def test_one_label_is_a_regression():
 def test_masked_lm_projects_to_narrow_embeddings():
     for name in ("albert", "small electra"):
         model = MaskedLanguageModel(body(name), seed=1)
-        assert model.transform.weight.shape == (16, 32)
+        assert (16, 32) in {p.shape for p in model.head.parameters()}
         assert model(tokens(2, 5)).logits.shape == (10, 40)
         assert sum(p.numel() == 40 * 16 for p in model.parameters()) == 1
 
@@ -205,7 +238,7 @@ def test_a_sentence_pair_head_adds_its_cross_entropy():
 
 def test_a_sentence_pair_head_leaves_the_other_weights():
     plain, both = (MaskedLanguageModel(body("bert"), seed=1, pairs=pairs) for pairs in (0, 1))
-    assert torch.equal(plain.transform.weight, both.transform.weight)
+    assert same(weights(plain.head), weights(both.head))
     assert set(both.state_dict()) - set(plain.state_dict()) == {
         f"{part}.{kind}" for part in ("pooler", "pair") for kind in ("weight", "bias")
     }

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from masksearch import attach, masks, save_pretrained
-from masksearch.errors import AttachError
 from masksearch.models.encoders import ARCHITECTURES, MaskedLanguageModel, encoder
 from masksearch.models.pretrained import open_pretrained
 from masksearch.tasks.text.tokenizer import (
@@ -30,7 +29,6 @@ def made(architecture: str = "bert", *, pairs: bool = False) -> MaskedLanguageMo
     """A model whose every weight is drawn, biases too, as training would leave them."""
     body = encoder("2x16x2", VOCABULARY, LENGTH, seed=0, architecture=architecture, pad=1)
     model = MaskedLanguageModel(body, seed=0, pairs=pairs)
-    model.norm.eps = [part.eps for part in body.modules() if isinstance(part, nn.LayerNorm)][-1]
     drawn = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -229,9 +227,25 @@ def test_a_decoder_pads_where_it_did_and_a_folder_without_a_tokenizer_gets_none(
     assert not list(bare.glob("tokenizer*"))
 
 
-def test_another_activation_is_refused(tmp_path):
-    model = made()
-    model.activation = nn.ReLU()
-    with pytest.raises(AttachError, match=r"has another .* activation is ReLU\(\); train an"):
-        save_pretrained(attach(model, masks.window(1)), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_another_activation_is_the_heads_too(tmp_path):
+    from transformers import AutoModelForMaskedLM, BertConfig, BertModel
+
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
+    logits_of = {}
+    for name in ("relu", "gelu"):
+        config = BertConfig(**sizes, num_hidden_layers=1, hidden_act=name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = MaskedLanguageModel(BertModel(config), seed=0).eval()
+        logits_of[name] = logits(model)
+        save_pretrained(attach(model, masks.full()), tmp_path / name)
+        theirs = AutoModelForMaskedLM.from_pretrained(
+            tmp_path / name, attn_implementation="sdpa"
+        ).eval()
+        assert torch.allclose(logits(theirs), logits_of[name], atol=1e-6)
+    assert not torch.allclose(*logits_of.values(), atol=1e-4)

@@ -88,7 +88,7 @@ def carry_out(name: str, group: Group, folder: Path) -> None:
     for step in train(model, batches, config, checkpoints=kept):
         losses.append([step.number, step.loss])
         if name == "nan" and step.number == 3 and group.rank == 1:
-            model.transform.bias.data.fill_(torch.nan)
+            next(model.head.parameters()).data.fill_(torch.nan)
         if name == "error" and step.number == 3 and group.rank == 1:
             raise ValueError("this process alone has failed")
         if name == "killed" and step.number == KILLED_AT and not (folder / "again").exists():
