@@ -154,14 +154,14 @@ CLAIMS = [
     *sentences("docs/search.md", {f"{{}}% 0 {text}": x for text, x in sparsities.items()}),
     Claim(
         DECODER,
-        "dam >= {}: {} than log_sparse {}, strided {} and scrambled dam >= {} + first key {}, "
+        'dam >= {}: {} than log_sparse {}, strided {} and "scrambled dam >= {} + first key" {}, '
         "loses at most {} to dense {} ({}% sparse, {}% of the table, nll {} [{}, {}], {} seed, ",
         [0.8, -max(jobs("^  log_sparse .*: (.*?) \\[")), *jobs("better than (log_.*) seed")],
     ),
     Claim(
         COMPARE,
         "tpe >= {}: "
-        + VERDICT.replace("bigbird {},", "star {}, bigbird {} and scrambled tpe >= {} {},"),
+        + VERDICT.replace("bigbird {},", 'star {}, bigbird {} and "scrambled tpe >= {}" {},'),
         [0.7, *verdict("guide_compare")],
     ),
     Claim(DECODER, "kv_bytes {} of the dense cache at 8,192 tokens", plan[-1:]),
