@@ -76,8 +76,9 @@ TORCH: Table = {
 }  # fmt: skip
 TRANSFORMERS: Table = {
     ("transformers:PreTrainedModel", attribute): (
-        ("_supports_sdpa",),
-        "models/checkpoints.py tells a class that takes no mask from weights that do not fit",
+        ("_supports_sdpa", "_init_weights"),
+        "models/checkpoints.py tells a class that takes no mask from weights that do not fit; "
+        "models/encoders.py draws a new head's weights",
     ),
     ("transformers:PreTrainedConfig", written): (
         ("_attn_implementation", "_attn_implementation_internal"),

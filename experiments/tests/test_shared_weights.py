@@ -101,7 +101,7 @@ def test_judging_changes_no_weight_and_leaves_no_mask(shared):
 
 @pytest.mark.slow
 def test_adaptation_helps_and_depends_on_the_seed_alone(shared):
-    adapting = replace(shared, adapt_steps=6)
+    adapting = replace(shared, adapt_steps=12)
     first, again, other = (adapting.judge(TRIO, seed=seed) for seed in (3, 3, 4))
     assert first == again
     for values, others, mask in zip(first, other, TRIO, strict=True):

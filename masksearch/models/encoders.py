@@ -218,10 +218,11 @@ class _NoEncoder(nn.Module):
         return self.encoder[0].embeddings
 
     def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
-        """The states, `[batch, length, width]`, as an encoder's output."""
-        from transformers.modeling_outputs import BaseModelOutput
+        """The states, `[batch, length, width]`, as an encoder's output; Longformer's, which has
+        most parts."""
+        from transformers.models.longformer.modeling_longformer import LongformerBaseModelOutput
 
-        return BaseModelOutput(last_hidden_state=inputs_embeds)
+        return LongformerBaseModelOutput(last_hidden_state=inputs_embeds)
 
 
 class MaskedLanguageModel(Head):
