@@ -129,7 +129,10 @@ class Tied(ToyEvaluator):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("strategy", ["random", "tpe", "nsga2"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["random", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("tpe", "nsga2"))],
+)
 def test_a_tie_goes_to_the_sparser_mask_and_claims_nothing(strategy, tmp_path):
     limit = cost(masks.window(1))
     study = ms.search(

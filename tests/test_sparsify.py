@@ -629,7 +629,7 @@ def test_an_embedding_model_is_searched_judged_and_saved_as_it_is(embedder, tmp_
     assert "was begun with seed=0, got 1; give a new folder" in other
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_search_of_an_embedding_model_goes_on(embedder, tmp_path, monkeypatch):
     """By texts of one file, which need no columns."""
     write_lines(tmp_path / "texts.txt", [f"{one} {two}" for one in WORDS[:9] for two in WORDS])
@@ -747,7 +747,7 @@ def tuned(place) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", ["0", "4"])
+@pytest.mark.parametrize("steps", [pytest.param("0", marks=pytest.mark.nightly), "4"])
 def test_without_labels_the_model_s_own_answers_are_kept(place, tuned, tmp_path, steps, command):
     words = words_of(place, tmp_path / "out", "--recover-steps", steps, "--seeds", "2")
     at = words.index("--label")

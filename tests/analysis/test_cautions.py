@@ -140,7 +140,7 @@ def idle(trial):
     return masks.window(base + (growth * gap if trial.suggest_int("far", 0, 1) else 0))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_parameters_without_an_effect_are_named(tmp_path):
     drawn = [(1, 0, 1, 1), (1, 0, 2, 1), (1, 0, 3, 1), (2, 1, 1, 1), (1, 1, 1, 1)]
     names = ("base", "growth", "gap", "far")

@@ -133,7 +133,7 @@ def test_sections_are_named_by_what_sets_them_apart(tmp_path, objectives, shape)
     assert name_groups(nameless) == ["protocol a", "protocol b"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_searches_that_differ_in_more_than_their_seed_share_none(tmp_path):
     for trials, folder in enumerate(("a", "b", "c"), 2):
         for seed in range(2):
