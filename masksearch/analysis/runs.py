@@ -200,7 +200,7 @@ class ComparedRuns:
         records: `name` is the mask's, `seed` the seed.
         objectives: The first one is the score.
         run: Folder of the runs, if there is one.
-        notes: Facts to print in the report (protocol, command, machine).
+        notes: Facts to print in the report (protocol, command, machine); `answer` begins its page.
         shape: What the masks were lowered to; without it the report draws no masks.
         kinds: Name -> `"searched"` (it comes from a search), `"hand-designed"`, `"control"` or
             `"candidate"` (nobody says where it comes from); for those not named see

@@ -227,16 +227,17 @@ def report_on(
 
 
 def write_comparison(comparison: ComparedMasks, path: Path | str) -> Path:
-    """Writes the page of a comparison alone; see `write_report`."""
-    recipes = []
+    """Writes the page of a comparison alone, which begins with its answer; see `write_report`."""
+    facts, recipes = dict(comparison.notes), []
+    about = [facts.pop("answer")] if "answer" in facts else []
     if comparison.run is not None:
         with contextlib.suppress(MaskSearchError):  # the page is about the comparison at hand
             recipes.append(_read_study(comparison.run, comparison.storage).recipe)
     section = Section(
         *({}, comparison.objectives, {"": comparison}),
-        facts=comparison.notes, shape=comparison.shape, recipes=recipes,
+        facts=facts, shape=comparison.shape, recipes=recipes,
     )  # fmt: skip
-    return write_report(path, [section], title="Masks compared")
+    return write_report(path, [section], title="Masks compared", about=about)
 
 
 def _section_on(studies: Sequence[StoredStudy], title: str, facts: Mapping[str, str]) -> Section:

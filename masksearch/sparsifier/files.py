@@ -6,7 +6,6 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -219,9 +218,9 @@ def write_folder(
     save_pretrained(model, out, found=Findings(*told))
     _put_tokenizer(full, find_folder(about["model"])[1], model, out)
     limit_length(out, model, length)
+    comparison = replace(comparison, notes={"answer": answer})
     page = comparison.report(request.run / "report" / "report.html").read_text("utf-8")
     page = page.replace("Beside this page", f"In {RUN}/report")  # where its files lie
-    page = page.replace("</h1>", f"</h1>\n<p>{escape(answer)}</p>", 1)
     page = page.replace("<main>", f"<main>{section}", 1)
     write_text_in_one_move(out / "report.html", page)
     text = json.dumps({**about, **result}, indent=1, default=str)
