@@ -348,7 +348,7 @@ NO_CLAIM = [
             "masksearch searches it as an architecture: by DAM, the differentiable attention "
             "mask of [SparseBERT](https://arxiv.org/abs/2102.12871), by "
             "[Optuna](https://optuna.org)'s samplers, or at random.",
-            "Fewer *pairs* of query and key alone save none.",
+            "Fewer *pairs* of query and key alone save hardly any on short texts.",
             "Figures of encoders are of one small checkpoint, MiniLM, times of 32 texts in any "
             "order on one CPU thread; [MPNet's](experiments/26_base/README.md) have begun.",
             "| one that must be faster | `sparsify --faster`: it times bfloat16, shorter inputs, "
