@@ -432,6 +432,7 @@ def test_a_disk_without_inodes_is_called_full(tmp_path, monkeypatch):
         searched(tmp_path)
 
 
+@pytest.mark.slow
 def test_weights_that_do_not_fit_on_the_disk_end_the_search_and_their_trial_runs_again(tmp_path):
     """It is no failure of the mask, of which another search would make something."""
 

@@ -48,6 +48,7 @@ def outcome(study):
     return [(r.name, r.role, r.params, r.fingerprint, r.values) for r in study.records()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["tpe", "random"])
 def test_they_come_first_and_on_top_and_are_trained_once(strategy, tmp_path):
     log = tmp_path / "log"
@@ -65,6 +66,7 @@ def test_they_come_first_and_on_top_and_are_trained_once(strategy, tmp_path):
     assert not any(record.role == "baseline" for record in study.within(0.5))
 
 
+@pytest.mark.slow
 def test_samplers_learn_from_those_that_the_space_holds(tmp_path):
     study = ms.search(ROLES, Judge(), run=tmp_path / "run", strategy="tpe", trials=1, **TOLD)
     first, own = split(study)
@@ -82,6 +84,7 @@ def test_samplers_learn_from_those_that_the_space_holds(tmp_path):
     assert own[0].params != split(free)[1][0].params  # TPE has a model from its first draw on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "after", [16, *(pytest.param(number, marks=pytest.mark.nightly) for number in (3, 21))]
 )
@@ -95,6 +98,7 @@ def test_a_killed_search_goes_on_as_if_it_had_not_been(after, tmp_path):
     assert outcome(again) == outcome(whole)
 
 
+@pytest.mark.slow
 def test_a_run_that_began_without_goes_on_without(tmp_path):
     how = {"run": tmp_path / "run", "strategy": "tpe", **TOLD}
     study = ms.search(ROLES, Judge(), trials=2, baselines={}, **how)
@@ -107,6 +111,7 @@ def test_a_run_that_began_without_goes_on_without(tmp_path):
     assert outcome(again) == outcome(ms.search(ROLES, Judge(), trials=4, **how))
 
 
+@pytest.mark.slow
 def test_a_run_that_began_at_them_does_not_go_on_without(tmp_path):
     how = {"run": tmp_path / "run", "strategy": "tpe", "trials": 1, **TOLD}
     ms.search(ROLES, Judge(), **how)
@@ -114,6 +119,7 @@ def test_a_run_that_began_at_them_does_not_go_on_without(tmp_path):
         ms.search(ROLES, Judge(), baselines={}, **how)
 
 
+@pytest.mark.slow
 def test_without_trials_they_alone_are_judged(tmp_path):
     study = ms.search(ROLES, Judge(), run=tmp_path / "run", trials=0, **TOLD)
     first, own = split(study)
@@ -128,6 +134,7 @@ def test_without_trials_they_alone_are_judged(tmp_path):
         ms.search(ROLES, Judge(), run=tmp_path / "b", trials=0, baselines={}, **TOLD)
 
 
+@pytest.mark.slow
 def test_without_a_budget_there_are_none(tmp_path):
     study = ms.search(ROLES, Judge(), run=tmp_path / "run", trials=1, progress=None)
     assert [record.role for record in study.records()] == ["trial"]
@@ -177,6 +184,7 @@ class Work(Judge):
         return {"work": masks.work(mask, self.shape)}
 
 
+@pytest.mark.slow
 def test_of_work_they_are_schedules_of_live_tokens(tmp_path):
     told = TOLD | {"budget": [0.4, 0.6], "trials": 1}
     study = ms.search(windows(None), Work(), run=tmp_path / "run", **told)
@@ -200,6 +208,7 @@ def test_wrong_starts_are_named(starts, problem, tmp_path):
         ms.search(windows(starts), Judge(), run=tmp_path / "run", trials=1, **TOLD)
 
 
+@pytest.mark.slow
 def test_starts_that_equal_no_baseline_are_left_out(tmp_path):
     space = windows(lambda shape, budget: [{"reach": 1}, {"reach": 2}])
     study = ms.search(space, Judge(), run=tmp_path, strategy="tpe", trials=1, **TOLD)

@@ -74,6 +74,7 @@ def imported(tables: bool = False) -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_import_is_declared():
     known = declared()
     stray = {name: files for name, files in imported().items() if name not in known}
@@ -88,6 +89,7 @@ def test_the_tables_with_a_known_optimum_import_what_a_search_needs():
     assert imported(tables=True).keys() <= brought
 
 
+@pytest.mark.slow
 def test_everything_declared_is_imported():
     unused = declared().keys() - imported().keys()
     assert unused <= WITHOUT_IMPORT.keys(), f"nothing imports {sorted(unused)}"
@@ -158,6 +160,7 @@ HEAVY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "statement",
     [

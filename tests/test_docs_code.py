@@ -89,6 +89,7 @@ def test_a_space_keeps_budgets_by_one_line(tmp_path):
     assert refused["heads"] > 3 > refused["heads_within"] == 0
 
 
+@pytest.mark.slow
 def test_trackers_take_each_finished_trial_with_its_curve(monkeypatch, tmp_path):
     [code] = [code for code in blocks(read("running.md"), "python") if "def to_mlflow" in code]
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")

@@ -22,6 +22,7 @@ from masksearch.study.status import read_status
 from masksearch.study.store import StudyStore
 
 
+@pytest.mark.slow
 def test_a_run_folder_may_be_named_from_the_home_folder(tmp_path, monkeypatch):
     home, here = tmp_path / "home", tmp_path / "here"
     for folder in (home, here):
@@ -53,6 +54,7 @@ def test_a_driver_that_fails_removes_no_storage_that_others_use(tmp_path, addres
     assert not (tmp_path / "failed").exists()
 
 
+@pytest.mark.slow
 def test_another_baseline_of_an_old_name_is_refused(tmp_path):
     study = drawn(tmp_path, trials=1, baselines={"mine": masks.window(1)})
     drawn(tmp_path, trials=2, baselines={"mine": masks.window(1), "star": masks.star()})
@@ -165,6 +167,7 @@ def test_a_trial_that_is_begun_again_reports_each_step_once(tmp_path):
     assert follower.said == [(0, 1), (0, 2), (0, 4), (0, "done")]
 
 
+@pytest.mark.slow
 def test_equal_masks_are_not_trained_twice(tmp_path):
     log = tmp_path / "log"
     study = drawn(tmp_path / "run", ToyEvaluator(log=log), trials=9)
@@ -316,6 +319,7 @@ def test_best_is_what_the_strategy_proposed(tmp_path):
     assert study.best(baselines=True).name == "best"
 
 
+@pytest.mark.slow
 def test_frontier_and_best(tmp_path):
     study = ms.search(space, ToyEvaluator(), run=tmp_path / "run", trials=8, strategy="random")
     front = study.frontier()
@@ -769,6 +773,7 @@ def test_a_result_that_cannot_be_stored_is_a_failed_trial(tmp_path, monkeypatch)
     assert "cannot be stored: Object of type Tensor" in first.reason
 
 
+@pytest.mark.slow
 def test_slips_of_who_knows_optuna_have_a_remedy(tmp_path, monkeypatch):
     """Names of an Optuna study, a strategy in capitals, an executor by its name."""
     taken: list[ms.Local] = []

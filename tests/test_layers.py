@@ -273,6 +273,7 @@ def test_strategies_are_told_apart_in_their_own_room():
     assert branches == []
 
 
+@pytest.mark.slow
 def test_an_engine_is_named_in_its_file_alone():
     """Docstrings, and transformers, which is a library too, are no names of engines."""
     engines = ("vllm", "sglang", "llama.?cpp", "tensorrt|trtllm")

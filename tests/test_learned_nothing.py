@@ -113,6 +113,7 @@ def searched(tmp_path: Path) -> Callable[[float], ms.Study]:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reach", "told"), [(0, []), (9, [5])])
 def test_nothing_is_said_to_be_learned_before_the_strategy_has_spoken(tmp_path, reach, told):
     hand = {f"hand {wide}": masks.window(wide) for wide in range(4, 8)}  # none of which learns

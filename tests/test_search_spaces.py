@@ -239,6 +239,7 @@ class TestSizes:
         assert counted(module.space_of(1, 1), 16)[0] == size(1, 1, 2, 3)
         self.says("head_windows", f"{short(size(2, 4, 5, 17))} parameter")
 
+    @pytest.mark.slow
     def test_head_roles(self):
         def size(layers, heads):
             return 5 * 5 * (4 * (2 * heads + 1) ** 4) ** layers

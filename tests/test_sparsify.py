@@ -115,6 +115,7 @@ def judge_of(data: Path, task: Any, weights: Path, length: int = 16) -> GlueEval
     return GlueEvaluator(None, data, tasks=(task,), weights=weights, **how)
 
 
+@pytest.mark.slow
 def test_the_folder_holds_the_weights_that_were_scored_under_their_mask(place, tmp_path):
     found = sparsify(place, tmp_path / "out")
     result = json.loads((tmp_path / "out" / "result.json").read_text("utf-8"))

@@ -50,6 +50,7 @@ def test_published_schemas_are_the_generated_ones(monkeypatch, tmp_path):
     assert made == kept, "see docs/promises.md: write_schemas.py writes them"
 
 
+@pytest.mark.slow
 @settings(max_examples=10)  # a second each: every part is tried as every kind
 @given(sized_trees())
 def test_every_mask_has_the_form_of_its_schema(drawn):
@@ -142,6 +143,7 @@ def test_a_run_is_read_and_goes_on(stored):
     assert all(f"<title>tpe {record.number}\n" in page for record in before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("judged_as_then")
 def test_a_run_with_loggers_goes_on_without_them(stored):
     run = stored / "run"

@@ -130,6 +130,7 @@ def test_row_scores_come_back(scripts):
         assert kept.score == pytest.approx(0.75, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn_from_the_lines(scripts, tmp_path):
     for (task, seed), own in made_up().items():
         write_lines(tmp_path / f"{task}_{seed}.jsonl", list(map(json.dumps, own)))
@@ -143,6 +144,7 @@ def sst(texts: list[str]) -> list[str]:
     return ["sentence\tlabel", *(f"{text}\t{len(text) % 2}" for text in texts)]
 
 
+@pytest.mark.slow
 def test_rows_that_judge_and_choose_share_no_text_with_those_trained_on(scripts, tmp_path):
     draw = random.Random(0)
     long = [" ".join(draw.choices(WORDS, k=draw.randint(12, 20))) for _ in range(2500)]

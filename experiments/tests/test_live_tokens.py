@@ -233,6 +233,7 @@ def test_recovered_scores_stand_beside_those_before():
     assert found["before"].tolist() == [340 / ROWS, 310 / ROWS, 300 / ROWS]
 
 
+@pytest.mark.slow
 def test_the_picture_is_that_of_the_lines(tmp_path):
     figures = load_script("25_live_tokens/figures.py")
     for (task, seed), own in made_up().items():

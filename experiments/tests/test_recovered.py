@@ -90,6 +90,7 @@ def test_bounds_and_scores_as_they_are(scripts):
     assert bare["dam", 0.2] == pytest.approx(MASKS["dam"][1] / 2 + more)
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn_from_the_lines(scripts, tmp_path):
     for seed, own in made_up().items():
         write_lines(tmp_path / f"seed_{seed}.jsonl", list(map(json.dumps, own)))

@@ -221,6 +221,7 @@ def test_samplers_have_intervals_over_rows_alone():
     assert [row["low"], row["high"]] == pytest.approx([each.mean() - half, each.mean() + half])
 
 
+@pytest.mark.slow
 def test_scores_and_the_picture_are_those_of_the_lines(tmp_path):
     figures = load_script("24_time/figures.py")
     for (task, seed), own in made_up().items():

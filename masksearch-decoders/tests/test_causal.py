@@ -104,6 +104,7 @@ def test_masks_leave_no_trace_on_the_model_that_all_share(data: Path, tmp_path: 
     assert judged(judge, masks.full(), tmp_path) == found[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sinks", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_no_table_of_all_layers_and_heads_is_made(sinks: bool, data: Path, tmp_path: Path) -> None:
     """It would hold 16 MiB. One layer's attention weights, which sinks are measured on, are 4."""

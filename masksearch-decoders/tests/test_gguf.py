@@ -117,6 +117,7 @@ def turned_by_llama_cpp(path, arch, width):
     return own / factor * (1 - ramp) + own * ramp, 1 + 0.1 * np.log(factor)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     st.sampled_from([LINEAR, LLAMA3, YARN]),

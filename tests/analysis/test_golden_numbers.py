@@ -180,6 +180,7 @@ def leaves(value: Any, at: str = "") -> dict[str, Any]:
     return {k: v for name, each in items for k, v in leaves(each, f"{at}/{name}").items()}
 
 
+@pytest.mark.slow
 def test_no_number_has_moved(tmp_path):
     wanted = leaves(json.loads(GOLDEN.read_text(encoding="utf-8")))
     found = leaves(computed(tmp_path))

@@ -202,6 +202,7 @@ def test_mistakes_are_one_line(folder, command, arguments, message):
     assert message in command.refused("attach", *given)
 
 
+@pytest.mark.slow
 def test_the_whole_model_is_timed_at_each_length(folder, command, tmp_path):
     lengths = ("--length", 16, "--length", 24)
     given = ("attach", folder, "star", "--time", *lengths, "--out", tmp_path / "out")

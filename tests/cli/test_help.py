@@ -109,6 +109,7 @@ def test_a_short_help_has_what_a_first_run_needs_and_names_the_long_one(command,
     assert short.partition("Examples:")[2] == whole.partition("Examples:")[2]
 
 
+@pytest.mark.slow
 def test_tab_completes_commands_and_options_that_the_short_help_leaves_out(monkeypatch):
     code = "import sys; sys.argv = ['masksearch']; from masksearch.__main__ import main; main()"
     monkeypatch.setenv("_MASKSEARCH_COMPLETE", "complete_bash")

@@ -328,6 +328,7 @@ def test_long_masks_are_printed_whole_and_a_terminal_shows_drawings(tmp_path, ca
     assert "██" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_no_such_word_stands_before_a_mistake(monkeypatch, capsys, tmp_path):
     """While libraries are still loaded, arguments have not been checked."""
     (tmp_path / "slow_library.py").write_text("import time\ntime.sleep(1)\n")

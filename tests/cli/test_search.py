@@ -47,6 +47,7 @@ def test_resume_repeats_the_command_with_another_budget(command, monkeypatch, tm
     assert outcome(ms.Study(tmp_path / "part")) == outcome(ms.Study("whole"))
 
 
+@pytest.mark.slow
 def test_a_file_gives_the_options_that_the_command_line_leaves_out(command, tmp_path, job):
     command(*job, "--strategy", "random", "--seed", 3, "--trials", 2, "--run", tmp_path / "one")
     stored = tmp_path / "one" / "command.json"
@@ -72,6 +73,7 @@ def test_a_file_gives_the_options_that_the_command_line_leaves_out(command, tmp_
     assert "is of masksearch search" in command.refused("compare", "--config", stored)
 
 
+@pytest.mark.slow
 def test_the_stored_command_is_the_last_that_was_not_refused(command, tmp_path, job):
     run = tmp_path / "run"
 
@@ -93,6 +95,7 @@ def test_the_stored_command_is_the_last_that_was_not_refused(command, tmp_path, 
     assert not (made / "command.json").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_named_from_the_home_folder_is_there_alone(command, monkeypatch, tmp_path, job):
     home, here = tmp_path / "home", tmp_path / "here"
     for folder in (home, here):

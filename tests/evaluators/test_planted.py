@@ -117,6 +117,7 @@ def test_dense_and_oracle_learn_and_window_does_not():
     assert last["score"] < 0.56
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "threads"), [("nano", 1), ("1x96x2", 2)])
 def test_small_models_are_trained_on_one_thread(tmp_path, size, threads):
     """Two were as fast alone, and ten times slower beside another program."""

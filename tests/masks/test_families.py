@@ -311,6 +311,7 @@ def wholes(mask: masks.Mask, shape: Shape) -> list[int]:
     return sees.sum(1).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("read", [None, 1])
 @pytest.mark.parametrize("limit", OF_BUDGETS)
 def test_whole_heads_are_within_every_budget_and_spend_it(limit, read):
@@ -343,6 +344,7 @@ def test_pairs_of_heads_fit_into_odd_numbers_of_heads(heads):
     assert all(effective_density(mask, shape) <= 0.8 * (1 + 1e-9) for mask in drawn.values())
 
 
+@pytest.mark.slow
 def test_no_name_says_that_no_mask_of_whole_heads_fits():
     assert whole_heads(masks.equal_cost_baselines(0.03, MINILM)) == []
     assert whole_heads(masks.equal_cost_baselines(0.99, DECODER)) == []
@@ -423,6 +425,7 @@ def test_offsets_are_dealt_over_the_heads_as_a_loop_deals_them(length, heads, li
         assert (drawn.dense(length, 1, heads)[0] == within[-1]).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(st.floats(0.02, 0.8), st.integers(1, 3), st.integers(1, 6))
 def test_offsets_leave_the_token_out_and_spend_what_the_limit_pays_for(limit, layers, heads):
@@ -447,6 +450,7 @@ def test_offsets_are_an_encoder_s_and_not_whole_heads():
     assert OFFSETS not in masks.equal_cost_baselines(0.5, DECODER, local=LOCAL)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(st.floats(0.02, 0.9), st.integers(2, 5), st.sampled_from([None, 1, 2]))
 def test_the_last_layer_is_full_where_one_row_of_it_is_read_and_that_leaves_room(

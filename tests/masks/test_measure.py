@@ -69,6 +69,7 @@ def test_fingerprint_tells_bits_and_shapes_apart():
     assert len(found) == (len(masks.FAMILIES) + 2) * 4
 
 
+@pytest.mark.slow
 @given(sized_trees())
 def test_measures_match_the_table(sized):
     length, mask = sized[0], sized[1] | masks.window(0)

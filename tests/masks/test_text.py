@@ -61,6 +61,7 @@ def nested(draw):
     return draw(combined(layered | headed, 2))
 
 
+@pytest.mark.slow
 @given(any_mask(tables=False) | nested())
 @pytest.mark.usefixtures("noted")
 def test_parse_reads_what_is_printed(mask):
@@ -69,6 +70,7 @@ def test_parse_reads_what_is_printed(mask):
     assert masks.parse(folded(str(mask))) == mask
 
 
+@pytest.mark.slow
 @given(nested(), st.integers(16, 200))
 @pytest.mark.usefixtures("noted")
 def test_a_short_text_is_the_mask_or_refused_as_cut(mask, width):

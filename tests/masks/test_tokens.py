@@ -192,6 +192,7 @@ def test_token_columns_are_one_mask_however_their_ids_are_given(tmp_path):
     assert len({mask, words([CLS]), words([SEP]), special(CLS, SEP)}) == 4
 
 
+@pytest.mark.slow
 @given(st.sets(st.integers(0, 30_521), min_size=161, max_size=400))
 def test_many_token_columns_come_back_from_small_files(ids):
     mask = words(ids)

@@ -208,6 +208,7 @@ def test_on_a_card_each_side_has_a_peak():
     assert "not measured" not in str(found)
 
 
+@pytest.mark.slow
 def test_variants_are_timed_in_a_process_of_their_own_and_the_model_stays(capfd):
     """Each with batches of its own, and weights that another type does not change for others."""
     model = bert()

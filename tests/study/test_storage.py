@@ -412,6 +412,7 @@ def test_drivers_that_find_a_new_database_make_its_tables_once(server, tmp_path)
         assert [*drivers.map(drive, range(4))] == [0] * 4
 
 
+@pytest.mark.slow
 def test_postgresql_says_what_is_wrong(server, tmp_path):
     with pytest.raises(SearchError, match=r"password authentication .*; check the user") as e:
         StudyStore(tmp_path / "run", server.url(password="wr0ng"), write=False)

@@ -189,6 +189,7 @@ def test_named_storage_is_read_resumed_and_compared(shared, good, tmp_path, comm
     assert masks.parse(f"{a}#2") == study.records()[2].mask
 
 
+@pytest.mark.slow
 def test_a_storage_is_named_once_for_several_runs(shared, good, tmp_path):
     from masksearch.report.collect import studies_in
 

@@ -99,6 +99,7 @@ def write_folder(
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* has no tokenizer_config.json")
 @settings(max_examples=60, deadline=None)
 @given(
