@@ -111,6 +111,17 @@ def minus(
     return paired_difference(*scores, level, rows_a=rows[0], rows_b=rows[1])
 
 
+def minus_or_first(one: Mapping[int, Line], other: Mapping[int, Line]) -> PairedDifference:
+    """The paired difference of two arms; of fewer than three models that of the first, over its
+    rows alone."""
+    seeds = sorted(one.keys() & other.keys())
+    if len(seeds) > 2:
+        return minus(one, other)
+    a, b = one[seeds[0]], other[seeds[0]]
+    rows = {"rows_a": {0: rows_of(a)}, "rows_b": {0: rows_of(b)}}
+    return paired_difference({0: a["score"]}, {0: b["score"]}, seedless=True, **rows)
+
+
 def mean_of_tasks(gaps: Sequence[PairedDifference]) -> PairedDifference:
     """The mean of differences of several tasks. The spread over models is taken to be the same in
     each: its estimates are pooled."""

@@ -20,13 +20,10 @@ from tables import (  # noqa: E402
     all_lines,
     as_line,
     best,
-    minus,
+    minus_or_first,
     named,
-    rows_of,
     scored,
 )
-
-from masksearch.analysis.stats import PairedDifference, paired_difference  # noqa: E402
 
 RESULTS = HERE / "results"
 PLAN = tomllib.loads((HERE / "plan.toml").read_text(encoding="utf-8"))
@@ -90,17 +87,6 @@ def scores(lines: Lines) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
-def gap(one: Mapping[int, Line], other: Mapping[int, Line]) -> PairedDifference:
-    """Their difference; of fewer than three models that of the first one."""
-    seeds = sorted(one.keys() & other.keys())
-    if len(seeds) > 2:
-        return minus(one, other)
-    a, b = one[seeds[0]], other[seeds[0]]
-    first = {0: a["score"]}, {0: b["score"]}
-    rows = {"rows_a": {0: rows_of(a)}, "rows_b": {0: rows_of(b)}}
-    return paired_difference(*first, seedless=True, **rows)
-
-
 def differences(lines: Lines) -> pd.DataFrame:
     """What the plan compares, with single intervals over models and rows; of fewer than three
     models over the first one's rows."""
@@ -116,7 +102,7 @@ def differences(lines: Lines) -> pd.DataFrame:
             sides = judged(lines, task, one), judged(lines, task, other)
             if sides[0].keys() & sides[1].keys():
                 about = {"task": task, "contrast": f"{one} - {other}"}
-                table.append(about | as_line(gap(*sides), *sides))
+                table.append(about | as_line(minus_or_first(*sides), *sides))
     return pd.DataFrame(table)
 
 

@@ -221,6 +221,36 @@ def test_samplers_have_intervals_over_rows_alone():
     assert [row["low"], row["high"]] == pytest.approx([each.mean() - half, each.mean() + half])
 
 
+def test_plain_ways_are_compared_with_the_tiles_that_were_found(tmp_path):
+    amended = load_script("24_time/amended.py")
+    first, anew = made_up(), {model: own for model, own in made_up().items() if model[1] == 0}
+    for own in anew.values():
+        cut = [line | {"name": "cut ends 704"} for line in own if line["name"] == "drawn: star"]
+        own[:] = [each for each in own if each["name"] in ("dense", "dam")] + cut
+        (dense,) = amended.scored(own, "choice", "dense")
+        dense["score"] += 0.006 * (own is anew["imdb-long", 0])
+    scores = amended.scores(anew).set_index(["task", "arm"])["score"]
+    assert scores.to_dict() == {
+        **{("imdb-long", "dense"): 0.85, ("imdb-long", "cut"): 0.7},
+        **{("imdb-long", "dam"): 0.799, ("which-author", "dense"): 0.85},
+        **{("which-author", "cut"): 0.8, ("which-author", "dam"): 0.799},
+    }
+    found = amended.differences(anew).set_index(["task", "contrast"])
+    row = found.loc[("imdb-long", "cut - dam")]
+    each = (np.arange(ROWS) < 700).astype(float) - (np.arange(ROWS) < 799)
+    half = stats.t.ppf(0.975, ROWS - 1) * each.std(ddof=1) / ROWS**0.5
+    assert row["difference"] == pytest.approx(-0.099)
+    assert [row["low"], row["high"]] == pytest.approx([-0.099 - half, -0.099 + half])
+    assert ("imdb-long", "bfloat16 - dense") not in found.index
+    assert amended.anew(anew, first)["near"].tolist() == [False, True]
+    line = {"task": "imdb-long", "name": "sorted", "beside": "float32", "times": [1, 1.1, 1.2]}
+    write_lines(tmp_path / "times.jsonl", [json.dumps(line)])
+    assert amended.times(tmp_path).to_dict("records") == [
+        {"task": "imdb-long", "name": "sorted", "beside": "float32"}
+        | {"low": 1, "median": 1.1, "high": 1.2}
+    ]
+
+
 @pytest.mark.slow
 def test_scores_and_the_picture_are_those_of_the_lines(tmp_path):
     figures = load_script("24_time/figures.py")
