@@ -43,7 +43,7 @@ def draw(axes: Axes, lines: contrasts.Lines, task: str) -> None:
     dense = contrasts.judged(lines, task, "dense", contrasts.PLAN["primary"]["fewer"])
     mean = np.mean([line["score"] for line in dense.values()])
     axes.axhline(mean, color=style.GREY, linestyle="--", linewidth=0.9, label="dense")
-    style.clean(axes, "share of the dense model's work", "accuracy")
+    style.clean(axes, "share of the work", "accuracy")
     axes.margins(y=0.1)
     axes.set_title(task, fontsize=style.LABEL, color=style.INK)
 

@@ -144,13 +144,12 @@ def _search_within(
     works = [work(way.mask or Full(), shape) for way in probed.values()]
     slope, begin = np.polyfit(works, [1 / low for low, *_ in times.values()], 1)
     limit, ahead = work(Full(), shape), max(0.0, 1 / target - float(begin))
-    if max(times["[CLS] alone"]) < target:
-        limit = works[0]
-    elif slope > 0:
+    fits = max(times["[CLS] alone"]) >= target
+    if slope > 0:
         limit = min(limit, ahead / float(slope))
     kept, study, table = Shortlist({}, [], {}), None, Table()
     for _ in range(1 + LOWER):
-        if limit <= works[0]:
+        if not fits or limit <= works[0]:
             request.say(f"no mask meets {target:g} times, not even [CLS] as the only key")
             break
         request = replace(request, work=limit)
