@@ -134,9 +134,9 @@ CLAIMS += sentences(
 CLAIMS += [
     Claim(
         "docs/does_search_pay.md",
-        "| one whose answers stand far back | `allocate --tasks` | measured on one decoder: "
-        "answers lose {} nats a token {} than under one window | "
-        "[20](../experiments/20_long/README.md) |",
+        "| one whose answers stand far back | `allocate --tasks` | the planned test does not "
+        "show it; measured on one decoder: answers lose {} nats a token {} than under one window "
+        "| [20](../experiments/20_long/README.md) |",
         [tuple(LESS["levels"][:3]), tuple(apart("smollm2", 0.25))],
     ),
     Claim(

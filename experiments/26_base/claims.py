@@ -97,12 +97,30 @@ PAGE = {
     "DAM is ahead of both on {} of {} models.": [AHEAD, sum(MODELS.values())],
 }
 FRONT = {
-    "on {} models so far: with {} % of the pairs DAM's masks are {} of hand-designed ones by {} "
-    "on SST-2 and {} on QNLI, which are first models' rows |": [
+    "on {} models so far: with {} % of the pairs DAM keeps {} of {} on SST-2 and {} of {} on "
+    "QNLI, hand-designed masks {} and {} |": [
         *(sum(MODELS.values()), 100 * BUDGET),
-        gap("SST-2", PAIRS[1], PAIRS[3]),
-        *(gap(task, PAIRS[1], PAIRS[3]) for task in ("SST-2", "QNLI")),
+        *(kept.loc[(task, arm), "score"] for task in TASKS for arm in PAIRS[1::-1]),
+        *(kept.loc[(task, PAIRS[3]), "score"] for task in TASKS),
     ],
+}
+
+# what is lost on the task that loses most: of pairs the mean over its models, of tokens one model
+OF_PAIRS = max(kept.loc[(t, "dense"), "score"] - kept.loc[(t, PAIRS[1]), "score"] for t in TASKS)
+HALF = f"effects, {max(FEWER)} fewer"
+OF_WORDS = max(tuple(-gap(task, HALF, "dense")[at] for at in (0, 2, 1)) for task in TASKS)
+FIRST_PAGE = {
+    "MPNet on the worst of {} [{}](experiments/26_base/README.md).": [len(TASKS), OF_WORDS],
+    "MPNet lost [{}](experiments/26_base/README.md) on the worst of {}. No speed |": [
+        *(OF_PAIRS, len(TASKS)),
+    ],
+    "where MPNet, of base size, is named ([its first models](experiments/26_base/README.md)).": [],
+}
+ADVICE = {
+    "on MPNet {} | afterwards;": [OF_WORDS],
+    "[25](../experiments/25_live_tokens/README.md), [26](../experiments/26_base/README.md) |": [],
+    "on the worst task, on MPNet {} | tested": [OF_PAIRS],
+    "[15](../experiments/15_referee/README.md), [26](../experiments/26_base/README.md) |": [],
 }
 SEARCHED = [line for own in lines.values() for line in own if line["stage"] == "search"]
 PASSES = {
@@ -137,6 +155,8 @@ CLAIMS = [
     *rows(HERE, SECONDS, "## Seconds"),
     *sentences(HERE, PAGE),
     *sentences("experiments/README.md", FRONT),
+    *sentences("README.md", FIRST_PAGE),
+    *sentences("docs/does_search_pay.md", ADVICE),
     *sentences("docs/trained_encoders.md", DOCS),
 ]
 
