@@ -353,14 +353,14 @@ NO_CLAIM = [
             "mask of [SparseBERT](https://arxiv.org/abs/2102.12871), by "
             "[Optuna](https://optuna.org)'s samplers, or at random.",
             "Fewer *pairs* of query and key alone save hardly any time on short texts.",
-            "Figures of encoders are of one small checkpoint, MiniLM, but",
-            "Times are of 32 texts at once, in any order, on one CPU thread, float32.",
+            "Encoders are MiniLM, one small checkpoint,",
+            "Times are of 32 texts at once, in any order, one CPU thread, float32.",
             "| one that must be faster | `sparsify --faster`: it times bfloat16, shorter inputs, "
             "fewer layers and [masks that skip words]"
-            "(docs/masks.md#which-tokens-a-model-still-needs) on your machine, and saves what "
-            "loses least, which need not be a mask |",
+            "(docs/masks.md#which-tokens-a-model-still-needs), and saves what loses least, a mask "
+            "or not |",
             "| a head that averages all tokens | sparse masks, but no speed |",
-            "[advice](docs/decoder.md): an 8-bit cache, then one window, then `allocate` |",
+            "[advice](docs/decoder.md): an 8-bit cache, one window, then `allocate` |",
             "times as fast as now, in batches of 8 (`--set time_batch=`), or an error |",
             "tokens of a text, at most (128); longer ones are cut |",
             "work 0.5: prune is taken, by the better mean. [..] Minus dense attention as it is: "

@@ -196,6 +196,7 @@ def test_of_work_they_are_schedules_of_live_tokens(tmp_path):
         assert all(limit - 0.1 < record.measures["work"] <= limit for record in named.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("starts", "problem"),
     [

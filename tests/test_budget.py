@@ -179,6 +179,7 @@ def test_a_space_is_told_the_budget_of_its_draw():
     assert ms.budget_of(FixedTrial({"budget": 0.25})) == 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["random", "tpe"])
 def test_a_space_is_told_the_shape_of_the_evaluator(strategy, tmp_path):
     told = []

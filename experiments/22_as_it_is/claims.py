@@ -482,7 +482,7 @@ GONE = max(map(ours.minus, LEFT, KEPT), key=lambda gap: gap.value)  # of the tas
 FIRST_PAGE = {
     "| a fine-tuned encoder, to be sparse | DAM's mask of {} % of the pairs: the worst of {} "
     "tasks lost [{}](experiments/22_as_it_is/README.md); hand-designed masks lose {}, "
-    "which no test had planned.": [
+    "in no planned test.": [
         *(100 * AT, len(AMENDED_TASKS), (GONE.value, GONE.low, GONE.high), tuple(MEAN_GAP[:3])),
     ],
 }

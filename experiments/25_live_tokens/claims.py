@@ -273,14 +273,13 @@ FRONT = {
     "README.md": {
         "| half of the multiplications to spend | masks that skip words; the worst of {} tasks "
         "lost [{}](experiments/25_live_tokens/README.md) of accuracy,": [len(TASKS), WORST],
-        "The planned test, of masks chosen otherwise, showed them {} of {} layers and shorter "
-        "inputs on {} |": [
-            *(tuple(tested.loc[SHOWN[0], ENDS]), -1, len(SHOWN)),
+        "The planned test, of masks chosen otherwise, showed them {} of plain ways on {} |": [
+            *(tuple(tested.loc[SHOWN[0], ENDS]), len(SHOWN)),
         ],
         "| a classifier [that reads its first token](docs/attention.md#tokens-that-no-one-will-"
         "look-at-again), as BERT's and RoBERTa's | the same answers, [{} times as fast]"
         "(experiments/25_live_tokens/README.md#seconds-so-far), by [one line]"
-        "(#one-line-the-same-answers); texts sorted by length alone: {} |": [
+        "(#one-line-the-same-answers); sorting texts: {} |": [
             *(fast("SST-2", arm) for arm in ("drop_tokens alone", "dense, sorted")),
         ],
         "| a CPU to serve it on | first try int8 by ONNX Runtime: [{} times as fast]"

@@ -199,6 +199,7 @@ def test_heads_and_layers_have_masks_of_their_own_only_where_they_differ():
     assert nearest_family(masks.table(masks.star().dense(16, 2, 3))).mask == masks.star()
 
 
+@pytest.mark.slow
 def test_the_random_keys_of_bigbird_stay_unnamed():
     assert nearest_family(masks.table(masks.bigbird().dense(64))).text == "window(2) | " + (
         "global_tokens(1)"
@@ -213,6 +214,7 @@ def test_a_named_table_stretches():
         masks.window(2) | masks.global_tokens(1)).dense(16))  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mask", "text"),
     [

@@ -47,6 +47,7 @@ def data(texts, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["imdb-long", "which-author"])
 def test_no_row_is_in_two_parts_and_searches_read_those_dealt_to_them(texts, data, tmp_path, task):
     plan = texts.PLAN["tasks"][task] | texts.PLAN["smoke"]["rows"]
@@ -64,6 +65,7 @@ def test_no_row_is_in_two_parts_and_searches_read_those_dealt_to_them(texts, dat
         assert {text for (text,) in rows.dev[task].texts} == {text for text, _ in parts[part]}
 
 
+@pytest.mark.slow
 def test_the_last_third_of_a_novel_is_a_passage_away(texts, data):
     plan = texts.PLAN["tasks"]["which-author"] | texts.PLAN["smoke"]["rows"] | {"words": 200}
     parts = texts.deal(data, "which-author", plan)

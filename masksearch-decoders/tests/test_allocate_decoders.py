@@ -251,6 +251,7 @@ def test_exchange_is_within_bytes_and_never_worse_than_one_window(levels, one_wi
     assert gained >= 0.9 * most > 0
 
 
+@pytest.mark.slow
 def test_exchange_is_the_exact_solution_where_worths_add_up():
     loss = draw_losses(6, 4, 7, together=0.0)
     strategy, judged, _ = exchanged(loss, WINDOWS, 6)

@@ -233,6 +233,7 @@ def test_a_llama_is_read_by_transformers(cache: Path, tmp_path: Path) -> None:
         assert torch.allclose(stored.decoder()(ids).logits, model.eval()(ids).logits, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "changes", "dropped"),
     [

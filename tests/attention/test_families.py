@@ -43,6 +43,7 @@ def as_on_the_page(name: str) -> None:
         assert name in TABLES[outcome.verdict], f"{outcome.verdict}: {outcome.note}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DOZEN)
 def test_a_dozen_families(name):
     as_on_the_page(name)

@@ -88,6 +88,7 @@ INSIDE = masks.window(1) | masks.global_tokens(positions=[0, 4])
 PAIRED = {"decoder": masks.star(), "cross": masks.stride(2) | masks.global_tokens(1)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "mask"),
     [

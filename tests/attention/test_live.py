@@ -107,7 +107,16 @@ THIN = [6 * 9, 6 * 3, 6]  # what comes out of the layers of `unpadded` under "th
 
 
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "electra", "modernbert", "esm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("bert", "modernbert"),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in "roberta distilbert electra esm".split()
+        ),
+    ],
+)
 @pytest.mark.parametrize("rows", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_is_left_out_changes_nothing(name, mask, rows):
     model = Head(ARCHITECTURES[name].made(LAYERS).double(), rows)
@@ -155,6 +164,7 @@ def test_shorter_than_what_is_kept():
     assert widths(model, unpadded(12)) == [6 * 12, 6 * 12, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_texts_of_every_length(mask):
     """That of the texts by which `attach` tries whether tokens can be left out among them."""
@@ -225,6 +235,7 @@ def test_adapters_put_on_before_and_after():
     assert torch.allclose(before, whole, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ["thin", "words"])
 def test_copies_and_saved_folders_leave_out_too(mask, tmp_path):
     model, inputs = ms.attach(bert(), MASKS[mask], drop_tokens=True), texts()

@@ -236,7 +236,14 @@ WORDS = masks.per_layer(
 NOT_LEFT_OUT = ("deberta", "deberta-v2-xlarge", "roformer", "roformer-values")
 
 
-@pytest.mark.parametrize("mask", [masks.full(), THIN, WORDS], ids=["full", "thin", "words"])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        pytest.param(masks.full(), id="full", marks=pytest.mark.slow),
+        pytest.param(THIN, id="thin"),
+        pytest.param(WORDS, id="words", marks=pytest.mark.slow),
+    ],
+)
 @every
 def test_tokens_are_left_out_where_the_layers_allow_it(name, mask):
     model = Head(made(name, num_hidden_layers=3))

@@ -158,6 +158,7 @@ def test_the_adapted_model_is_the_one_that_was_scored(data, tmp_path, read_out, 
         assert str(ms.saved_masks(tmp_path / "saved")) != ""
 
 
+@pytest.mark.slow
 def test_gates_have_a_source_and_a_batch_of_their_own(data: Path) -> None:
     judge = evaluator(data, gates_batch=4)
     batch = next(judge.differentiable(1).batches)

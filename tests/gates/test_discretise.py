@@ -395,6 +395,7 @@ def test_kept_tiles_match_sorting_by_hand(block, seed, length):
             assert torch.equal(mask.dense(length, 1, 2), table)
 
 
+@pytest.mark.slow
 @given(shape=shapes(), block=blocks, seed=st.integers(0, 1000), threshold=st.floats(0, 1))
 @settings(max_examples=60, deadline=None)
 def test_threshold_keeps_whole_tiles(shape, block, seed, threshold):

@@ -414,6 +414,7 @@ def offsets_by_loop(count: int, length: int, heads: int) -> torch.Tensor:
     return table
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("length", "heads"), [(9, 4), (5, 12), (12, 1)])
 @pytest.mark.parametrize("limit", [0.15, 0.3, 0.55])
 def test_offsets_are_dealt_over_the_heads_as_a_loop_deals_them(length, heads, limit):
@@ -443,6 +444,7 @@ def test_offsets_leave_the_token_out_and_spend_what_the_limit_pays_for(limit, la
         assert not table.diagonal(0, -2, -1)[..., 1:].any()
 
 
+@pytest.mark.slow
 def test_offsets_are_an_encoder_s_and_not_whole_heads():
     drawn = masks.equal_cost_baselines(0.5, replace(MINILM, read=1))
     assert drawn[OFFSETS].of_layer(5) == masks.full()

@@ -237,6 +237,7 @@ def test_wrapped_evaluator_is_named_with_what_it_wraps(tmp_path):
     assert call["data"] == dict(TINY.data_hashes())
 
 
+@pytest.mark.slow
 def test_commit_is_that_of_the_working_folder(tmp_path, monkeypatch):
     (tmp_path / "tree").mkdir()
     monkeypatch.chdir(tmp_path / "tree")

@@ -186,6 +186,7 @@ def test_shares_are_a_partition_of_even_sizes(rows, size):
     assert max(counts) - min(counts) <= 1
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 99),

@@ -110,6 +110,7 @@ def rows_of(batch: Batch) -> list[dict[str, list[int]]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMS)
 @settings(max_examples=25, deadline=None)
 @given(pairs=st.lists(st.tuples(texts, texts), min_size=1, max_size=5), length=st.integers(8, 20))
