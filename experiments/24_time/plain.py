@@ -101,8 +101,8 @@ class Plain(run.Model):
         known = [each for each in scored(self.lines.lines, "choice", "cut ")
                  if each["name"] in fast]  # fmt: skip
         name = best(each | {"density": self.cuts[each["name"]].cut} for each in known)["name"]
-        found = {"dense": Way(), "bfloat16": Way(dtype=HALF), name: self.cuts[name]}
-        self.add_scores(found | ({} if self.given.smoke else self.found), "judge")
+        found = {"dense": Way(), name: self.cuts[name]} | ({} if self.given.smoke else self.found)
+        self.add_scores(found | {"bfloat16": Way(dtype=HALF)}, "judge")  # slow without units for it
 
     def add_scores(self, ways: Named, part: str) -> None:
         """Writes the score of ways on rows, where it is missing."""
