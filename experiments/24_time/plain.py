@@ -102,7 +102,7 @@ class Plain(run.Model):
                  if each["name"] in fast]  # fmt: skip
         name = best(each | {"density": self.cuts[each["name"]].cut} for each in known)["name"]
         found = {"dense": Way(), name: self.cuts[name]} | ({} if self.given.smoke else self.found)
-        self.add_scores(found | {"bfloat16": Way(dtype=HALF)}, "judge")  # slow without units for it
+        self.add_scores(found | {"bfloat16": Way(dtype=HALF)}, "judge")  # slow without its units
 
     def add_scores(self, ways: Named, part: str) -> None:
         """Writes the score of ways on rows, where it is missing."""
